@@ -1,0 +1,70 @@
+"""The contract: one base class, three rungs.
+
+An algorithm overrides the lowest rung that does its job: ``losses`` (named terms), ``step`` (several
+optimizer steps in order) or ``stages`` (several phases of training).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping
+from typing import ClassVar
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from kdzoo.types import Needs, OwnNetwork, Paper, Shapes, Stage, StageResult, StepContext, StagePlan, Update
+
+Stages = Generator["Stage | list[Stage]", "StageResult | list[StageResult]", "StageResult"]
+
+
+class AlgorithmOptions(BaseModel):
+    """Base of every algorithm's options: unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+
+class Algorithm(nn.Module):
+    """Base class of every algorithm.
+
+    Subclasses set ``name``, ``paper`` and ``default_weights`` (one entry a loss term; ``task`` is the
+    cross-entropy that the default ``step`` adds) and override one rung. Projectors and memory banks are built
+    in ``__init__`` from ``shapes``; they are trained and checkpointed with the algorithm and never reach the
+    student's file.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[Paper]
+    needs: ClassVar[Needs] = Needs()
+    default_weights: ClassVar[Mapping[str, float]] = {}
+    also_known_as: ClassVar[tuple[str, ...]] = ()
+    Options: ClassVar[type[AlgorithmOptions]] = AlgorithmOptions
+    #: Name of the option that names the algorithm which this one runs in its stages; options that this
+    #: class does not know then go to that algorithm, and so do the loss weights.
+    delegate: ClassVar[str | None] = None
+    #: Conformance checks that do not apply, each with the reason; shown on the card.
+    skip_checks: ClassVar[Mapping[str, str]] = {}
+
+    def __init__(self, options: AlgorithmOptions, shapes: Shapes) -> None:
+        super().__init__()
+        self.options = options
+        self.shapes = shapes
+
+    def networks(self) -> Mapping[str, OwnNetwork]:
+        """Return the own networks that need an optimizer of their own, e.g. a discriminator."""
+        return {}
+
+    def losses(self, ctx: StepContext) -> Mapping[str, Tensor]:
+        """Return named, unweighted, finite scalars. Pure: state changes belong in ``update``."""
+        raise TypeError(f"{type(self).__name__} overrides none of losses, step and stages")
+
+    def step(self, ctx: StepContext) -> Iterator[Update]:
+        """Yield optimizer steps in order; the core runs backward and the step before resuming."""
+        yield Update("student", {"task": ctx.task_loss(ctx.student.logits), **self.losses(ctx)})
+
+    def update(self, ctx: StepContext) -> None:
+        """Change state (banks, moving averages) after the optimizer steps, without gradient."""
+
+    @classmethod
+    def stages(cls, plan: StagePlan) -> Stages:
+        """Yield stages, alone or as a list of independent ones; return the student's result."""
+        return (yield Stage("student", plan.student, plan.own, plan.teachers, plan.peers))

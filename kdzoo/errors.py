@@ -1,0 +1,118 @@
+"""What a user can cause, and the exit code it ends with.
+
+Only the command line catches these; it prints the text without a traceback.
+"""
+
+from __future__ import annotations
+
+
+class KdzooError(Exception):
+    """Base of every error that a user can cause and mend."""
+
+    exit_code = 2
+
+
+class RecipeError(KdzooError):
+    """A recipe that cannot be read or does not validate; holds every problem at once."""
+
+
+class UnknownName(KdzooError):
+    """A name that no loaded plugin offers."""
+
+
+class NeedsError(KdzooError):
+    """An algorithm's declared needs that the recipe does not meet."""
+
+
+class PluginError(KdzooError):
+    """A plugin that is broken, or two that claim one name."""
+
+
+class ModelError(KdzooError):
+    """A model that cannot be built, or weights that do not fit it."""
+
+
+class DeviceError(KdzooError):
+    """A device or precision that this machine does not have."""
+
+
+class ContractError(KdzooError):
+    """An algorithm that breaks the contract it declared."""
+
+
+class ReportError(KdzooError):
+    """A run folder from which no report can be made."""
+
+
+class ResumeError(KdzooError):
+    """A run that cannot be resumed as asked: changed recipe, nothing to resume."""
+
+
+class VerifyError(KdzooError):
+    """A published result that a re-run did not reproduce."""
+
+    exit_code = 1
+
+
+class CorruptError(KdzooError):
+    """A stored file whose content does not match its recorded hash, or is incomplete."""
+
+    exit_code = 3
+
+
+class OutputError(KdzooError):
+    """Output that cannot be written: read-only, full, or gone."""
+
+    exit_code = 4
+
+
+class LockedError(KdzooError):
+    """A run folder that another live process owns."""
+
+    exit_code = 5
+
+
+class DivergedError(KdzooError):
+    """A loss term or gradient that is not finite."""
+
+    exit_code = 6
+
+
+class OutOfMemory(KdzooError):
+    """The device ran out of memory."""
+
+    exit_code = 7
+
+
+class DataError(KdzooError):
+    """A data set that is missing, unreadable or inconsistent."""
+
+    exit_code = 8
+
+
+class ExportError(KdzooError):
+    """An exported file that failed its verification."""
+
+    exit_code = 9
+
+
+class DistributedError(KdzooError):
+    """Processes of one run that disagree, or one of them that failed."""
+
+    exit_code = 10
+
+
+class Interrupted(KdzooError):
+    """A run stopped by a signal after its state was saved."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
+    """Return the clause ``; did you mean 'x'?`` for the closest known name, or nothing."""
+    import difflib
+
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else ""

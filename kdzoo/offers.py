@@ -1,0 +1,160 @@
+"""What a plugin may offer besides algorithms: models, data sets, export formats, trackers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
+
+class OfferOptions(BaseModel):
+    """Base of the options of data sets, exporters and trackers: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+
+# --- models ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ModelFamily:
+    """Models that a plugin adds to timm's registry; after its import ``timm.create_model`` makes them."""
+
+    name: str  # e.g. "cifar_resnet"
+    models: tuple[str, ...]
+    description: str = ""
+
+
+# --- data -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ArraySplit:
+    """A split that lives in memory: images (N, H, W, C) or (N, H, W), uint8; targets (N,), int."""
+
+    images: np.ndarray
+    targets: np.ndarray
+
+
+@dataclass(frozen=True)
+class FileSplit:
+    """A split that is read sample by sample in DataLoader workers.
+
+    ``read(i)`` returns an (H, W, C) uint8 array; an unreadable sample raises DataError and is never replaced.
+    """
+
+    names: tuple[str, ...]  # what to call each sample in an error, e.g. its path
+    targets: np.ndarray
+    read: Callable[[int], np.ndarray]
+
+
+Split = ArraySplit | FileSplit
+
+
+@dataclass(frozen=True)
+class DataSplits:
+    """A data set in its official splits. ``test`` is a callable so that nothing reads it too early."""
+
+    train: Split
+    test: Callable[[], Split]
+    classes: tuple[str, ...]
+    channels: int
+    size: tuple[int, int]  # (H, W) that models are fed with
+    mean: tuple[float, ...]  # a channel, of pixels in [0, 1]
+    std: tuple[float, ...]
+    validation: Split | None = None  # None: the core carves a seeded share of train
+    source: str = ""
+    licence: str = ""
+
+
+class DataSource(ABC):
+    """A data set by name. ``load`` may read files below ``root``; it never replaces a bad sample."""
+
+    name: ClassVar[str]
+    description: ClassVar[str] = ""
+    Options: ClassVar[type[OfferOptions]] = OfferOptions
+
+    def __init__(self, options: OfferOptions) -> None:
+        self.options = options
+
+    @abstractmethod
+    def load(self, root: Path) -> DataSplits:
+        """Return the splits; raise DataError, saying what would be right, when they cannot be had."""
+
+
+# --- export ---------------------------------------------------------------------------------
+
+
+class Exporter(ABC):
+    """One export format, with its own runtime to check the file by."""
+
+    name: ClassVar[str]
+    suffix: ClassVar[str]  # of the file, e.g. ".onnx"
+    description: ClassVar[str] = ""
+    Options: ClassVar[type[OfferOptions]] = OfferOptions
+
+    def __init__(self, options: OfferOptions) -> None:
+        self.options = options
+
+    @property
+    def label(self) -> str:
+        """Distinguish files of one format, e.g. ``int8``; empty for the plain one."""
+        return ""
+
+    #: largest loss of accuracy against the student, in points, before the file is rejected
+    tolerance_points: float = 0.1
+    #: largest absolute difference of logits, relative to their largest magnitude; None: only accuracy counts
+    tolerance_logits: float | None = 1e-3
+
+    @abstractmethod
+    def export(self, model: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str], calibration: Sequence[Tensor]) -> None:
+        """Write ``model`` (plain, in eval mode, normalised inputs) to ``path``, batch size dynamic.
+
+        ``example`` is one normalised batch (N, C, H, W); ``calibration`` are training batches of that kind.
+        """
+
+    @abstractmethod
+    def load(self, path: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
+        """Return the file's own runtime: normalised (N, C, H, W) float32 -> logits (N, K) float32."""
+
+
+# --- tracking -------------------------------------------------------------------------------
+
+
+class Tracker(ABC):
+    """Receives what a run logs, beside metrics.jsonl."""
+
+    name: ClassVar[str]
+    description: ClassVar[str] = ""
+
+    @abstractmethod
+    def start(self, folder: Path) -> None:
+        """Open files below the run's ``folder``."""
+
+    @abstractmethod
+    def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Record scalars of one stage at one optimizer step."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Flush and close."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A thing offered, with its owner."""
+
+    name: str
+    thing: Any
+    plugin: str
+    distribution: str
+    version: str
+    extra: Mapping[str, Any] = field(default_factory=dict)

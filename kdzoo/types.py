@@ -1,0 +1,264 @@
+"""The values that travel through kdzoo. Nothing here imports torch.
+
+Shape letters, one legend for the whole project: N samples, K classes, D embedding,
+C channels, H height, W width, L tokens. ``NCHW`` is a batch of maps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from kdzoo.algorithm import Algorithm
+
+Forward = Callable[["Tensor"], "Outputs"]
+
+
+def stable_hash(value: Any) -> str:
+    """Hash JSON-able content; the same in every process and for any key order (64 hex digits)."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def derive_seed(*parts: int | str) -> int:
+    """Derive an independent 63-bit seed from any parts, e.g. ``derive_seed(0, "order", epoch)``."""
+    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+# --- what an algorithm declares -------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Where an algorithm comes from."""
+
+    title: str
+    authors: str
+    year: int
+    url: str
+    equation: str = ""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an algorithm needs from the core; anything unmet is refused before training.
+
+    Counts are an exact number or ``(least, most)``, where ``most`` may be None for any number.
+    """
+
+    teachers: int | tuple[int, int | None] = 1
+    assistants: int | tuple[int, int | None] = 0
+    peers: int | tuple[int, int | None] = 0
+    features: bool = False  # paired levels of teacher and student, (N, C, H, W)
+    pre_logits: bool = False  # the embedding before the classifier, (N, D)
+    sample_index: bool = False  # a stable index of each training sample
+    views: int = 1  # differently augmented views of each sample
+    data: Literal["labelled", "unlabelled", "none"] = "labelled"
+    min_classes: int = 2
+    min_batch: int = 1  # samples in a step, for losses between samples
+
+
+@dataclass(frozen=True)
+class OwnNetwork:
+    """A network that belongs to the algorithm and is trained by an optimizer of its own."""
+
+    module: torch.nn.Module
+    optimizer: Mapping[str, Any]  # timm optimizer name, lr and further arguments
+
+
+# --- shapes ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Level:
+    """One depth of a backbone; tokens of a transformer count as a grid."""
+
+    name: str
+    channels: int
+    height: int
+    width: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class ModelShapes:
+    """What one model returns: its paired levels, shallow to deep, and its embedding width."""
+
+    levels: tuple[Level, ...]
+    pre_logits: int
+    num_classes: int
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What an algorithm is built from. ``levels[i]`` of student and every teacher are a pair."""
+
+    student: ModelShapes
+    teachers: tuple[ModelShapes, ...]
+    peers: tuple[ModelShapes, ...]
+    num_classes: int
+    num_samples: int  # in the training split; 0 when the algorithm is handed no data
+    image: tuple[int, int, int]  # (C, H, W) of the data set
+
+    @property
+    def teacher(self) -> ModelShapes:
+        return self.teachers[0]
+
+
+# --- one step -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch of training data. Pixels are in [0, 1] and not normalised: each model does that."""
+
+    inputs: Tensor  # (N, C, H, W), float32
+    targets: Tensor  # (N,), int64
+    index: Tensor  # (N,), int64, position in the training split
+    view: int = 0  # which augmentation of the samples this is
+    second_view: Tensor | None = None  # (N, C, H, W), when ``needs.views`` is 2
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a model returns for a batch, in float32."""
+
+    logits: Tensor  # (N, K)
+    features: tuple[Tensor, ...] = ()  # one (N, C, H, W) a paired level, shallow to deep
+    pre_logits: Tensor | None = None  # (N, D)
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Where training stands. ``step`` counts optimizer steps from 0 over the whole stage."""
+
+    epoch: int
+    epochs: int
+    step: int
+    steps_per_epoch: int
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+    @property
+    def progress(self) -> float:
+        """Share of the stage that is done, in [0, 1)."""
+        return self.step / max(1, self.steps)
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """All that one training step may read. Fields may be added; none is ever removed.
+
+    ``batch``, ``student`` and ``teachers`` are None or empty where the algorithm is handed no data.
+    ``networks`` maps "student", "teacher", "teacher_<i>" and "peer_<i>" to a callable that runs that
+    network on new inputs of the data's range [0, 1]; a teacher there lets gradients through to its
+    inputs but has frozen weights.
+    """
+
+    batch: Batch | None
+    student: Outputs | None
+    teachers: tuple[Outputs, ...]
+    peers: tuple[Outputs, ...]
+    clock: Clock
+    networks: Mapping[str, Forward]
+    task_loss: Callable[[Tensor], Tensor]  # logits (N, K) -> the recipe's loss on the batch's targets
+    random: Callable[[str], torch.Generator]  # a fresh CPU generator per name, fixed by seed and step
+    device: torch.device
+    batch_size: int
+    modules: Mapping[str, torch.nn.Module] = field(default_factory=dict)  # the plain networks, for hooks
+
+    @property
+    def teacher(self) -> Outputs:
+        return self.teachers[0]
+
+
+@dataclass(frozen=True)
+class Update:
+    """One optimizer step: of which network, on which loss.
+
+    ``network`` is "student", "peer_<i>" or a name in ``Algorithm.networks()``. ``loss`` maps term names to
+    unweighted scalars; the core weighs, sums and logs them.
+    """
+
+    network: str
+    loss: Mapping[str, Tensor]
+
+
+# --- stages ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model by name: ``weights`` is "train", "pretrained", "hf-hub:..." or a file."""
+
+    name: str
+    weights: str = "train"
+    args: Mapping[str, Any] = field(default_factory=dict)
+    train: Mapping[str, Any] = field(default_factory=dict)  # overrides of the recipe's train section
+
+
+@dataclass(frozen=True)
+class AlgorithmChoice:
+    """An algorithm by name, with options and weights as a recipe would write them."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    loss_weights: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One phase of training that ends in stored weights.
+
+    ``algorithm`` None trains on the task alone. ``start`` begins from an earlier result's weights instead
+    of fresh ones. ``salt`` separates stages that would otherwise be the same and share one seed.
+    """
+
+    name: str
+    model: ModelSpec
+    algorithm: AlgorithmChoice | None = None
+    teachers: tuple[StageResult, ...] = ()
+    peers: tuple[ModelSpec, ...] = ()
+    start: StageResult | None = None
+    train: Mapping[str, Any] = field(default_factory=dict)  # overrides of the recipe's train section
+    salt: str = ""
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """A stored stage: a handle, not a live model.
+
+    ``weights`` maps "student" and "peer_<i>" to safetensors files; ``metrics`` are of the validation split.
+    """
+
+    name: str
+    key: str
+    model: ModelSpec
+    weights: Mapping[str, Path]
+    metrics: Mapping[str, float]
+    peers: tuple[ModelSpec, ...] = ()
+    folder: Path | None = None
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What ``Algorithm.stages`` may read: the recipe's models and the algorithm's own choice."""
+
+    student: ModelSpec
+    teachers: tuple[StageResult, ...]
+    assistants: tuple[ModelSpec, ...]
+    peers: tuple[ModelSpec, ...]
+    own: AlgorithmChoice  # this algorithm with the recipe's options and weights
+    delegate: AlgorithmChoice | None  # the algorithm that ``Algorithm.delegate`` names, if any
+    algorithm: Algorithm | None = None
