@@ -1,0 +1,55 @@
+"""Knowledge distillation over teacher assistants."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from kdzoo.api import Algorithm, AlgorithmOptions, Needs, Paper, Stage, StagePlan, Stages
+
+
+class TAKD(Algorithm):
+    """Makes the student match an assistant of intermediate size, which was made to match the teacher before.
+
+    A student far smaller than its teacher learns less from it than from a smaller teacher. So the knowledge is handed
+    down in steps: teacher -> assistant 0 -> assistant 1 -> ... -> student, each step an ordinary distillation by the
+    algorithm that ``via`` names. The recipe lists the assistants from the largest to the smallest. Options and loss
+    weights other than ``via`` are those of that algorithm and hold for every step of the chain.
+
+    Reads: what the algorithm that ``via`` names reads.
+    Loss terms: those of the algorithm that ``via`` names.
+    Trains: nothing of its own; one stage an assistant and one for the student.   State: none.
+    Raises: nothing.
+    Source: Mirzadeh, Farajtabar, Li, Levine, Matsukawa, Ghasemzadeh, "Improved Knowledge Distillation via Teacher
+        Assistant", AAAI 2020, https://arxiv.org/abs/1902.03393, and the authors' code.
+    Differs from the paper: 1. the divergence is averaged over samples, where the authors' code averages over samples
+        and classes: their lambda is ``loss_weights: {task: 1 - lambda, kd: lambda / K}`` here, for K classes.
+        2. temperature and weights are one for the whole chain, where the authors' code takes them anew for every step.
+        3. an assistant is selected as the recipe says, on validation data; the authors' code keeps the epoch that does
+        best on test data.
+    Defaults from: the paper (``via``); that algorithm (everything else).
+    """
+
+    name = "takd"
+    paper = Paper(
+        title="Improved Knowledge Distillation via Teacher Assistant",
+        authors="Mirzadeh, Farajtabar, Li, Levine, Matsukawa, Ghasemzadeh",
+        year=2020,
+        url="https://arxiv.org/abs/1902.03393",
+    )
+    needs = Needs(teachers=1, assistants=(1, None))
+    delegate = "via"
+    also_known_as = ("teacher_assistant", "ta_kd")
+
+    class Options(AlgorithmOptions):
+        via: str = Field(
+            "kd",
+            pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$",
+            description="Algorithm of every step of the chain; it must need exactly one teacher.",
+        )
+
+    @classmethod
+    def stages(cls, plan: StagePlan) -> Stages:
+        teacher = plan.teachers[0]
+        for i, assistant in enumerate(plan.assistants):
+            teacher = yield Stage(f"assistant_{i}", assistant, plan.delegate, (teacher,))
+        return (yield Stage("student", plan.student, plan.delegate, (teacher,)))

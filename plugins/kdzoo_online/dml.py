@@ -1,0 +1,60 @@
+"""Deep mutual learning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdzoo.api import Algorithm, Needs, Paper, StepContext, Update
+
+
+def dml_loss(logits: Tensor, others: Sequence[Tensor]) -> Tensor:
+    """Average, over the other networks, the divergence KL(other || this one), in nats.
+
+    Only ``logits`` receive a gradient: the others are targets. There is no temperature.
+
+    Shapes: ``logits`` and each of ``others`` (N, K) -> scalar.
+    """
+    own = F.log_softmax(logits, dim=1)
+    targets = [F.log_softmax(other.detach(), dim=1) for other in others]
+    divergences = [F.kl_div(own, target, reduction="batchmean", log_target=True) for target in targets]
+    return sum(divergences[1:], start=divergences[0]) / len(divergences)
+
+
+class DML(Algorithm):
+    """Makes each of several untrained networks match the current predictions of all the others.
+
+    There is no teacher. Network k of M minimises its own cross-entropy plus the mean imitation of the rest,
+    L_k = L_C + 1/(M-1) * sum over l != k of KL(p_l || p_k). Every step updates all M networks, the student first;
+    in the end the student is kept and its peers are stored beside it.
+
+    Reads: logits of the student and of every peer, each (N, K).
+    Loss terms: ``dml``: nats, 0 when all networks agree; mean over the batch and over the other networks.
+    Trains: nothing of its own; the peers are networks of the recipe.   State: none.
+    Raises: nothing.
+    Source: Zhang, Xiang, Hospedales, Lu, "Deep Mutual Learning", CVPR 2018, https://arxiv.org/abs/1706.00384.
+    Differs from the paper: 1. all networks of a step learn from predictions made before any of them was updated, as in
+        public implementations; the paper predicts anew with a network that has just been updated.
+    Defaults from: the paper's equations, which weigh both terms by 1.
+    """
+
+    name = "dml"
+    paper = Paper(
+        title="Deep Mutual Learning",
+        authors="Zhang, Xiang, Hospedales, Lu",
+        year=2018,
+        url="https://arxiv.org/abs/1706.00384",
+    )
+    needs = Needs(teachers=0, peers=(1, None))
+    default_weights: ClassVar = {"task": 1.0, "dml": 1.0}
+    also_known_as = ("deep_mutual_learning", "mutual_learning")
+
+    def step(self, ctx: StepContext) -> Iterator[Update]:
+        networks = {"student": ctx.student, **{f"peer_{i}": peer for i, peer in enumerate(ctx.peers)}}
+        logits = {name: outputs.logits for name, outputs in networks.items()}
+        for name, own in logits.items():
+            others = [other for peer, other in logits.items() if peer != name]
+            yield Update(name, {"task": ctx.task_loss(own), "dml": dml_loss(own, others)})
