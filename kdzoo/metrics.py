@@ -1,0 +1,143 @@
+"""What predictions are worth: accuracy, agreement, calibration, and the entry that results.json keeps.
+
+numpy only. Logits are (N, K) floats, targets (N,) integers. Shares are in percent where the name says so and
+in [0, 1] otherwise. Full floats are stored; only report.py rounds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+ECE_BINS = 15
+#: Quantile of the normal distribution for a two-sided interval of 95 %.
+Z95 = 1.959963984540054
+
+
+def top1_percent(logits: np.ndarray, targets: np.ndarray) -> float:
+    """Return the share of samples whose largest logit is the target's, in percent."""
+    return _percent(logits.argmax(axis=1) == targets)
+
+
+def top5_percent(logits: np.ndarray, targets: np.ndarray) -> float:
+    """Return the share of samples whose target is among the five largest logits, in percent; equal logits count
+    by class number, as argmax counts them."""
+    order = np.argsort(-logits, axis=1, kind="stable")[:, :5]
+    return _percent((order == np.asarray(targets)[:, None]).any(axis=1))
+
+
+def agreement_percent(logits: np.ndarray, teacher_logits: np.ndarray) -> float:
+    """Return the share of samples on which both choose the same class, in percent."""
+    return _percent(logits.argmax(axis=1) == teacher_logits.argmax(axis=1))
+
+
+def ece(logits: np.ndarray, targets: np.ndarray, bins: int = ECE_BINS) -> float:
+    """Return the expected calibration error of the chosen class, in [0, 1]: the mean gap between confidence and
+    accuracy over equally wide bins of confidence, each weighed by its samples."""
+    probabilities = np.exp(log_softmax(logits))
+    confidence = probabilities.max(axis=1)
+    correct = logits.argmax(axis=1) == targets
+    place = np.clip((confidence * bins).astype(np.int64), 0, bins - 1)
+    gap = np.bincount(place, weights=confidence - correct, minlength=bins)
+    return float(np.abs(gap).sum() / _count(correct))
+
+
+def nll(logits: np.ndarray, targets: np.ndarray) -> float:
+    """Return the mean negative log-likelihood of the targets, in nats."""
+    chosen = log_softmax(logits)[np.arange(_count(targets)), targets]
+    return float(-chosen.mean())
+
+
+def confusion(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Return counts (K, K): row the target, column the chosen class."""
+    classes = logits.shape[1]
+    return np.bincount(targets * classes + logits.argmax(axis=1), minlength=classes**2).reshape(classes, classes)
+
+
+def per_class_percent(logits: np.ndarray, targets: np.ndarray) -> list[float | None]:
+    """Return each class's share of samples recognised, in percent; None for a class without samples."""
+    counts = confusion(logits, targets)
+    return [100.0 * float(row[k]) / float(row.sum()) if row.sum() else None for k, row in enumerate(counts)]
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Return log-probabilities (N, K) in float64."""
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def paired_counts(student: np.ndarray, control: np.ndarray, targets: np.ndarray) -> dict[str, int]:
+    """Count on which samples student and control, both logits (N, K), are right together, alone or not at all."""
+    right, other = student.argmax(axis=1) == targets, control.argmax(axis=1) == targets
+    return {
+        "both": int((right & other).sum()),
+        "student_only": int((right & ~other).sum()),
+        "control_only": int((~right & other).sum()),
+        "neither": int((~right & ~other).sum()),
+    }
+
+
+def paired_difference(counts: Mapping[str, int]) -> tuple[float, float, float]:
+    """Return student minus control in points of accuracy, with the ends of its 95 % interval.
+
+    The interval is Bonett and Price's adjusted Wald interval for paired proportions: one sample is added to each
+    kind of disagreement, so that two models which never disagree still get an interval of some width. It covers
+    the choice of test samples, not the choice of training seed.
+    """
+    total = sum(counts[key] for key in ("both", "student_only", "control_only", "neither"))
+    gained, lost = counts["student_only"], counts["control_only"]
+    p, q = (gained + 1) / (total + 2), (lost + 1) / (total + 2)
+    half = Z95 * math.sqrt(max(0.0, p + q - (p - q) ** 2) / (total + 2))
+    low, high = max(-1.0, p - q - half), min(1.0, p - q + half)
+    return 100.0 * (gained - lost) / total, 100.0 * low, 100.0 * high
+
+
+def scores(logits: np.ndarray, targets: np.ndarray, teacher_logits: np.ndarray | None = None) -> dict[str, Any]:
+    """Return what results.json keeps of predictions; the agreement is None without a teacher."""
+    return {
+        "top1_percent": top1_percent(logits, targets),
+        "top5_percent": top5_percent(logits, targets) if logits.shape[1] > 5 else None,
+        "agreement_percent": None if teacher_logits is None else agreement_percent(logits, teacher_logits),
+        "ece": ece(logits, targets),
+        "nll": nll(logits, targets),
+    }
+
+
+def result_entry(
+    label: str,
+    model: str,
+    scored: Mapping[str, Any],
+    *,
+    parameters: int,
+    size_bytes: int,
+    macs: int,
+    latency_ms: Mapping[str, float] | None = None,
+    file: str | None = None,
+) -> dict[str, Any]:
+    """Return one entry of results.json, in millions of parameters, MiB and 10^9 multiply-accumulates.
+
+    Nothing is rounded here, so that entries can be compared and re-checked; report.py rounds what it shows.
+    ``scored`` is what ``scores`` returned.
+    """
+    entry: dict[str, Any] = {
+        "label": label,
+        "model": model,
+        **scored,
+        "params_m": parameters / 1e6,
+        "size_mib": size_bytes / 2**20,
+        "macs_g": macs / 1e9,
+        "latency_ms": None if latency_ms is None else dict(latency_ms),
+    }
+    return entry if file is None else {**entry, "file": file}
+
+
+def _percent(hits: np.ndarray) -> float:
+    return 100.0 * float(hits.sum()) / _count(hits)
+
+
+def _count(values: np.ndarray) -> int:
+    assert len(values), "metrics of no samples"
+    return len(values)

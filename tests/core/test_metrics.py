@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchmetrics.functional.classification import (
+    multiclass_accuracy,
+    multiclass_calibration_error,
+    multiclass_confusion_matrix,
+)
+
+from kdzoo import metrics
+
+SHAPES = [(1, 2), (7, 2), (64, 10), (200, 37)]
+
+
+def draw(samples: int, classes: int, scale: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(samples * 1000 + classes)
+    logits = (random.normal(size=(samples, classes)) * scale).astype(np.float32)
+    return logits, random.integers(0, classes, samples)
+
+
+@pytest.mark.parametrize(("samples", "classes"), SHAPES)
+def test_accuracy_equals_torchmetrics(samples, classes):
+    logits, targets = draw(samples, classes)
+    for k, ours in ((1, metrics.top1_percent), (5, metrics.top5_percent)):
+        if classes >= k:
+            theirs = multiclass_accuracy(
+                torch.from_numpy(logits), torch.from_numpy(targets), classes, average="micro", top_k=k
+            )
+            assert ours(logits, targets) == pytest.approx(100 * float(theirs), abs=1e-4)
+
+
+@pytest.mark.parametrize(("samples", "classes"), SHAPES)
+@pytest.mark.parametrize("scale", [0.1, 3.0, 60.0])
+def test_calibration_equals_torchmetrics(samples, classes, scale):
+    logits, targets = draw(samples, classes, scale)
+    theirs = multiclass_calibration_error(
+        torch.from_numpy(logits).double().softmax(1), torch.from_numpy(targets), classes, n_bins=15, norm="l1"
+    )
+    assert metrics.ece(logits, targets) == pytest.approx(float(theirs), abs=1e-6)
+
+
+def test_calibration_by_hand():
+    # two sure answers, one of them wrong, and two at one half, both right: gaps 0.5 and 0.5, half the samples each
+    logits = np.array([[40.0, 0.0], [40.0, 0.0], [1.0, 1.0], [1.0, 1.0]], dtype=np.float32)
+    assert metrics.ece(logits, np.array([0, 1, 0, 0])) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("samples", "classes"), SHAPES)
+def test_likelihood_and_confusion_equal_torch(samples, classes):
+    logits, targets = draw(samples, classes)
+    tensor, labels = torch.from_numpy(logits), torch.from_numpy(targets)
+    assert metrics.nll(logits, targets) == pytest.approx(float(torch.nn.functional.cross_entropy(tensor, labels)), 1e-5)
+    assert (metrics.confusion(logits, targets) == multiclass_confusion_matrix(tensor, labels, classes).numpy()).all()
+
+
+def test_extreme_logits_stay_finite():
+    logits = np.array([[1e30, -1e30], [-1e30, 1e30]], dtype=np.float32)
+    assert metrics.nll(logits, np.array([0, 1])) == 0.0
+    assert metrics.ece(logits, np.array([0, 1])) == 0.0
+
+
+def test_agreement_is_with_the_other_model_not_with_the_targets():
+    ours, theirs = np.eye(4, dtype=np.float32), np.eye(4, dtype=np.float32)[[0, 1, 2, 0]]
+    assert metrics.agreement_percent(ours, theirs) == 75.0
+    assert metrics.scores(ours, np.array([3, 3, 3, 3]), theirs) == {
+        "top1_percent": 25.0,
+        "top5_percent": None,
+        "agreement_percent": 75.0,
+        "ece": pytest.approx(math.e / (math.e + 3) - 0.25),
+        "nll": pytest.approx(math.log(math.e + 3) - 0.25),
+    }
+
+
+def test_top5_counts_equal_logits_by_class_number():
+    assert metrics.top5_percent(np.zeros((7, 7), dtype=np.float32), np.arange(7)) == pytest.approx(100 * 5 / 7)
+
+
+def test_a_class_without_samples_has_no_accuracy():
+    logits = np.eye(3, dtype=np.float32)[[0, 1, 0]]
+    assert metrics.per_class_percent(logits, np.array([0, 0, 0])) == [pytest.approx(200 / 3), None, None]
+
+
+def test_paired_counts_and_difference_by_hand():
+    right, wrong = np.array([1.0, 0.0]), np.array([0.0, 1.0])
+    student = np.stack([right, right, right, wrong])
+    control = np.stack([right, wrong, wrong, wrong])
+    counts = metrics.paired_counts(student, control, np.zeros(4, dtype=np.int64))
+    assert counts == {"both": 1, "student_only": 2, "control_only": 0, "neither": 1}
+    points, low, high = metrics.paired_difference(counts)
+    half = 1.959964 * math.sqrt((3 / 6 + 1 / 6 - (2 / 6) ** 2) / 6)
+    assert (points, low, high) == pytest.approx((50.0, 100 * (2 / 6 - half), 100 * (2 / 6 + half)), rel=1e-6)
+
+
+@given(st.tuples(*[st.integers(0, 5000)] * 4).filter(lambda counts: sum(counts) > 0))
+def test_swapping_student_and_control_mirrors_the_interval(drawn):
+    both, gained, lost, neither = drawn
+    counts = {"both": both, "student_only": gained, "control_only": lost, "neither": neither}
+    points, low, high = metrics.paired_difference(counts)
+    mirrored = metrics.paired_difference({**counts, "student_only": lost, "control_only": gained})
+    assert mirrored == pytest.approx((-points, -high, -low), abs=1e-9)
+    assert -100 <= low <= high <= 100
+    assert low < high
+
+
+@settings(max_examples=3, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_the_interval_covers_the_true_difference_about_95_times_in_100(seed):
+    random = np.random.default_rng(seed)
+    chances = np.array([0.80, 0.06, 0.04, 0.10])
+    keys = ("both", "student_only", "control_only", "neither")
+    hits = 0
+    for drawn in random.multinomial(500, chances, size=2000):
+        _, low, high = metrics.paired_difference(dict(zip(keys, drawn.tolist(), strict=True)))
+        hits += low <= 2.0 <= high
+    assert 0.93 <= hits / 2000 <= 0.975
+
+
+def test_result_entry_keeps_units_and_full_floats():
+    scored = {"top1_percent": 91.234567, "agreement_percent": None, "ece": 0.1}
+    entry = metrics.result_entry(
+        "student", "test_vit", scored, parameters=123_456, size_bytes=3 * 2**19, macs=7_000_001, file="student.x"
+    )
+    assert entry == {
+        "label": "student",
+        "model": "test_vit",
+        "top1_percent": 91.234567,
+        "agreement_percent": None,
+        "ece": 0.1,
+        "params_m": 0.123456,
+        "size_mib": 1.5,
+        "macs_g": 0.007000001,
+        "latency_ms": None,
+        "file": "student.x",
+    }
