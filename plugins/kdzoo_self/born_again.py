@@ -1,0 +1,65 @@
+"""Born-again networks."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from kdzoo.api import Algorithm, AlgorithmOptions, Needs, Paper, Stage, StagePlan, Stages
+
+
+class BornAgain(Algorithm):
+    """Makes a fresh network match a trained one of the same architecture, generation after generation.
+
+    Generation 0 is the recipe's teacher, or, without one, the student's own architecture trained on the task alone.
+    Generation k starts from fresh weights of its own and is taught by generation k - 1 through the algorithm that
+    ``via`` names. The last of ``generations`` is the student. Options and loss weights other than ``generations`` and
+    ``via`` are those of that algorithm.
+
+    Reads: what the algorithm that ``via`` names reads.
+    Loss terms: those of the algorithm that ``via`` names.
+    Trains: nothing of its own; one stage a generation.   State: none.
+    Raises: nothing.
+    Source: Furlanello, Lipton, Tschannen, Itti, Anandkumar, "Born-Again Neural Networks", ICML 2018,
+        https://arxiv.org/abs/1805.04770, the sequence of teaching selves.
+    Differs from the paper: 1. the divergence is softened and weighed as ``via`` does by default; the paper's objective
+        has no temperature: for it write ``temperature: 1.0`` and equal loss weights. 2. the ensemble of all generations
+        is not formed: one network is delivered. 3. the variants that weigh samples by the teacher's confidence or
+        permute its predictions are left out.
+    Defaults from: the paper (one rebirth, by distillation of the outputs); the algorithm of ``via`` (everything else).
+    """
+
+    name = "born_again"
+    paper = Paper(
+        title="Born-Again Neural Networks",
+        authors="Furlanello, Lipton, Tschannen, Itti, Anandkumar",
+        year=2018,
+        url="https://arxiv.org/abs/1805.04770",
+    )
+    needs = Needs(teachers=(0, 1))
+    delegate = "via"
+    also_known_as = ("ban", "born_again_networks")
+
+    class Options(AlgorithmOptions):
+        generations: int = Field(
+            1,
+            ge=1,
+            le=100,
+            strict=True,
+            description="How often the network is reborn: stages taught by the one before.",
+        )
+        via: str = Field(
+            "kd",
+            pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$",
+            description="Algorithm by which each generation teaches the next; it must need exactly one teacher.",
+        )
+
+    @classmethod
+    def stages(cls, plan: StagePlan) -> Stages:
+        own = {key: value for key, value in plan.own.options.items() if key in cls.Options.model_fields}
+        generations = cls.Options(**own).generations
+        # Without a salt this stage is the control run of the same recipe, and is trained once for both.
+        teacher = plan.teachers[0] if plan.teachers else (yield Stage("generation_0", plan.student))
+        for generation in range(1, generations):
+            name = f"generation_{generation}"
+            teacher = yield Stage(name, plan.student, plan.delegate, (teacher,), salt=name)
+        return (yield Stage("student", plan.student, plan.delegate, (teacher,), salt=f"generation_{generations}"))
