@@ -1,0 +1,15 @@
+"""Response distillation: the student matches what the teacher answers, its logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from kdzoo.api import hookimpl
+
+
+@hookimpl
+def register_algorithms(register: Callable[[type], Any]) -> None:
+    from kdzoo_response.kd import KD
+
+    register(KD)
