@@ -1,19 +1,13 @@
-"""A recipe: YAML in, a validated ``Recipe`` or every problem at once out. Needs neither torch nor any plugin.
-
-The file is read by a loader of our own over PyYAML's events, because PyYAML takes ``1e-3`` for text and ``no`` for
-false, lets a duplicate key win in silence and offers tags and aliases, which a recipe has no use for.
-"""
+"""A recipe: what it holds, and how it is read, written and compared. Needs neither torch nor any plugin."""
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -21,34 +15,41 @@ from pydantic import (
     Field,
     PlainSerializer,
     Strict,
-    StringConstraints,
     ValidationError,
     create_model,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from kdzoo.errors import RecipeError, nearest
+from kdzoo.problems import CONTROL, Positions, RecipeProblems, explain, misfits, plain, requirement, shown
+from kdzoo.recipe_yaml import join, override, read_yaml, write_yaml
 from kdzoo.types import stable_hash
 
 MAX_BYTES = 256 * 1024
-MAX_DEPTH = 32
-MAX_VALUES = 10_000
-MAX_SHOWN = 50
 NAME = r"^[a-z0-9][a-z0-9_.-]{0,63}$"
 
 # --- what a recipe holds --------------------------------------------------------------------
 
 
-def _wrong(*problems: tuple[str, str]) -> PydanticCustomError:
-    """Make one validation error out of (path below the model, message) pairs."""
-    text = "; ".join(f"{path}: {message}" for path, message in problems)
-    return PydanticCustomError("problems", "{text}", {"text": text, "problems": problems})
+def _matching(pattern: str, must_be: str) -> Any:
+    """Return the type of text that matches ``pattern``, which ``must_be`` says in words."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise requirement(must_be)
+        return text
+
+    return Annotated[str, Strict(), AfterValidator(check), Field(json_schema_extra={"pattern": pattern})]
 
 
 def _one_line(text: str) -> str:
-    if not text.isprintable():
-        raise PydanticCustomError("text", "must be one line without control characters")
+    if CONTROL.search(text):
+        raise requirement("one line without control characters")
+    return text
+
+
+def _printable(text: str) -> str:
+    _one_line(text.replace("\n", "").replace("\t", ""))
     return text
 
 
@@ -56,11 +57,16 @@ def _one_line(text: str) -> str:
 Whole = Annotated[int, Strict()]
 Real = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 Flag = Annotated[bool, Strict()]
-Text = Annotated[str, Strict(), Field(max_length=10_000)]
-Line = Annotated[str, Strict(), StringConstraints(min_length=1, max_length=4096), AfterValidator(_one_line)]
+Text = Annotated[str, Strict(), Field(max_length=10_000), AfterValidator(_printable)]
+Line = Annotated[str, Strict(), Field(min_length=1, max_length=4096), AfterValidator(_one_line)]
 Count = Annotated[Whole, Field(ge=1, le=1_000_000_000)]
 Percent = Annotated[Real, Field(ge=0, le=100)]
 Options = dict[Line, Any]
+if TYPE_CHECKING:
+    Name = Device = str
+else:
+    Name = _matching(NAME, "1 to 64 of a-z, 0-9, '_', '.' and '-', the first a letter or digit")
+    Device = _matching(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", "auto, cpu, cuda, cuda:N or mps")
 
 
 class _Section(BaseModel):
@@ -103,13 +109,13 @@ class ScheduleRecipe(_Section):
     @model_validator(mode="after")
     def _milestones_fit(self) -> ScheduleRecipe:
         if self.name == "multistep" and not self.milestones:
-            raise _wrong(("milestones", "multistep needs at least one milestone"))
+            raise misfits(("milestones", "multistep needs at least one milestone"))
         if self.name == "step" and len(self.milestones) != 1:
-            raise _wrong(("milestones", f"step needs exactly one number of epochs, got {len(self.milestones)}"))
+            raise misfits(("milestones", f"step needs exactly one number of epochs, got {len(self.milestones)}"))
         if self.name in ("cosine", "constant") and self.milestones:
-            raise _wrong(("milestones", f"{self.name} has no milestones; they belong to step and multistep"))
+            raise misfits(("milestones", f"{self.name} has no milestones; they belong to step and multistep"))
         if list(self.milestones) != sorted(set(self.milestones)):
-            raise _wrong(("milestones", f"must increase, got {_shown(list(self.milestones))}"))
+            raise misfits(("milestones", f"must increase, got {shown(list(self.milestones))}"))
         return self
 
 
@@ -123,7 +129,12 @@ class TrainRecipe(_Section):
     grad_clip_norm: Annotated[Real, Field(gt=0, le=1e6)] | None = Field(
         None, description="Largest norm of the gradient; null does not clip."
     )
-    accumulate: Annotated[Whole, Field(ge=1, le=10_000)] = Field(1, description="Batches in one optimizer step.")
+    accumulate: Annotated[Whole, Field(ge=1, le=10_000)] = Field(
+        1, description="Parts that a batch is split into to save memory; one optimizer step a batch all the same."
+    )
+    steps_per_epoch: Annotated[Whole, Field(ge=1, le=10_000_000)] | None = Field(
+        None, description="Fewer steps an epoch, or their number for an algorithm without data; null: the split's."
+    )
     ema_decay: Annotated[Real, Field(gt=0, lt=1)] | None = Field(
         None, description="Decay of a moving average of the student's weights, which is then kept; null: none."
     )
@@ -141,7 +152,7 @@ class TrainRecipe(_Section):
             return TrainRecipe.model_validate(data)
         except ValidationError as error:
             found = explain(error, TrainRecipe, data)
-            raise RecipeError("; ".join(f"train.{path}: {message}" for path, message in found)) from None
+            raise RecipeError("\n".join(f"train.{path}: {message}" for path, message in found)) from None
 
 
 def _merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,7 +201,7 @@ class ModelRecipe(_Section):
     @model_validator(mode="after")
     def _normalisation_is_whole(self) -> ModelRecipe:
         if len(self.mean or ()) != len(self.std or ()):
-            raise _wrong(("mean", "mean and std must have one number a channel each, or both be left out"))
+            raise misfits(("mean", "mean and std must have one number a channel each, or both be left out"))
         return self
 
 
@@ -206,7 +217,7 @@ class ModelsRecipe(_Section):
     @model_validator(mode="after")
     def _one_way_of_naming_teachers(self) -> ModelsRecipe:
         if self.teacher and self.teachers:
-            raise _wrong(("teachers", "teacher and teachers exclude each other; list them all under teachers"))
+            raise misfits(("teachers", "teacher and teachers exclude each other; list them all under teachers"))
         return self
 
     @property
@@ -271,7 +282,7 @@ class Recipe(_Section):
     """A whole recipe, with every default filled in."""
 
     version: Literal[1] = Field(description="Version of the recipe format.")
-    name: Annotated[str, Strict(), Field(pattern=NAME)] = Field(description="Name of the recipe and its run folders.")
+    name: Name = Field(description="Name of the recipe and its run folders.")
     description: Text = Field("", description="What the recipe shows.")
     algorithm: AlgorithmRecipe = Field(description="The algorithm.")
     models: ModelsRecipe = Field(description="The models.")
@@ -281,9 +292,7 @@ class Recipe(_Section):
     control: Flag = Field(True, description="Also train the student alone, under the same budget.")
     export: tuple[ExportRecipe, ...] = Field((), max_length=64, description="Files to export.")
     trackers: tuple[Line, ...] = Field(("tensorboard",), max_length=64, description="Names of the trackers.")
-    device: Annotated[str, Strict(), Field(pattern=r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)$")] = Field(
-        "auto", description="auto, cpu, cuda, cuda:N or mps."
-    )
+    device: Device = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="Precision of training.")
     threads: Annotated[Whole, Field(ge=1, le=1024)] | None = Field(None, description="CPU threads; null: as torch.")
     seed: Annotated[Whole, Field(ge=0, le=2**63 - 1)] = Field(0, description="Seed of everything random.")
@@ -296,409 +305,20 @@ class Recipe(_Section):
     def _parts_fit(self) -> Recipe:
         problems = []
         for path, model in self.models.each():
+            data = _merge(self.train.model_dump(), model.train or {})
             try:
-                self.train.merged(model.train)
-            except RecipeError as error:
-                problems.append((f"models.{path}.train", f"does not fit the train section: {error}"))
+                TrainRecipe.model_validate(data)
+            except ValidationError as error:
+                found = explain(error, TrainRecipe, data)
+                problems += [(f"models.{path}.train.{below}", message) for below, message in found]
         for group in (self.export, self.trackers):
             name = "export" if group is self.export else "trackers"
             for index, item in enumerate(group):
                 if item in group[:index]:
                     problems.append((f"{name}.{index}", f"repeats {name}.{group.index(item)}"))
         if problems:
-            raise _wrong(*problems)
+            raise misfits(*problems)
         return self
-
-
-# --- problems -------------------------------------------------------------------------------
-
-
-def _shown(value: Any) -> str:
-    """Show a value in an error: short, on one line, control characters escaped."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        cut = value if len(value) <= 60 else value[:57] + "..."
-        return "'" + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut) + "'"
-    if isinstance(value, Mapping):
-        return "a mapping"
-    if isinstance(value, list | tuple):
-        inner = ", ".join(map(_shown, value))
-        return f"[{inner}]" if len(inner) <= 60 else f"a list of {len(value)}"
-    return "nothing" if value is None else _cut(str(value))
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-@dataclass
-class Positions:
-    """Where each path of a recipe was written: (line, column) from 1, or the override that set it."""
-
-    marks: dict[str, tuple[int, int]] = field(default_factory=dict)
-    overridden: set[str] = field(default_factory=set)
-
-    def _written(self, path: str) -> str:
-        while path and path not in self.marks and path not in self.overridden:
-            path = path.rpartition(".")[0]
-        return path
-
-    def where(self, path: str) -> str:
-        """Return ``line 7`` or ``-o train.epochs``; of the nearest written parent if ``path`` itself is not."""
-        written = self._written(path)
-        return f"-o {written}" if written in self.overridden else f"line {self.at(path)[0]}"
-
-    def at(self, path: str) -> tuple[int, int]:
-        """Return line and column, from 1; overrides come after every line."""
-        written = self._written(path)
-        return (2**31, 0) if written in self.overridden else self.marks.get(written, (1, 1))
-
-
-class RecipeProblems:
-    """Collects what is wrong with one recipe, so that all of it comes out in one RecipeError."""
-
-    def __init__(self, path: Path | str, positions: Positions) -> None:
-        self.path, self.positions = path, positions
-        self._found: dict[tuple[str, str], None] = {}
-        self._refused: set[str] = set()
-
-    def __len__(self) -> int:
-        return len(self._found)
-
-    def add(self, path: str, message: str) -> None:
-        """Report ``message`` about the value at ``path``, e.g. ``train.optimizer.lr``."""
-        self._found[path, message] = None
-
-    def refuse(self, path: str, message: str) -> None:
-        """Report a value that stands for nothing, so that what its absence causes is not reported too."""
-        self.add(path, message)
-        self._refused.add(path)
-
-    def add_invalid(self, error: ValidationError, model: type[BaseModel], data: Any, prefix: str = "") -> None:
-        """Report what pydantic found in ``data``, which was written below ``prefix``."""
-        for path, message in explain(error, model, data):
-            path = f"{prefix}.{path}".strip(".")
-            if not any(path == refused or path.startswith(f"{refused}.") for refused in self._refused):
-                self.add(path, message)
-
-    def raise_if_any(self) -> None:
-        """Raise RecipeError with every problem in the order of the file, if there is one."""
-        if self._found:
-            raise RecipeError(str(self))
-
-    def __str__(self) -> str:
-        order = sorted(self._found, key=lambda found: self.positions.at(found[0]))
-        spots = [self.positions.where(path) for path, _ in order[:MAX_SHOWN]]
-        width = max((len(spot) for spot in spots if spot.startswith("line")), default=0)
-        lines = [f"{self.path}: {len(order)} problem{'s' if len(order) != 1 else ''}"]
-        for spot, (path, message) in zip(spots, order, strict=False):
-            says = f"{_plain(path)}: {message}" if path else message
-            lines.append(f"  -o {says}" if spot == f"-o {path}" else f"  {_plain(spot):{width}} {says}")
-        if len(order) > MAX_SHOWN:
-            lines.append(f"  and {len(order) - MAX_SHOWN} more")
-        return "\n".join(lines)
-
-
-def _plain(path: str) -> str:
-    return _shown(path)[1:-1] if len(path) <= 60 or path.isprintable() is False else path
-
-
-# pydantic's error type -> what the value must be; the rest of its messages are used as they are
-_MUST_BE: dict[str, str] = {
-    "greater_than": "greater than {gt}",
-    "greater_than_equal": "at least {ge}",
-    "less_than": "less than {lt}",
-    "less_than_equal": "at most {le}",
-    "finite_number": "a finite number",
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "bool_type": "true or false",
-    "string_type": "text",
-    "path_type": "text",
-    "literal_error": "{expected}",
-    "enum": "{expected}",
-    "dict_type": "a mapping of keys to values",
-    "mapping_type": "a mapping of keys to values",
-    "model_type": "a mapping of keys to values",
-    "model_attributes_type": "a mapping of keys to values",
-    "tuple_type": "a list",
-    "list_type": "a list",
-    "set_type": "a list",
-    "frozen_set_type": "a list",
-    "none_required": "null",
-    "string_too_short": "text of at least {min_length} character(s)",
-    "string_too_long": "text of at most {max_length} characters",
-    "too_short": "a list of at least {min_length}",
-    "too_long": "a list of at most {max_length}",
-    "multiple_of": "a multiple of {multiple_of}",
-}
-
-
-def explain(error: ValidationError, model: type[BaseModel], data: Any) -> list[tuple[str, str]]:
-    """Translate pydantic's findings into (path, message) in plain words; alternatives of a union become one."""
-    needs: dict[str, list[str]] = {}
-    found: list[tuple[str, str]] = []
-    values: dict[str, Any] = {}
-    for item in error.errors(include_url=False)[: 2 * MAX_SHOWN]:
-        kind, context = item["type"], item.get("ctx", {})
-        parts, value = _present(item["loc"], data)
-        path = ".".join(map(str, parts))
-        if kind == "problems":
-            found += [(f"{path}.{below}".strip("."), message) for below, message in context["problems"]]
-        elif kind == "missing":
-            found.append((".".join([*map(str, parts), str(item["loc"][-1])]), "required, but missing"))
-        elif kind == "extra_forbidden":
-            known = sorted(_section(model, item["loc"][:-1]).model_fields)
-            close = nearest(str(parts[-1]), known) if len(str(parts[-1])) <= 64 else ""
-            found.append((path, f"unknown key{close or '; known: ' + (', '.join(known) or 'none')}"))
-        else:
-            must = _requirement(kind, context, item["msg"])
-            if must not in needs.setdefault(path, []):
-                needs[path].append(must)
-            values[path] = value
-    for path, musts in needs.items():
-        sentence = [must for must in musts if must.startswith("must ")]
-        text = sentence[0] if sentence else musts[0] if musts[0].startswith("=") else "must be " + " or ".join(musts)
-        found.append((path, text.removeprefix("=") if text.startswith("=") else f"{text}, {_got(values[path], text)}"))
-    return found
-
-
-def _requirement(kind: str, context: Mapping[str, Any], message: str) -> str:
-    if kind in _MUST_BE:
-        return _MUST_BE[kind].format(**context)
-    if kind == "string_pattern_mismatch":
-        return f"must match {context['pattern']}"
-    if kind == "value_error":
-        return "=" + str(context["error"])
-    return message if message.startswith("must ") else "=" + message[:1].lower() + message[1:]
-
-
-def _got(value: Any, must: str) -> str:
-    text = f"got {_shown(value)}"
-    if isinstance(value, str) and "number" in must and not isinstance(_scalar(value), str | None):
-        return f"{text}, which is text; write it without quotes"
-    return text
-
-
-def _present(location: Sequence[int | str], data: Any) -> tuple[list[int | str], Any]:
-    """Follow ``location`` through ``data``; what is not there is pydantic's name of a union's member."""
-    parts: list[int | str] = []
-    for part in location:
-        if isinstance(data, Mapping) and part in data:
-            data = data[part]
-        elif isinstance(data, list | tuple) and isinstance(part, int) and part < len(data):
-            data = data[part]
-        else:
-            continue
-        parts.append(part)
-    return parts, data
-
-
-def _section(model: type[BaseModel], location: Sequence[int | str]) -> type[BaseModel]:
-    """Return the model that ``location`` leads to."""
-
-    def inside(kind: Any) -> type[BaseModel] | None:
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            return kind
-        return next(filter(None, map(inside, get_args(kind))), None)
-
-    for part in location:
-        info = model.model_fields.get(str(part))
-        model = (inside(info.rebuild_annotation()) if info else None) or model
-    return model
-
-
-# --- YAML -----------------------------------------------------------------------------------
-
-_WORDS = {"": None, "~": None, "null": None, "true": True, "false": False}
-_WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]*)")
-_REAL = re.compile(r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
-# numbers to one YAML reader and text to another
-_UNCLEAR = re.compile(
-    r"[-+]?(0[0-9_]+|[0-9]+_[0-9_]*|0[xob][0-9a-fA-F_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?"
-    r"|[0-9][0-9_]*\.[0-9_]*([eE][-+]?[0-9]+)?|0[0-9]+[eE][-+]?[0-9]+|\.(inf|Inf|INF))|\.(nan|NaN|NAN)"
-)
-_BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
-
-
-def _scalar(text: str) -> Any:
-    """Resolve a plain scalar; raise ValueError for a number that readers disagree about."""
-    if text in _WORDS:
-        return _WORDS[text]
-    if _REAL.fullmatch(text):
-        if len(text) > 100 or not math.isfinite(float(text)):
-            raise ValueError("number too large")
-        return int(text) if _WHOLE.fullmatch(text) else float(text)
-    if _UNCLEAR.fullmatch(text):
-        if text.strip("+-.").lower() in ("inf", "nan"):
-            raise ValueError(f"must be a finite number, got {_shown(text)}")
-        raise ValueError(f"unclear number {_shown(text)}; write it in plain decimals, or in quotes if it is text")
-    return text
-
-
-class _Reader:
-    """Builds plain data out of YAML events and keeps the position of every path."""
-
-    def __init__(self, text: str, problems: RecipeProblems, mark: Callable[[str, yaml.Mark], None]) -> None:
-        self.events = yaml.parse(text, Loader=yaml.SafeLoader)
-        self.problems, self.mark, self.values = problems, mark, 0
-
-    def document(self, path: str = "") -> Any:
-        next(self.events)  # the stream starts
-        event = next(self.events)
-        if isinstance(event, yaml.StreamEndEvent):
-            return None
-        value = self.value(next(self.events), path, 1)
-        next(self.events)  # the document ends
-        event = next(self.events)
-        if not isinstance(event, yaml.StreamEndEvent):
-            self.stop(event, "a recipe is one YAML document; remove what follows '---'")
-        return value
-
-    def stop(self, event: yaml.Event, message: str) -> None:
-        """Give up at once."""
-        self.problems.positions.marks[""] = (event.start_mark.line + 1, event.start_mark.column + 1)
-        self.problems.add("", message)
-        self.problems.raise_if_any()
-
-    def value(self, event: yaml.Event, path: str, depth: int) -> Any:
-        self.values += 1
-        if self.values > MAX_VALUES:
-            self.stop(event, f"more than {MAX_VALUES} values; a recipe is a page long")
-        if depth > MAX_DEPTH:
-            self.stop(event, f"nested more than {MAX_DEPTH} levels deep")
-        if isinstance(event, yaml.AliasEvent):
-            self.problems.refuse(path, f"alias {_shown('*' + event.anchor)} is not allowed; write the value out")
-            return None
-        if event.anchor is not None:
-            self.problems.refuse(path, f"anchor {_shown('&' + event.anchor)} is not allowed; write each value out")
-        if event.tag is not None:
-            self.problems.refuse(path, f"tag {_shown(event.tag)} is not allowed; a recipe holds plain values only")
-        if isinstance(event, yaml.MappingStartEvent):
-            return self.mapping(path, depth)
-        if isinstance(event, yaml.SequenceStartEvent):
-            return self.sequence(path, depth)
-        return self.text(event, path)
-
-    def text(self, event: yaml.ScalarEvent, path: str) -> Any:
-        text = event.value
-        if any(not c.isprintable() and c not in "\n\t" for c in text):
-            self.problems.refuse(path, f"control character in {_shown(text)}")
-            return None
-        if "\n" in text and path != "description":
-            self.problems.refuse(path, f"must be one line, got {_shown(text)}")
-            return None
-        try:
-            return _scalar(text) if event.style is None else text
-        except ValueError as error:
-            self.problems.refuse(path, str(error))
-            return None
-
-    def sequence(self, path: str, depth: int) -> list[Any]:
-        items: list[Any] = []
-        while not isinstance(event := next(self.events), yaml.SequenceEndEvent):
-            below = f"{path}.{len(items)}".strip(".")
-            self.mark(below, event.start_mark)
-            items.append(self.value(event, below, depth + 1))
-        return items
-
-    def mapping(self, path: str, depth: int) -> dict[str, Any]:
-        items: dict[str, Any] = {}
-        lines: dict[str, int] = {}
-        while not isinstance(event := next(self.events), yaml.MappingEndEvent):
-            start, key = event.start_mark, self.key(event, path, depth)
-            below = f"{path}.{key}".strip(".")
-            if key in items:
-                self.problems.add(below, f"key written twice, on lines {lines[key]} and {start.line + 1}; keep one")
-            else:
-                self.mark(below, start)
-            value = self.value(next(self.events), below, depth + 1)
-            lines.setdefault(key, start.line + 1)
-            items.setdefault(key, value)
-        return items
-
-    def key(self, event: yaml.Event, path: str, depth: int) -> str:
-        """Return a key as text; what cannot be one is reported and keeps its place."""
-        plain = isinstance(event, yaml.ScalarEvent) and event.anchor is None and event.tag is None
-        key = event.value if plain else "?"
-        where = f"{path}.{key}".strip(".") if plain else path
-        if not plain:
-            self.value(event, where, depth + 1)
-            self.problems.refuse(where, "a key must be plain text")
-        elif key == "<<" and event.style is None:
-            self.problems.refuse(where, "merge keys are not allowed; write the values out")
-        elif not key.isprintable() or not key:
-            self.problems.refuse(where, "a key must be text on one line, without control characters")
-        return key
-
-
-def _read(text: str, problems: RecipeProblems, mark: Callable[[str, yaml.Mark], None], path: str = "") -> Any:
-    """Read YAML text into plain data; raise RecipeError at once where it is not YAML."""
-    if bad := yaml.reader.Reader.NON_PRINTABLE.search(text):
-        line = len(_BREAK.findall(text[: bad.start()])) + 1
-        message = f"control character {_shown(bad.group())}"
-    else:
-        try:
-            return _Reader(text, problems, mark).document(path)
-        except yaml.MarkedYAMLError as error:
-            place = error.problem_mark or error.context_mark
-            line = place.line + 1 if place else 1
-            hint = "; indent with spaces" if "'\\t'" in (error.problem or "") else ""
-            message = f"not valid YAML: {error.problem or error.context}{hint}"
-        except (ValueError, OverflowError):  # PyYAML leaves escapes beyond Unicode to chr()
-            line, message = 1, "not valid YAML: an escape in quotes that is no character"
-    if not path:
-        problems.positions.marks[""] = (line, 1)
-    problems.add(path, message)
-    raise RecipeError(str(problems))
-
-
-# --- overrides ------------------------------------------------------------------------------
-
-
-def _override(data: Any, text: str, problems: RecipeProblems) -> None:
-    """Apply one ``train.epochs=2`` to ``data``; numbers in the path index lists."""
-    path, equals, written = text.partition("=")
-    path = path.strip()
-    problems.positions.overridden.add(path)
-    if not equals or not all(path.split(".")):
-        problems.refuse(path, f"cannot read {_shown(text)}; write -o KEY=VALUE, e.g. -o train.epochs=2")
-        return
-    value = _read(written, problems, lambda below, mark: None, path)
-    *parents, last = parts = path.split(".")
-    place, behind = data, ""
-    for part, after in zip(parents, parts[1:], strict=True):
-        if (step := _slot(place, part, behind, path, problems)) is None:
-            return
-        if isinstance(place, list) and step == len(place):
-            place.append(None)
-        if isinstance(place, dict):
-            place.setdefault(step, None)
-        if place[step] is None:
-            place[step] = [] if after.isdecimal() else {}
-        place, behind = place[step], f"{behind}.{part}".strip(".")
-    if (step := _slot(place, last, behind, path, problems)) is not None:
-        if isinstance(place, list) and step == len(place):
-            place.append(value)
-        else:
-            place[step] = value
-        for mark in [mark for mark in problems.positions.marks if mark.startswith(f"{path}.")]:
-            del problems.positions.marks[mark]
-
-
-def _slot(place: Any, part: str, behind: str, path: str, problems: RecipeProblems) -> Any:
-    """Return the key or index that ``part`` means in ``place``, or report why it means none."""
-    if isinstance(place, dict):
-        return part
-    if not isinstance(place, list):
-        problems.refuse(path, f"{behind} is {_shown(place)}; it has no keys")
-    elif not part.isdecimal() or len(part) > 9 or int(part) > len(place):
-        problems.refuse(path, f"{behind} is a list of {len(place)}; {_shown(part)} is none of its indices, from 0")
-    else:
-        return int(part)
-    return None
 
 
 # --- reading, writing, comparing --------------------------------------------------------------
@@ -719,37 +339,42 @@ class LoadedRecipe:
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     """Read a recipe and apply ``overrides`` (``train.epochs=2``); raise RecipeError with every problem."""
+    path = Path(path)
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise RecipeError(f"{_plain(str(path))}: no such file") from None
+        close = nearest(path.name, [near.name for near in path.parent.glob("*.yaml")])
+        raise RecipeError(f"{plain(str(path), 1000)}: no such file{close}") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise RecipeError(f"{_plain(str(path))}: cannot be read: {reason}") from None
-    return parse_recipe(content, Path(path), overrides)
+        raise RecipeError(f"{plain(str(path), 1000)}: cannot be read: {reason}") from None
+    return parse_recipe(content, path, overrides)
 
 
 def parse_recipe(content: bytes, path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
-    """Read a recipe from the bytes of the file at ``path``."""
+    """Read a recipe from the bytes of the file at ``path``; as ``load_recipe``."""
     positions = Positions()
     problems = RecipeProblems(path, positions)
+
+    def mark(below: str, line: int, column: int) -> None:
+        positions.marks[below] = (line, column)
+
+    data = None
     if len(content) > MAX_BYTES:
-        raise RecipeError(f"{path}: larger than {MAX_BYTES // 1024} KiB; a recipe is a page long")
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise RecipeError(
-            f"{path}: 1 problem\n  line {line} not UTF-8 text: byte 0x{content[error.start]:02x}"
-        ) from None
-    data = _read(
-        text, problems, lambda below, mark: positions.marks.setdefault(below, (mark.line + 1, mark.column + 1))
-    )
+        problems.add("", f"larger than {MAX_BYTES // 1024} KiB; a recipe is a page long")
+    else:
+        try:
+            data = read_yaml(content.decode("utf-8-sig"), problems, mark)
+        except UnicodeDecodeError as error:
+            mark("", content.count(b"\n", 0, error.start) + 1, 1)
+            problems.add("", f"not UTF-8 text: byte 0x{content[error.start]:02x}")
+    if not isinstance(data, dict) and not problems:
+        problems.add("", f"must be a mapping of keys to values, got {shown(data)}")
     if not isinstance(data, dict):
-        raise RecipeError(f"{path}: must be a mapping of keys to values, got {_shown(data)}")
-    for override in overrides:
-        _override(data, override, problems)
+        raise RecipeError(str(problems))
+    for text in overrides:
+        override(data, text, problems)
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
@@ -758,29 +383,9 @@ def parse_recipe(content: bytes, path: Path, overrides: Sequence[str] = ()) -> L
     return LoadedRecipe(recipe, path, positions)
 
 
-class _Dumper(yaml.SafeDumper):
-    """Quotes exactly what our own loader would not read back as text."""
-
-    yaml_implicit_resolvers: dict = {}  # noqa: RUF012
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
-        if kind is not yaml.ScalarNode or not implicit[0]:
-            return super().resolve(kind, value, implicit)
-        try:
-            name = type(_scalar(value)).__name__
-        except ValueError:
-            name = "unclear"
-        name = "unclear" if value == "<<" else name
-        return "tag:yaml.org,2002:" + {"NoneType": "null"}.get(name, name)
-
-
 def dump_recipe(recipe: Recipe) -> str:
     """Return the whole recipe with its defaults as YAML that ``load_recipe`` reads back."""
-    data = recipe.model_dump(mode="json")
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+    return write_yaml(recipe.model_dump(mode="json"))
 
 
 def recipe_hash(recipe: Recipe) -> str:
@@ -791,11 +396,11 @@ def recipe_hash(recipe: Recipe) -> str:
 def diff_recipes(old: Recipe, new: Recipe) -> list[str]:
     """Return one line a field that differs, e.g. ``train.optimizer.lr 0.1 -> 0.2``."""
     before, after = (dict(_leaves(recipe.model_dump(mode="json"), "")) for recipe in (old, new))
-    paths = [*before, *(path for path in after if path not in before)]
+    missing = object()
     return [
-        f"{_plain(path)} {_shown(before.get(path))} -> {_shown(after.get(path))}"
-        for path in paths
-        if before.get(path) != after.get(path)
+        f"{plain(path, 200)} {shown(before.get(path))} -> {shown(after.get(path))}"
+        for path in dict.fromkeys([*before, *after])
+        if before.get(path, missing) != after.get(path, missing)
     ]
 
 
@@ -804,4 +409,4 @@ def _leaves(data: Any, path: str) -> Iterator[tuple[str, Any]]:
     if not pairs:
         yield path, data
     for key, value in pairs:
-        yield from _leaves(value, f"{path}.{key}".strip("."))
+        yield from _leaves(value, join(path, key))
