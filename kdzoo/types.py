@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from kdzoo.algorithm import Algorithm
+    from kdzoo.algorithm import AlgorithmOptions
 
 Forward = Callable[["Tensor"], "Outputs"]
 
@@ -130,11 +130,16 @@ class Batch:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model returns for a batch, in float32."""
+    """What a model returns for a batch; an algorithm is always handed float32."""
 
     logits: Tensor  # (N, K)
     features: tuple[Tensor, ...] = ()  # one (N, C, H, W) a paired level, shallow to deep
     pre_logits: Tensor | None = None  # (N, D)
+
+    def float(self) -> Outputs:
+        """The same in float32, so that no distillation term is computed in half precision."""
+        pre_logits = None if self.pre_logits is None else self.pre_logits.float()
+        return Outputs(self.logits.float(), tuple(feature.float() for feature in self.features), pre_logits)
 
 
 @dataclass(frozen=True)
@@ -206,6 +211,9 @@ class ModelSpec:
     weights: str = "train"
     args: Mapping[str, Any] = field(default_factory=dict)
     train: Mapping[str, Any] = field(default_factory=dict)  # overrides of the recipe's train section
+    mean: tuple[float, ...] | None = None  # own input normalisation; None: the weights' or the data set's
+    std: tuple[float, ...] | None = None
+    size: int | None = None  # own input size, pixels
 
 
 @dataclass(frozen=True)
@@ -261,4 +269,4 @@ class StagePlan:
     peers: tuple[ModelSpec, ...]
     own: AlgorithmChoice  # this algorithm with the recipe's options and weights
     delegate: AlgorithmChoice | None  # the algorithm that ``Algorithm.delegate`` names, if any
-    algorithm: Algorithm | None = None
+    options: AlgorithmOptions  # this algorithm's options, validated

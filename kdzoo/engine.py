@@ -1,0 +1,610 @@
+"""The one training loop. Every stage of every algorithm runs here.
+
+    for epoch: for batch: for update in algorithm.step(ctx): backward, check, step; then algorithm.update(ctx)
+
+The loop knows terms, networks and optimizers, and no algorithm. All randomness is derived from the seed and the
+step, so the state that a resumed stage needs is what ``state`` returns and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from kdzoo.algorithm import Algorithm
+from kdzoo.device import Precision
+from kdzoo.errors import ContractError, DivergedError, OutOfMemory
+from kdzoo.parallel import Ranks, use_global_batch_norm
+from kdzoo.types import Batch, Clock, Outputs, StepContext, Update, derive_seed
+
+if TYPE_CHECKING:
+    from kdzoo.data import Loader
+    from kdzoo.models import Network
+    from kdzoo.recipe import TrainRecipe
+    from kdzoo.teacher import Teacher
+
+#: A weighted term this many times larger than every other is warned about.
+DOMINANT_RATIO = 50.0
+
+
+class Plain(Algorithm):
+    """Train on the task alone: the control, and a teacher that is trained first."""
+
+    default_weights = {"task": 1.0}
+
+    def losses(self, ctx: StepContext) -> Mapping[str, Tensor]:
+        return {}
+
+
+@dataclass
+class Job:
+    """All that one stage trains with. ``loader`` is None when the algorithm is handed no data."""
+
+    name: str
+    algorithm: Algorithm
+    loss_weights: Mapping[str, float]
+    student: Network
+    precision: Precision
+    train: TrainRecipe
+    seed: int
+    batch_size: int
+    steps_per_epoch: int
+    loader: Loader | None
+    teachers: Sequence[Teacher] = ()
+    peers: Sequence[Network] = ()
+    student_levels: tuple[int, ...] = ()
+    peer_levels: Sequence[tuple[int, ...]] = ()
+    views: int | None = None  # augmentations that repeat, for cached teachers; None: a fresh one each epoch
+    validate: Callable[[Network], dict[str, float]] | None = None
+    ranks: Ranks = field(default_factory=Ranks)
+
+
+@dataclass
+class Progress:
+    """What a display is told after each step."""
+
+    stage: str
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    samples_per_s: float
+    shares: Mapping[str, float]  # of the time: data, teacher, student
+    values: Mapping[str, float]
+    end_of_epoch: bool = False
+
+
+class Optimized:
+    """One network's parameters with their optimizer and schedule."""
+
+    def __init__(self, modules: nn.Module, settings: Mapping[str, Any], job: Job) -> None:
+        self.parameters = [p for p in modules.parameters() if p.requires_grad]
+        settings = dict(settings)
+        name = settings.pop("name")
+        self.optimizer = create_optimizer_v2(modules, opt=name, **settings)
+        self.schedule = _schedule(self.optimizer, job.train, job.steps_per_epoch)
+        fp16 = job.precision.dtype is torch.float16
+        self.scaler = torch.amp.GradScaler(job.precision.device.type, enabled=fp16)
+
+    def to_step(self, step: int) -> None:
+        """Set the learning rate of optimizer step ``step``."""
+        if self.schedule is not None:
+            self.schedule.step_update(step)
+
+    @property
+    def lr(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
+
+
+def _schedule(optimizer: torch.optim.Optimizer, train: TrainRecipe, steps_per_epoch: int) -> Any:
+    schedule = train.schedule
+    if schedule.name == "constant" and not schedule.warmup_epochs:
+        return None
+    options: dict[str, Any] = {"decay_rate": schedule.decay_rate, "min_lr": schedule.min_lr}
+    if schedule.name in ("multistep", "constant"):
+        options["decay_milestones"] = list(schedule.milestones) or [train.epochs + 1]
+    elif schedule.name == "step":
+        options["decay_epochs"] = schedule.milestones[0] if schedule.milestones else max(1, train.epochs // 3)
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        sched="multistep" if schedule.name == "constant" else schedule.name,
+        num_epochs=train.epochs,
+        warmup_epochs=schedule.warmup_epochs,
+        warmup_prefix=False,
+        step_on_epochs=False,
+        updates_per_epoch=steps_per_epoch,
+        **options,
+    )
+    return scheduler
+
+
+class Engine:
+    """Runs one stage from its first step, or from a saved state, to its last."""
+
+    def __init__(self, job: Job, on_progress: Callable[[Progress], None] | None = None) -> None:
+        self.job = job
+        self.on_progress = on_progress or (lambda progress: None)
+        self.step = 0
+        self.rows: list[dict[str, Any]] = []
+        self.warnings: list[str] = []
+        self.best: dict[str, Any] = {"top1_percent": -math.inf, "epoch": -1}
+        self.best_weights: dict[str, Tensor] = {}
+        self._sums: dict[str, float] = {}
+        self._extremes: dict[str, list[float]] = {}
+        self._time = {"data": 0.0, "teacher": 0.0, "student": 0.0}
+        self._build()
+
+    def _build(self) -> None:
+        job = self.job
+        job.precision.place(job.student)
+        for peer in job.peers:
+            job.precision.place(peer)
+        job.algorithm.to(job.precision.device)
+        if job.ranks.world > 1:
+            for network in (job.student, *job.peers):
+                use_global_batch_norm(network)
+        self.trained: dict[str, nn.Module] = {"student": job.student.model}
+        self.trained |= {f"peer_{i}": peer.model for i, peer in enumerate(job.peers)}
+        own = dict(job.algorithm.networks())
+        for name, network in own.items():
+            if name in self.trained:
+                raise ContractError(f"{_title(job.algorithm)}: networks() may not name '{name}', which the core trains")
+            self.trained[name] = network.module
+        optimizer = job.train.optimizer
+        common = {"name": optimizer.name, "lr": optimizer.lr, "weight_decay": optimizer.weight_decay, **optimizer.options}
+        if optimizer.momentum is not None:
+            common["momentum"] = optimizer.momentum
+        with_student = nn.ModuleDict({"network": job.student.model, "algorithm": _rest(job.algorithm, own)})
+        self.optimized = {"student": Optimized(with_student, common, job)}
+        for i, peer in enumerate(job.peers):
+            self.optimized[f"peer_{i}"] = Optimized(peer.model, common, job)
+        for name, network in own.items():
+            self.optimized[name] = Optimized(network.module, network.optimizer, job)
+        self._check_disjoint()
+        decay = job.train.ema_decay
+        self.ema = None
+        if decay is not None:
+            self.ema = AveragedModel(job.student.model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+        self._forward_student = job.student
+        if job.train.compile:
+            self._forward_student = torch.compile(job.student)  # type: ignore[assignment]
+
+    def _check_disjoint(self) -> None:
+        """Each parameter belongs to one optimizer, and no teacher's to any."""
+        teachers = {id(p) for teacher in self.job.teachers for p in teacher.network.parameters()}
+        seen: dict[int, str] = {}
+        for name, optimized in self.optimized.items():
+            for parameter in optimized.parameters:
+                if id(parameter) in teachers:
+                    raise ContractError(f"{_title(self.job.algorithm)}: the optimizer of '{name}' holds teacher weights")
+                if id(parameter) in seen:
+                    other = seen[id(parameter)]
+                    raise ContractError(f"{_title(self.job.algorithm)}: '{name}' and '{other}' train the same parameter")
+                seen[id(parameter)] = name
+
+    # --- the loop -----------------------------------------------------------------------------
+
+    def run(self, save: Callable[[Engine], None], stop: Callable[[], bool]) -> bool:
+        """Train to the end. ``save`` is called at checkpoints; returns False when ``stop`` asked to stop."""
+        job = self.job
+        last_save = time.monotonic()
+        while self.step < job.train.epochs * job.steps_per_epoch:
+            epoch, start = divmod(self.step, job.steps_per_epoch)
+            if start == 0:
+                self._sums, self._extremes = {}, {}
+            for batch in self._timed_data(self._batches(epoch, start)):
+                self._train_step(batch, epoch)
+                self.step += 1
+                if self.step % job.steps_per_epoch == 0:
+                    self._end_epoch(epoch)
+                if job.ranks.any(stop()):
+                    save(self)
+                    return False
+                overdue = time.monotonic() - last_save > job.train.checkpoint_seconds
+                if self.step % job.steps_per_epoch == 0 or job.ranks.any(overdue):
+                    save(self)
+                    last_save = time.monotonic()
+        return True
+
+    def _batches(self, epoch: int, start: int) -> Iterator[Batch | None]:
+        job = self.job
+        if job.loader is None:
+            yield from [None] * (job.steps_per_epoch - start)
+            return
+        view = epoch if job.views is None else epoch % job.views
+        second = job.algorithm.needs.views > 1
+        yield from job.loader.train_batches(epoch, view, start, job.ranks.rank, job.ranks.world, second)
+
+    def _timed_data(self, batches: Iterator[Batch | None]) -> Iterator[Batch | None]:
+        while True:
+            begin = time.perf_counter()
+            batch = next(batches, _END)
+            self._time["data"] += time.perf_counter() - begin
+            if batch is _END:
+                return
+            yield batch
+
+    def _train_step(self, batch: Batch | None, epoch: int) -> None:
+        job = self.job
+        begin, teacher_before = time.perf_counter(), self._time["teacher"]
+        torch.manual_seed(derive_seed(job.seed, "step", self.step, job.ranks.rank))
+        for module in self.trained.values():
+            module.train()
+        job.algorithm.train()
+        clock = Clock(epoch, job.train.epochs, self.step, job.steps_per_epoch)
+        for optimized in self.optimized.values():
+            optimized.to_step(self.step)
+        parts = _split(batch, job.train.accumulate)
+        contexts: list[StepContext] = []
+        values: dict[str, float] = {}
+        try:
+            generators = [self._start(part, clock, contexts) for part in parts]
+            for _ in range(1_000):
+                updates = self._backward(generators, parts, values)
+                if updates is None:
+                    break
+            else:
+                raise ContractError(f"{_title(job.algorithm)}: step() yielded 1000 updates for one batch")
+            if type(job.algorithm).update is not Algorithm.update:
+                for ctx in contexts:
+                    with torch.no_grad():
+                        job.algorithm.update(self._global(ctx))
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory(
+                f"stage '{job.name}': out of memory at batch size {job.batch_size}; lower data.batch_size, raise "
+                f"train.accumulate (same batch in smaller parts), or choose precision: bf16\n  {error}"
+            ) from error
+        if self.ema is not None:
+            self.ema.update_parameters(job.student.model)
+        self._note(values)
+        spent = time.perf_counter() - begin
+        self._time["student"] += spent - (self._time["teacher"] - teacher_before)
+        total = sum(self._time.values())
+        self.on_progress(
+            Progress(
+                stage=job.name,
+                epoch=epoch,
+                epochs=job.train.epochs,
+                step=self.step + 1,
+                steps=clock.steps,
+                samples_per_s=job.batch_size * job.ranks.world / max(spent, 1e-9),
+                shares={name: part / max(total, 1e-9) for name, part in self._time.items()},
+                values=values,
+            )
+        )
+
+    def _start(self, batch: Batch | None, clock: Clock, contexts: list[StepContext]) -> Iterator[Update]:
+        """One micro-batch's generator; its forward runs when the first update is asked for."""
+        ctx = self.context(batch, clock)
+        contexts.append(ctx)
+        yield from self.job.algorithm.step(ctx)
+
+    def _backward(
+        self, generators: list[Iterator[Update]], parts: list[Batch | None], values: dict[str, float]
+    ) -> str | None:
+        """Backward of every micro-batch's next update, then that network's step; None when there is none."""
+        job = self.job
+        network: str | None = None
+        for generator, part in zip(generators, parts, strict=True):
+            update = next(generator, None)
+            if update is None:
+                if network is not None:
+                    raise ContractError(f"{_title(job.algorithm)}: step() yielded fewer updates for one part of a batch")
+                continue
+            optimized = self._optimized(update)
+            if network is None:
+                network = update.network
+                optimized.optimizer.zero_grad(set_to_none=True)
+            total, terms = self._weigh(update)
+            self._check_finite(terms, total, part)
+            optimized.scaler.scale(total / len(parts)).backward()
+            for term, value in terms.items():
+                values[term] = values.get(term, 0.0) + value / len(parts)
+        if network is not None:
+            self._optimizer_step(network, parts, values)
+        return network
+
+    def _optimized(self, update: Update) -> Optimized:
+        if not isinstance(update, Update) or update.network not in self.optimized:
+            known = ", ".join(self.optimized)
+            got = getattr(update, "network", update)
+            raise ContractError(f"{_title(self.job.algorithm)}: step() yielded an update of '{got}'; known: {known}")
+        return self.optimized[update.network]
+
+    def _weigh(self, update: Update) -> tuple[Tensor, dict[str, float]]:
+        """The weighted sum of an update's terms, and the raw value of each (one transfer from the device)."""
+        job = self.job
+        total: Tensor | None = None
+        for name, term in update.loss.items():
+            if name not in job.loss_weights:
+                known = ", ".join(job.loss_weights)
+                raise ContractError(f"{_title(job.algorithm)}: no weight for the loss term '{name}'; known: {known}")
+            if not isinstance(term, Tensor) or term.dim() != 0:
+                raise ContractError(f"{_title(job.algorithm)}: the loss term '{name}' is not a scalar tensor")
+            weighted = job.loss_weights[name] * term
+            total = weighted if total is None else total + weighted
+        if total is None or not total.requires_grad:
+            raise ContractError(f"{_title(job.algorithm)}: the update of '{update.network}' has nothing to train on")
+        raw = torch.stack([term.detach().float() for term in update.loss.values()])
+        return total, dict(zip(update.loss, job.ranks.mean(raw).tolist(), strict=True))
+
+    def _check_finite(self, terms: Mapping[str, float], total: Tensor, batch: Batch | None) -> None:
+        broken = [name for name, value in terms.items() if not math.isfinite(value)]
+        if broken:
+            named = ", ".join(f"'{name}' is {terms[name]}" for name in broken)
+            raise self._diverged(f"loss term {named}", batch)
+
+    def _optimizer_step(self, network: str, parts: list[Batch | None], values: dict[str, float]) -> None:
+        job, optimized = self.job, self.optimized[network]
+        optimized.scaler.unscale_(optimized.optimizer)
+        job.ranks.average_gradients(optimized.parameters)
+        limit = job.train.grad_clip_norm if job.train.grad_clip_norm is not None else math.inf
+        gradients = [p.grad for p in optimized.parameters if p.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+        if not math.isfinite(norm) and not optimized.scaler.is_enabled():
+            raise self._diverged(f"the gradient norm of '{network}' is {norm}", parts[0])
+        if norm > limit:
+            torch.nn.utils.clip_grads_with_norm_(optimized.parameters, limit, torch.tensor(norm))
+        values["grad_norm" if network == "student" else f"grad_norm_{network}"] = norm
+        optimized.scaler.step(optimized.optimizer)
+        optimized.scaler.update()
+
+    def _diverged(self, what: str, batch: Batch | None) -> DivergedError:
+        error = DivergedError(
+            f"stage '{self.job.name}', step {self.step}: {what}; no update was made. Lower train.optimizer.lr, set "
+            "train.grad_clip_norm, or lower the weight of the term. The batch's sample indices are in nan_dump.json"
+        )
+        error.dump = {  # type: ignore[attr-defined]
+            "stage": self.job.name,
+            "step": self.step,
+            "what": what,
+            "sample_indices": [] if batch is None else batch.index.tolist(),
+            "view": None if batch is None else batch.view,
+        }
+        return error
+
+    # --- what a step sees ---------------------------------------------------------------------
+
+    def context(self, batch: Batch | None, clock: Clock) -> StepContext:
+        """Run the networks on a batch and wrap all that the algorithm may read."""
+        job = self.job
+        if batch is not None and job.algorithm.needs.data == "unlabelled":
+            batch = replace(batch, targets=torch.full_like(batch.targets, -1))
+        student, teachers, peers = None, (), ()
+        if batch is not None:
+            begin = time.perf_counter()
+            teachers = tuple(teacher.outputs(batch) for teacher in job.teachers)
+            self._time["teacher"] += time.perf_counter() - begin
+            student = self._run(self._forward_student, batch.inputs, job.student_levels)
+            peers = tuple(self._run(p, batch.inputs, lv) for p, lv in zip(job.peers, job.peer_levels, strict=True))
+
+        def task_loss(logits: Tensor) -> Tensor:
+            if batch is None or job.algorithm.needs.data == "unlabelled":
+                raise ContractError(f"{_title(job.algorithm)}: asked for the task loss, but declared that it reads no labels")
+            return F.cross_entropy(logits, batch.targets, label_smoothing=job.train.label_smoothing)
+
+        def random(name: str) -> torch.Generator:
+            return torch.Generator().manual_seed(derive_seed(job.seed, "random", name, clock.step, job.ranks.rank))
+
+        return StepContext(
+            batch=batch,
+            student=student,
+            teachers=teachers,
+            peers=peers,
+            clock=clock,
+            networks=self._networks(),
+            task_loss=task_loss,
+            random=random,
+            device=job.precision.device,
+            batch_size=job.batch_size,
+            modules={
+                "student": job.student.model,
+                **{f"peer_{i}": peer.model for i, peer in enumerate(job.peers)},
+                **{f"teacher_{i}": teacher.network.model for i, teacher in enumerate(job.teachers)},
+                **({"teacher": job.teachers[0].network.model} if job.teachers else {}),
+            },
+        )
+
+    def _networks(self) -> dict[str, Callable[[Tensor], Outputs]]:
+        job = self.job
+        networks: dict[str, Callable[[Tensor], Outputs]] = {
+            "student": lambda inputs: self._run(self._forward_student, inputs, job.student_levels)
+        }
+        for i, (peer, levels) in enumerate(zip(job.peers, job.peer_levels, strict=True)):
+            networks[f"peer_{i}"] = lambda inputs, peer=peer, levels=levels: self._run(peer, inputs, levels)
+        for i, teacher in enumerate(job.teachers):
+            networks[f"teacher_{i}"] = teacher.through
+        if job.teachers:
+            networks["teacher"] = job.teachers[0].through
+        return networks
+
+    def _run(self, network: nn.Module, inputs: Tensor, levels: tuple[int, ...]) -> Outputs:
+        """A trained network's outputs in float32, whatever it runs in."""
+        with self.job.precision.autocast():
+            outputs = network(inputs, levels=levels, pre_logits=self.job.algorithm.needs.pre_logits)
+        return outputs.float()
+
+    def _global(self, ctx: StepContext) -> StepContext:
+        """The context of the global batch, detached: what ``update`` sees on every rank alike."""
+        ranks = self.job.ranks
+        if ranks.world == 1 or ctx.batch is None:
+            return ctx
+        batch = replace(ctx.batch, **{f: ranks.gather(getattr(ctx.batch, f)) for f in ("inputs", "targets", "index")})
+
+        def whole(outputs: Outputs) -> Outputs:
+            pre_logits = None if outputs.pre_logits is None else ranks.gather(outputs.pre_logits.detach())
+            features = tuple(ranks.gather(feature.detach()) for feature in outputs.features)
+            return Outputs(ranks.gather(outputs.logits.detach()), features, pre_logits)
+
+        return replace(
+            ctx,
+            batch=batch,
+            student=whole(ctx.student) if ctx.student else None,
+            teachers=tuple(map(whole, ctx.teachers)),
+            peers=tuple(map(whole, ctx.peers)),
+        )
+
+    # --- bookkeeping --------------------------------------------------------------------------
+
+    def _note(self, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+            low, high = self._extremes.get(name, [math.inf, -math.inf])
+            self._extremes[name] = [min(low, value), max(high, value)]
+
+    def _end_epoch(self, epoch: int) -> None:
+        job = self.job
+        means = {name: total / job.steps_per_epoch for name, total in self._sums.items()}
+        row = {"stage": job.name, "epoch": epoch, "step": self.step, "split": "train"}
+        self.rows.append({**row, **means, "lr": self.optimized["student"].lr})
+        self._warn_about(means)
+        if job.validate is not None:
+            metrics = job.validate(self.result_network())
+            self.rows.append({**row, "split": "validation", **metrics})
+            if metrics["top1_percent"] > self.best["top1_percent"]:
+                self.best = {"top1_percent": metrics["top1_percent"], "epoch": epoch}
+                if job.train.select == "best":
+                    self.best_weights = {k: v.detach().clone() for k, v in self._result_model().state_dict().items()}
+            means = {**means, **{f"validation_{name}": value for name, value in metrics.items()}}
+        self.on_progress(
+            Progress(job.name, epoch, job.train.epochs, self.step, job.train.epochs * job.steps_per_epoch, 0.0, {}, means, True)
+        )
+
+    def _warn_about(self, means: Mapping[str, float]) -> None:
+        """Name terms that cannot help: constant over an epoch, or drowning all others."""
+        weights = self.job.loss_weights
+        weighted = {name: abs(weights[name] * means[name]) for name in means if weights.get(name)}
+        for name in weighted:
+            low, high = self._extremes[name]
+            if self.job.steps_per_epoch > 1 and low == high:
+                self._warn(f"stage '{self.job.name}': the loss term '{name}' is constant ({low:g}): it trains nothing")
+        for name, value in weighted.items():
+            others = [other for key, other in weighted.items() if key != name]
+            if others and value > DOMINANT_RATIO * max(others) > 0:
+                self._warn(
+                    f"stage '{self.job.name}': the weighted term '{name}' is over {DOMINANT_RATIO:.0f} times every other"
+                )
+
+    def _warn(self, text: str) -> None:
+        if text not in self.warnings:
+            self.warnings.append(text)
+
+    # --- results and state --------------------------------------------------------------------
+
+    def _result_model(self) -> nn.Module:
+        return self.job.student.model if self.ema is None else self.ema.module
+
+    def result_network(self) -> Network:
+        """The student as it would be delivered now: averaged when the recipe asks for EMA."""
+        return self.job.student if self.ema is None else self.job.student.with_model(self.ema.module)
+
+    def result_weights(self) -> dict[str, dict[str, Tensor]]:
+        """Weights to deliver, a network: the student as selected, and the peers as they ended."""
+        weights = {"student": self.best_weights or self._result_model().state_dict()}
+        return weights | {f"peer_{i}": peer.model.state_dict() for i, peer in enumerate(self.job.peers)}
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that a resumed stage needs: tensors by name, and JSON."""
+        tensors: dict[str, Tensor] = {}
+        for name, module in self.trained.items():
+            tensors |= {f"network/{name}/{key}": value for key, value in module.state_dict().items()}
+        own = {id(t) for m in self.trained.values() for t in m.state_dict(keep_vars=True).values()}
+        for key, value in self.job.algorithm.state_dict(keep_vars=True).items():
+            if id(value) not in own:
+                tensors[f"algorithm/{key}"] = value.detach()
+        if self.ema is not None:
+            tensors |= {f"ema/{key}": value for key, value in self.ema.state_dict().items()}
+        tensors |= {f"best/{key}": value for key, value in self.best_weights.items()}
+        optimizers: dict[str, Any] = {}
+        for name, optimized in self.optimized.items():
+            scalars: dict[str, Any] = {}
+            for index, slots in optimized.optimizer.state_dict()["state"].items():
+                for slot, value in slots.items():
+                    if isinstance(value, Tensor):
+                        tensors[f"optimizer/{name}/{index}/{slot}"] = value
+                    else:
+                        scalars[f"{index}/{slot}"] = value
+            optimizers[name] = {"scalars": scalars, "scaler": optimized.scaler.state_dict()}
+        state = {
+            "step": self.step,
+            "rows": self.rows,
+            "warnings": self.warnings,
+            "best": self.best if self.best["epoch"] >= 0 else None,
+            "sums": self._sums,
+            "extremes": self._extremes,
+            "optimizers": optimizers,
+        }
+        return tensors, state
+
+    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Continue from a saved state; bit-identical to never having stopped."""
+        for name, module in self.trained.items():
+            module.load_state_dict(_below(tensors, f"network/{name}/"), strict=True)
+        own = self.job.algorithm.state_dict(keep_vars=True)
+        with torch.no_grad():
+            for key, value in _below(tensors, "algorithm/").items():
+                own[key].copy_(value)
+        if self.ema is not None:
+            self.ema.load_state_dict(_below(tensors, "ema/"), strict=True)
+        device = self.job.precision.device
+        self.best_weights = {key: value.to(device) for key, value in _below(tensors, "best/").items()}
+        for name, optimized in self.optimized.items():
+            saved = state["optimizers"][name]
+            slots: dict[int, dict[str, Any]] = {}
+            for key, value in _below(tensors, f"optimizer/{name}/").items():
+                index, slot = key.split("/")
+                slots.setdefault(int(index), {})[slot] = value
+            for key, value in saved["scalars"].items():
+                index, slot = key.split("/")
+                slots.setdefault(int(index), {})[slot] = value
+            groups = optimized.optimizer.state_dict()["param_groups"]
+            optimized.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+            if saved["scaler"]:
+                optimized.scaler.load_state_dict(saved["scaler"])
+        self.step = state["step"]
+        self.rows, self.warnings = list(state["rows"]), list(state["warnings"])
+        self.best = state["best"] or {"top1_percent": -math.inf, "epoch": -1}
+        self._sums, self._extremes = dict(state["sums"]), {k: list(v) for k, v in state["extremes"].items()}
+
+
+_END: Any = object()
+
+
+def _split(batch: Batch | None, parts: int) -> list[Batch | None]:
+    """A batch in ``parts`` micro-batches along N."""
+    if batch is None or parts == 1:
+        return [batch] * parts
+    fields = {name: getattr(batch, name).chunk(parts) for name in ("inputs", "targets", "index")}
+    seconds: Iterable[Any] = [None] * parts if batch.second_view is None else batch.second_view.chunk(parts)
+    return [
+        replace(batch, inputs=i, targets=t, index=n, second_view=s)
+        for i, t, n, s in zip(*fields.values(), seconds, strict=True)
+    ]
+
+
+def _rest(algorithm: Algorithm, own: Mapping[str, Any]) -> nn.Module:
+    """The algorithm's parameters that no network of its own claims."""
+    claimed = {id(p) for network in own.values() for p in network.module.parameters()}
+    rest = nn.Module()
+    for index, (_, parameter) in enumerate(algorithm.named_parameters()):
+        if id(parameter) not in claimed:
+            rest.register_parameter(f"own_{index}", parameter)  # type: ignore[arg-type]
+    return rest
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def _title(algorithm: Algorithm) -> str:
+    return f"algorithm '{getattr(algorithm, 'name', type(algorithm).__name__)}'"

@@ -1,0 +1,140 @@
+"""Data-parallel training over several processes that torchrun started.
+
+Gradients are averaged explicitly after each backward instead of by DistributedDataParallel, because a step may
+update several networks in turn (docs/decisions/0005-gradient-averaging.md).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+from kdzoo.errors import DistributedError
+
+#: A rank that hangs or skips a batch is noticed after this long, not after torch's half hour.
+COLLECTIVE_TIMEOUT = timedelta(minutes=5)
+
+T = TypeVar("T")
+
+
+class Ranks:
+    """The processes of this run; a single process is rank 0 of 1 and every call is then free."""
+
+    def __init__(self) -> None:
+        self.world = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank = int(os.environ.get("RANK", "0"))
+        if self.world > 1 and not dist.is_initialized():
+            backend = "nccl" if torch.cuda.is_available() else "gloo"
+            timeout = timedelta(seconds=float(os.environ.get("KDZOO_COLLECTIVE_TIMEOUT", COLLECTIVE_TIMEOUT.seconds)))
+            dist.init_process_group(backend, timeout=timeout)
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def average_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Replace each gradient by its mean over the ranks, in one collective."""
+        if self.world == 1:
+            return
+        parameters = [p for p in parameters if p.requires_grad]
+        for parameter in parameters:  # a rank without a gradient still takes part in the sum
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        flat = torch.cat([p.grad.reshape(-1) for p in parameters])
+        dist.all_reduce(flat)
+        flat /= self.world
+        offset = 0
+        for parameter in parameters:
+            count = parameter.numel()
+            parameter.grad.copy_(flat[offset : offset + count].view_as(parameter.grad))
+            offset += count
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank; called at step boundaries only."""
+        if self.world == 1:
+            return flag
+        device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
+        value = torch.tensor(int(flag), device=device)
+        dist.all_reduce(value, op=dist.ReduceOp.MAX)
+        return bool(value.item())
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Average values that each rank computed on its share of the batch."""
+        if self.world > 1:
+            dist.all_reduce(values)
+            values = values / self.world
+        return values
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Concatenate each rank's share along the batch, in the order of the global batch."""
+        if self.world == 1:
+            return tensor
+        shares = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(self.world)]
+        dist.all_gather(shares, tensor.contiguous())
+        return torch.cat(shares)
+
+    def agree(self, what: str, value: str) -> None:
+        """Refuse to go on when ranks hold different values, e.g. of the recipe's hash."""
+        if self.world == 1:
+            return
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        if len(set(values)) > 1:
+            raise DistributedError(f"the {self.world} processes disagree on {what}: {', '.join(map(str, values))}")
+
+    def broadcast(self, value: T) -> T:
+        """Hand rank 0's JSON-like value to every rank."""
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def barrier(self) -> None:
+        if self.world > 1:
+            dist.barrier()
+
+    def close(self) -> None:
+        if self.world > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+class GlobalBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation over the global batch, on any device (torch's own SyncBatchNorm needs a GPU)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        values = input.float()
+        count = torch.tensor(float(values.numel() // values.shape[1]), device=input.device)
+        sums = all_reduce(torch.cat([values.sum((0, 2, 3)), values.square().sum((0, 2, 3)), count[None]]))
+        channels, total = values.shape[1], sums[-1]
+        mean = sums[:channels] / total
+        variance = sums[channels : 2 * channels] / total - mean.square()
+        if self.track_running_stats:
+            with torch.no_grad():
+                self.num_batches_tracked.add_(1)
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+                unbiased = variance * total / (total - 1).clamp(min=1)
+                self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+        scale = (variance + self.eps).rsqrt()
+        if self.affine:
+            scale = scale * self.weight
+            shift = self.bias - mean * scale
+        else:
+            shift = -mean * scale
+        return (values * scale[:, None, None] + shift[:, None, None]).to(input.dtype)
+
+
+def use_global_batch_norm(module: nn.Module) -> None:
+    """Turn every BatchNorm2d below ``module`` into one over the global batch; weights and names stay."""
+    for child in module.modules():
+        if type(child) is nn.BatchNorm2d:
+            child.__class__ = GlobalBatchNorm2d
