@@ -63,7 +63,8 @@ Count = Annotated[Whole, Field(ge=1, le=1_000_000_000)]
 Percent = Annotated[Real, Field(ge=0, le=100)]
 Options = dict[Line, Any]
 if TYPE_CHECKING:
-    Name = Device = str
+    Name = str
+    Device = str
 else:
     Name = _matching(NAME, "1 to 64 of a-z, 0-9, '_', '.' and '-', the first a letter or digit")
     Device = _matching(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", "auto, cpu, cuda, cuda:N or mps")
@@ -167,8 +168,9 @@ def _partial(model: type[BaseModel]) -> type[BaseModel]:
     """Return ``model`` with every key optional and without its checks between keys."""
     fields: dict[str, Any] = {}
     for name, info in model.model_fields.items():
-        nested = isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel)
-        kind: Any = _partial(info.annotation) if nested else info.rebuild_annotation()
+        kind: Any = info.annotation
+        nested = isinstance(kind, type) and issubclass(kind, BaseModel)
+        kind = _partial(kind) if nested else info.rebuild_annotation()
         fields[name] = (kind, Field(None, description=info.description))
     return create_model(f"Partial{model.__name__}", __base__=_Section, __doc__=model.__doc__, **fields)
 
@@ -396,12 +398,15 @@ def recipe_hash(recipe: Recipe) -> str:
 def diff_recipes(old: Recipe, new: Recipe) -> list[str]:
     """Return one line a field that differs, e.g. ``train.optimizer.lr 0.1 -> 0.2``."""
     before, after = (dict(_leaves(recipe.model_dump(mode="json"), "")) for recipe in (old, new))
-    missing = object()
     return [
-        f"{plain(path, 200)} {shown(before.get(path))} -> {shown(after.get(path))}"
+        f"{plain(path, 200)} {_side(before, path)} -> {_side(after, path)}"
         for path in dict.fromkeys([*before, *after])
-        if before.get(path, missing) != after.get(path, missing)
+        if path not in before or path not in after or before[path] != after[path]
     ]
+
+
+def _side(leaves: Mapping[str, Any], path: str) -> str:
+    return shown(leaves[path]) if path in leaves else "(absent)"
 
 
 def _leaves(data: Any, path: str) -> Iterator[tuple[str, Any]]:
