@@ -6,17 +6,18 @@ import gc
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from kdzoo import metrics
 from kdzoo.errors import DataError
-from kdzoo.metrics import result_entry, scores
 from kdzoo.types import Batch
 
-__all__ = ["measure_latency", "predict", "result_entry", "scores"]
+if TYPE_CHECKING:
+    from kdzoo.models import Network
 
 
 def predict(
@@ -45,6 +46,28 @@ def predict(
     if not logits:
         raise DataError("nothing to evaluate: the split has no samples")
     return np.concatenate(logits), np.concatenate(targets)
+
+
+def result_entry(
+    label: str,
+    model: str,
+    logits: np.ndarray,
+    targets: np.ndarray,
+    teacher_logits: np.ndarray | None,
+    network: Network,
+    size_bytes: int,
+) -> dict[str, Any]:
+    """Return a network's entry of results.json; see ``metrics.result_entry`` for its units."""
+    return metrics.result_entry(
+        label=label,
+        model=model,
+        logits=logits,
+        targets=targets,
+        teacher_logits=teacher_logits,
+        parameters=sum(parameter.numel() for parameter in network.model.parameters()),
+        size_bytes=size_bytes,
+        macs=network.macs,
+    )
 
 
 def measure_latency(

@@ -95,43 +95,37 @@ def paired_difference(counts: Mapping[str, int]) -> tuple[float, float, float]:
     return 100.0 * (gained - lost) / total, 100.0 * low, 100.0 * high
 
 
-def scores(logits: np.ndarray, targets: np.ndarray, teacher_logits: np.ndarray | None = None) -> dict[str, Any]:
-    """Return what results.json keeps of predictions; the agreement is None without a teacher."""
+def result_entry(
+    *,
+    label: str,
+    model: str,
+    logits: np.ndarray,
+    targets: np.ndarray,
+    teacher_logits: np.ndarray | None,
+    parameters: int,
+    size_bytes: int,
+    macs: int,
+) -> dict[str, Any]:
+    """Return one entry of results.json: what a model or file scores, and what it costs in millions of parameters,
+    MiB and 10^9 multiply-accumulates of one sample.
+
+    The agreement is None without a teacher and top-5 without more than five classes; the latency is filled in when
+    all have been timed together. Nothing is rounded here, so that entries can be compared and re-checked:
+    report.py rounds what it shows.
+    """
     return {
+        "label": label,
+        "model": model,
         "top1_percent": top1_percent(logits, targets),
         "top5_percent": top5_percent(logits, targets) if logits.shape[1] > 5 else None,
         "agreement_percent": None if teacher_logits is None else agreement_percent(logits, teacher_logits),
         "ece": ece(logits, targets),
         "nll": nll(logits, targets),
-    }
-
-
-def result_entry(
-    label: str,
-    model: str,
-    scored: Mapping[str, Any],
-    *,
-    parameters: int,
-    size_bytes: int,
-    macs: int,
-    latency_ms: Mapping[str, float] | None = None,
-    file: str | None = None,
-) -> dict[str, Any]:
-    """Return one entry of results.json, in millions of parameters, MiB and 10^9 multiply-accumulates.
-
-    Nothing is rounded here, so that entries can be compared and re-checked; report.py rounds what it shows.
-    ``scored`` is what ``scores`` returned.
-    """
-    entry: dict[str, Any] = {
-        "label": label,
-        "model": model,
-        **scored,
         "params_m": parameters / 1e6,
         "size_mib": size_bytes / 2**20,
         "macs_g": macs / 1e9,
-        "latency_ms": None if latency_ms is None else dict(latency_ms),
+        "latency_ms": None,
     }
-    return entry if file is None else {**entry, "file": file}
 
 
 def _percent(hits: np.ndarray) -> float:

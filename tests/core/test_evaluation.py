@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 from kdzoo.errors import DataError
-from kdzoo.evaluation import measure_latency, predict
+from kdzoo.evaluation import measure_latency, predict, result_entry
 from kdzoo.types import Batch, Outputs
 
 
@@ -77,3 +78,10 @@ def test_latency_is_in_milliseconds():
     timed = measure_latency({"slow": lambda: time.sleep(0.02), "quick": lambda: None}, repeats=5, warmup=0)
     assert 20 <= timed["slow"]["p50"] < 200
     assert timed["quick"]["p50"] < 1
+
+
+def test_result_entry_counts_the_plain_models_parameters():
+    network = SimpleNamespace(model=nn.Linear(12, 5), macs=60)
+    entry = result_entry("student", "flat", np.eye(5), np.arange(5), None, network, 2**20)
+    assert (entry["params_m"], entry["macs_g"], entry["size_mib"]) == (65e-6, 60e-9, 1.0)
+    assert entry["top1_percent"] == 100.0

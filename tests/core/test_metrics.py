@@ -68,13 +68,6 @@ def test_extreme_logits_stay_finite():
 def test_agreement_is_with_the_other_model_not_with_the_targets():
     ours, theirs = np.eye(4, dtype=np.float32), np.eye(4, dtype=np.float32)[[0, 1, 2, 0]]
     assert metrics.agreement_percent(ours, theirs) == 75.0
-    assert metrics.scores(ours, np.array([3, 3, 3, 3]), theirs) == {
-        "top1_percent": 25.0,
-        "top5_percent": None,
-        "agreement_percent": 75.0,
-        "ece": pytest.approx(math.e / (math.e + 3) - 0.25),
-        "nll": pytest.approx(math.log(math.e + 3) - 0.25),
-    }
 
 
 def test_top5_counts_equal_logits_by_class_number():
@@ -121,20 +114,36 @@ def test_the_interval_covers_the_true_difference_about_95_times_in_100(seed):
     assert 0.93 <= hits / 2000 <= 0.975
 
 
-def test_result_entry_keeps_units_and_full_floats():
-    scored = {"top1_percent": 91.234567, "agreement_percent": None, "ece": 0.1}
-    entry = metrics.result_entry(
-        "student", "test_vit", scored, parameters=123_456, size_bytes=3 * 2**19, macs=7_000_001, file="student.x"
+def entry_of(logits, targets, teacher_logits=None):
+    return metrics.result_entry(
+        label="student",
+        model="test_vit",
+        logits=logits,
+        targets=targets,
+        teacher_logits=teacher_logits,
+        parameters=123_456,
+        size_bytes=3 * 2**19,
+        macs=7_000_001,
     )
-    assert entry == {
+
+
+def test_result_entry_keeps_units_and_full_floats():
+    logits = np.eye(4, dtype=np.float32)
+    assert entry_of(logits, np.array([3, 3, 3, 3]), logits[[0, 1, 2, 0]]) == {
         "label": "student",
         "model": "test_vit",
-        "top1_percent": 91.234567,
-        "agreement_percent": None,
-        "ece": 0.1,
+        "top1_percent": 25.0,
+        "top5_percent": None,
+        "agreement_percent": 75.0,
+        "ece": pytest.approx(math.e / (math.e + 3) - 0.25),
+        "nll": pytest.approx(math.log(math.e + 3) - 0.25),
         "params_m": 0.123456,
         "size_mib": 1.5,
         "macs_g": 0.007000001,
         "latency_ms": None,
-        "file": "student.x",
     }
+
+
+def test_result_entry_without_a_teacher_has_no_agreement():
+    assert entry_of(*draw(20, 7))["agreement_percent"] is None
+    assert entry_of(*draw(20, 7))["top5_percent"] is not None
