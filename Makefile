@@ -1,0 +1,50 @@
+# Two commands for users: `make quickstart` and `make test`. The rest is for developers.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+QUIET_THREADS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
+
+.PHONY: quickstart test test-all check fix docs page-test bench clean
+
+quickstart: $(READY)  ## install, then distil a tiny student on digits
+	$(BIN)/kdzoo run recipes/quickstart.yaml
+
+test: $(READY)  ## all tests but the slow ones
+	$(QUIET_THREADS) $(BIN)/python -m pytest -m "not slow and not gpu and not page"
+
+test-all: $(READY)
+	$(QUIET_THREADS) $(BIN)/python -m pytest -m "not gpu and not page"
+
+check: $(READY)  ## what a commit must pass, under a minute
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy kdzoo plugins/kdzoo_*
+	$(QUIET_THREADS) $(BIN)/python -m pytest -q tests/contract/test_layers.py tests/core tests/plugins -m "not slow and not gpu and not page" -x
+
+fix: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.docs  ## generate the pages and build the site, broken links are errors
+	$(BIN)/python docs/generate.py
+	$(BIN)/properdocs build --strict
+
+page-test: docs
+	$(BIN)/pip install -q -c constraints.txt -e ".[page]"
+	$(BIN)/python -m pytest -m page tests/contract/test_docs_page.py
+
+bench: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step_time.py
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
+	touch $@
+
+$(VENV)/.docs: $(READY)
+	$(BIN)/pip install -q -c constraints.txt -e ".[docs]"
+	touch $@
+
+clean:
+	rm -rf site dist build .pytest_cache .ruff_cache .mypy_cache .hypothesis
