@@ -187,6 +187,8 @@ def explain(error: ValidationError, model: type[BaseModel], data: Any) -> list[t
         if len(found) + len(must_be) > 2 * MAX_SHOWN:  # nobody reads on, and looking for near names costs
             break
     for path, texts in must_be.items():
+        if "a number" in texts and "a whole number" in texts:
+            texts.remove("a whole number")
         found.append((path, f"must be {' or '.join(texts)}, got {_got(values[path], texts)}"))
     return found
 
