@@ -76,14 +76,20 @@ class RecipeProblems:
     def __init__(self, path: Path | str, positions: Positions) -> None:
         self.path, self.positions = path, positions
         self._found: dict[tuple[str, str], None] = {}
+        self._notes: dict[str, None] = {}
         self._refused: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._found)
 
     def add(self, path: str, message: str) -> None:
-        """Report ``message`` about the value at ``path``, e.g. ``train.optimizer.lr``."""
+        """Report ``message`` about the value at ``path``, e.g. ``train.optimizer.lr``.
+
+        Its further lines are notes; they come last, each once.
+        """
+        message, *notes = message.splitlines() or ["is wrong"]
         self._found[path, message] = None
+        self._notes.update(dict.fromkeys(notes))
 
     def refuse(self, path: str, message: str) -> None:
         """Report a value that cannot be read, so that nothing else is reported about it."""
@@ -112,7 +118,7 @@ class RecipeProblems:
             lines.append(f"  -o {says}" if spot == f"-o {path}" else f"  {plain(spot, 200):{width}} {says}")
         if len(order) > MAX_SHOWN:
             lines.append(f"  and {len(order) - MAX_SHOWN} more")
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"  {note}" for note in self._notes)])
 
 
 # --- what ---------------------------------------------------------------------------------------
@@ -175,7 +181,7 @@ def explain(error: ValidationError, model: type[BaseModel], data: Any) -> list[t
         elif kind == "missing":
             found.append((f"{path}.{item['loc'][-1]}".strip("."), "required, but missing"))
         elif kind == "extra_forbidden":
-            found.append((path, _unknown(str(parts[-1]), _section(model, parts[:-1]))))
+            found.append((path, unknown_key(str(parts[-1]), sorted(_section(model, parts[:-1]).model_fields))))
         elif kind in _MUST_BE:
             numbers = {key: int(x) if isinstance(x, float) and x.is_integer() else x for key, x in context.items()}
             text = _MUST_BE[kind].format(**numbers)
@@ -193,10 +199,10 @@ def explain(error: ValidationError, model: type[BaseModel], data: Any) -> list[t
     return found
 
 
-def _unknown(key: str, section: type[BaseModel]) -> str:
-    known = sorted(section.model_fields)
-    close = nearest(key, known) if len(key) <= 64 else ""
-    return f"unknown key{close or '; known: ' + (', '.join(known) or 'none')}"
+def unknown_key(key: str, known: Sequence[str], what: str = "key") -> str:
+    """Say that ``key`` is none of ``known``."""
+    close = nearest(key, list(known)) if len(key) <= 64 else ""
+    return f"unknown {what}{close or '; known: ' + (', '.join(known) or 'none')}"
 
 
 def _got(value: Any, must_be: list[str]) -> str:

@@ -99,6 +99,13 @@ class Zoo:
         """Return a tracker; raises as ``algorithm``."""
         return self._find("tracker", self.trackers, name)
 
+    def with_algorithm(self, cls: type[Algorithm]) -> Zoo:
+        """Return a zoo that offers one more algorithm, registered or not; for tests of an algorithm."""
+        offer = self.algorithms.get(cls.name)
+        if offer is None or offer.thing is not cls:
+            offer = Offer(cls.name, cls, "unregistered", "unregistered", "0")
+        return replace(self, algorithms={**self.algorithms, cls.name: offer})
+
     def notes(self) -> list[str]:
         """Say which plugins are not there and may have offered a name that is missing."""
         causes = {"broken": "failed to load: {}", "disabled": "is disabled by KDZOO_PLUGINS"}
@@ -242,7 +249,7 @@ def _load(found: _Found) -> dict[Key, Offer]:
                     f"unknown hook '{name}'{nearest(name, list(_HOOKS)) or ';'} known: {', '.join(_HOOKS)}"
                 )
         if not hooks:
-            raise PluginError(f"implements no hook; mark functions with kdzoo.api.hookimpl; known: {', '.join(_HOOKS)}")
+            raise PluginError(f"implements no hook; mark {next(iter(_HOOKS))} or another with kdzoo.api.hookimpl")
         offers: dict[Key, Offer] = {}
         for name in hooks:
             getattr(manager.hook, name)(register=functools.partial(_collect, found.info, _HOOKS[name], offers))
