@@ -87,6 +87,13 @@ class Zoo:
         aliases = {alias: offer.name for offer in self.algorithms.values() for alias in offer.thing.also_known_as}
         return self._find("algorithm", self.algorithms, name, aliases)
 
+    def with_algorithm(self, cls: type[Algorithm]) -> Zoo:
+        """Return this zoo with one more algorithm, for testing a class that no plugin registers yet."""
+        if cls.name in self.algorithms:
+            return self
+        offer = Offer(cls.name, cls, "unregistered", cls.__module__, "0")
+        return replace(self, algorithms={**self.algorithms, cls.name: offer})
+
     def dataset(self, name: str) -> type[DataSource]:
         """Return a data set; raises as ``algorithm``."""
         return self._find("data set", self.datasets, name)
