@@ -60,10 +60,11 @@ def resolve(loaded: LoadedRecipe, zoo: Zoo) -> Plan:
     recipe, problems = loaded.recipe, loaded.problems()
     algorithm = recipe.algorithm
     chosen = _resolve(algorithm.name, algorithm.options, algorithm.loss_weights, zoo, _below("algorithm", problems))
-    if chosen:
-        for resolved in filter(None, chosen):
-            _check_batch(resolved.cls, recipe, problems)
-        for path, message in unmet_needs(chosen[0].cls, recipe):
+    if algorithm.name in zoo.algorithms:
+        for path, message in unmet_needs(zoo.algorithms[algorithm.name].thing, recipe):
+            problems.add(path, message)
+    if chosen and chosen[1]:
+        for path, message in _unmet_batch(chosen[1].cls, recipe):
             problems.add(path, message)
     source = _source(recipe, zoo, problems)
     exporters = _exporters(recipe, zoo, problems)
@@ -158,8 +159,8 @@ def _bind(
 
 
 def unmet_needs(cls: type[Algorithm], recipe: Recipe) -> list[tuple[str, str]]:
-    """Return (path, message) for each declared number of models that the recipe does not meet."""
-    models, unmet = recipe.models, []
+    """Return (path, message) for each declared number, of models or of samples, that the recipe does not meet."""
+    models, unmet = recipe.models, _unmet_batch(cls, recipe)
     for kind, group in (("teacher", models.all_teachers), ("assistant", models.assistants), ("peer", models.peers)):
         wanted = getattr(cls.needs, f"{kind}s")
         least, most = (wanted, wanted) if isinstance(wanted, int) else wanted
@@ -178,10 +179,10 @@ def _count(least: int, most: int | None, kind: str) -> str:
     return f"{least} to {most} {kind}s"
 
 
-def _check_batch(cls: type[Algorithm], recipe: Recipe, problems: RecipeProblems) -> None:
+def _unmet_batch(cls: type[Algorithm], recipe: Recipe) -> list[tuple[str, str]]:
     least, size = cls.needs.min_batch, recipe.data.batch_size
-    if size < least:
-        problems.add("data.batch_size", f"'{cls.name}' needs at least {least} samples in a batch, got {size}")
+    message = f"'{cls.name}' needs at least {least} samples in a batch, got {size}"
+    return [("data.batch_size", message)] if size < least else []
 
 
 # --- the rest -----------------------------------------------------------------------------------------
