@@ -87,13 +87,6 @@ class Zoo:
         aliases = {alias: offer.name for offer in self.algorithms.values() for alias in offer.thing.also_known_as}
         return self._find("algorithm", self.algorithms, name, aliases)
 
-    def with_algorithm(self, cls: type[Algorithm]) -> Zoo:
-        """Return this zoo with one more algorithm, for testing a class that no plugin registers yet."""
-        if cls.name in self.algorithms:
-            return self
-        offer = Offer(cls.name, cls, "unregistered", cls.__module__, "0")
-        return replace(self, algorithms={**self.algorithms, cls.name: offer})
-
     def dataset(self, name: str) -> type[DataSource]:
         """Return a data set; raises as ``algorithm``."""
         return self._find("data set", self.datasets, name)
@@ -107,10 +100,10 @@ class Zoo:
         return self._find("tracker", self.trackers, name)
 
     def with_algorithm(self, cls: type[Algorithm]) -> Zoo:
-        """Return a zoo that offers one more algorithm, registered or not; for tests of an algorithm."""
-        offer = self.algorithms.get(cls.name)
-        if offer is None or offer.thing is not cls:
-            offer = Offer(cls.name, cls, "unregistered", "unregistered", "0")
+        """Return this zoo with one more algorithm, for testing a class that no plugin registers yet."""
+        if cls.name in self.algorithms and self.algorithms[cls.name].thing is cls:
+            return self
+        offer = Offer(cls.name, cls, "unregistered", cls.__module__, "0")
         return replace(self, algorithms={**self.algorithms, cls.name: offer})
 
     def notes(self) -> list[str]:
