@@ -10,6 +10,8 @@ from kdzoo.api import hookimpl
 
 @hookimpl
 def register_algorithms(register: Callable[[type], Any]) -> None:
+    from kdzoo_response.dkd import DKD
     from kdzoo_response.kd import KD
 
-    register(KD)
+    for algorithm in (DKD, KD):
+        register(algorithm)

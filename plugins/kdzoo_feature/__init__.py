@@ -1,0 +1,15 @@
+"""Feature distillation: the student matches what the teacher computes on the way, its feature maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from kdzoo.api import hookimpl
+
+
+@hookimpl
+def register_algorithms(register: Callable[[type], Any]) -> None:
+    from kdzoo_feature.fitnet import FitNet
+
+    register(FitNet)

@@ -1,0 +1,17 @@
+"""Relation distillation: the student arranges samples among each other as the teacher does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from kdzoo.api import hookimpl
+
+
+@hookimpl
+def register_algorithms(register: Callable[[type], Any]) -> None:
+    from kdzoo_relation.crd import CRD
+    from kdzoo_relation.rkd import RKD
+
+    for algorithm in (CRD, RKD):
+        register(algorithm)
