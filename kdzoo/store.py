@@ -120,7 +120,7 @@ def _fate(tag: tuple[str, str, str, int, int]) -> Literal["alive", "dead", "hidd
 _serial = itertools.count()
 
 
-def _temporary(folder: Path) -> Path:
+def temporary_in(folder: Path) -> Path:
     """A name for a temporary file or folder that tells whose it is."""
     tag = "-".join(str(part) for part in Owner.me().tag)
     return folder / f".kdzoo-{tag}-{next(_serial)}.tmp"
@@ -138,13 +138,14 @@ def sweep(folder: Path, exclusive: bool = False) -> int:
         host, boot, namespace, pid, started = match.groups()
         fate = _fate((host, boot, namespace, int(pid), int(started)))
         if fate == "dead" or (exclusive and fate != "alive"):
-            _remove(path)
+            discard(path)
             swept += 1
     return swept
 
 
-def _remove(path: Path) -> None:
-    # Best effort: another process may be sweeping too, and what stays is swept at the next start.
+def discard(path: Path) -> None:
+    """Remove a temporary file or folder as well as it goes; what stays is swept at the next start."""
+    # Another process may be sweeping too, so that parts of it may be gone already.
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -157,16 +158,16 @@ def _remove(path: Path) -> None:
 
 def write_bytes(path: Path, data: bytes) -> str:
     """Replace ``path`` by ``data``, wholly or not at all; return the sha256. Raise OutputError if that fails."""
-    temporary = _temporary(path.parent)
+    temporary = temporary_in(path.parent)
     try:
-        with _writing(path, len(data)):
+        with writing(path, len(data)):
             _check_room(path.parent, len(data))
             sha256 = _write_through(temporary, data)
             os.replace(temporary, path)
     finally:
-        _remove(temporary)
-    with _writing(path, 0, "written, but it may not survive a power cut"):
-        _sync_folder(path.parent)
+        discard(temporary)
+    with writing(path, 0, "written, but it may not survive a power cut"):
+        sync_folder(path.parent)
     return sha256
 
 
@@ -177,7 +178,7 @@ def write_text(path: Path, text: str) -> str:
 
 def write_json(path: Path, content: Any) -> str:
     """Replace ``path`` by ``content`` as JSON, like ``write_bytes``; floats are written in full."""
-    return write_bytes(path, _json_bytes(content))
+    return write_bytes(path, json_bytes(content))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
@@ -193,7 +194,7 @@ def write_sealed(path: Path, content: Mapping[str, Any]) -> str:
 def append_line(path: Path, line: str) -> None:
     """Append one line in one write, so that a kill leaves at most the last line torn."""
     data = line.encode() + b"\n"
-    with _writing(path, len(data)):
+    with writing(path, len(data)):
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             if os.write(descriptor, data) != len(data):
@@ -204,27 +205,28 @@ def append_line(path: Path, line: str) -> None:
 
 def probe_writable(folder: Path) -> None:
     """Create ``folder`` and write, sync and rename a file in it; raise OutputError if it cannot be done."""
-    temporary = _temporary(folder)
-    target = _temporary(folder)
+    temporary = temporary_in(folder)
+    target = temporary_in(folder)
     try:
-        with _writing(folder, 1):
+        with writing(folder, 1):
             folder.mkdir(parents=True, exist_ok=True)
             _write_through(temporary, b"x")
             os.replace(temporary, target)
             target.unlink()
-            _sync_folder(folder)
+            sync_folder(folder)
     finally:
-        _remove(temporary)
-        _remove(target)
+        discard(temporary)
+        discard(target)
 
 
-def _json_bytes(content: Any) -> bytes:
+def json_bytes(content: Any) -> bytes:
+    """What ``write_json`` writes."""
     return (json.dumps(content, indent=1) + "\n").encode()
 
 
 def _sealed_bytes(content: Mapping[str, Any]) -> bytes:
     plain = json.loads(json.dumps({"schema_version": SCHEMA_VERSION, "kdzoo": kdzoo.__version__, **content}))
-    return _json_bytes({**plain, "seal": stable_hash(plain)})
+    return json_bytes({**plain, "seal": stable_hash(plain)})
 
 
 def _tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
@@ -268,7 +270,20 @@ def _write_through(path: Path, data: bytes) -> str:
     return sha256
 
 
-def _sync_folder(folder: Path) -> None:
+def rename_new(folder: Path, place: Path) -> bool:
+    """Put a folder in its place for good; False when one is there already, which stays as it is."""
+    try:
+        os.rename(folder, place)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    sync_folder(place.parent)
+    return True
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -282,7 +297,7 @@ def _check_room(folder: Path, size: int) -> None:
 
 
 @contextlib.contextmanager
-def _writing(path: Path, size: int, state: str = "what was there before is unchanged") -> Iterator[None]:
+def writing(path: Path, size: int = 0, state: str = "what was there before is unchanged") -> Iterator[None]:
     """Turn what the system refuses into an OutputError that says how much room ``size`` bytes need."""
     try:
         yield
@@ -317,9 +332,8 @@ def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     """Read a safetensors file on the CPU after comparing it with ``sha256``, or with the manifest beside it."""
     from safetensors.torch import load
 
-    if sha256 is None:
-        return load(_read_recorded(path, _recorded(path)))
-    return load(_read_recorded(path, {"sha256": sha256}))
+    files = read_sealed(path.parent / "manifest.json")["files"] if sha256 is None else {path.name: {"sha256": sha256}}
+    return load(read_recorded(path, files, path.name))
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
@@ -363,25 +377,25 @@ def record_files(folder: Path, leave_out: Callable[[str], bool] = lambda name: F
         name = path.relative_to(folder).as_posix()
         if path.is_dir() or path.is_symlink() or TEMPORARY.fullmatch(path.name) or leave_out(name):
             continue
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            files[name] = {"sha256": sha256, "size": os.fstat(file.fileno()).st_size}
+        files[name] = record_file(path)
     return files
 
 
-def _recorded(path: Path) -> dict[str, Any]:
-    manifest = read_sealed(path.parent / "manifest.json")
-    if path.name not in manifest["files"]:
-        raise CorruptError(f"{path}: not in the manifest beside it")
-    return manifest["files"][path.name]
+def record_file(path: Path) -> dict[str, Any]:
+    """Flush a file to the disk and return its sha256 and its size in bytes."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"sha256": sha256, "size": os.fstat(file.fileno()).st_size}
 
 
-def _read_recorded(path: Path, record: Mapping[str, Any]) -> bytes:
-    """Read a file and return only what its record confirms."""
+def read_recorded(path: Path, files: Files, name: str) -> bytes:
+    """Read a file and return it only if its record in ``files``, under ``name``, confirms it."""
+    if name not in files:
+        raise CorruptError(f"{path}: not in its manifest")
     with _reading(path):
         data = path.read_bytes()
-        _check(path, record, hashlib.sha256(data).hexdigest())
+        _check(path, files[name], hashlib.sha256(data).hexdigest())
     return data
 
 
@@ -434,25 +448,25 @@ class Checkpoints:
         ``state`` may nest dicts, lists, tuples, strings, numbers, booleans and None; all of them come back as they
         were, NaN and infinities too. Raise OutputError when it cannot be written; the last good one stays.
         """
-        contents = {"tensors.safetensors": _tensor_bytes(tensors, {}), "state.json": _json_bytes(_encode(state))}
+        contents = {"tensors.safetensors": _tensor_bytes(tensors, {}), "state.json": json_bytes(_encode(state))}
         size = sum(len(data) for data in contents.values())
-        with _writing(self.folder, size):
+        with writing(self.folder, size):
             self.folder.mkdir(exist_ok=True)
             _check_room(self.folder, size)
             sequence = 1 + max([0, *self._numbers()])
         files = {n: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)} for n, data in contents.items()}
         contents["manifest.json"] = _sealed_bytes({"run_id": self.run_id, "sequence": sequence, "files": files})
-        temporary, place = _temporary(self.folder), self._place(sequence)
+        temporary, place = temporary_in(self.folder), self._place(sequence)
         try:
-            with _writing(place, size, "the checkpoint before it is unchanged"):
+            with writing(place, size, "the checkpoint before it is unchanged"):
                 temporary.mkdir()
                 for name, data in contents.items():
                     _write_through(temporary / name, data)
-                _sync_folder(temporary)
+                sync_folder(temporary)
                 os.rename(temporary, place)
-                _sync_folder(self.folder)
+                sync_folder(self.folder)
         finally:
-            _remove(temporary)
+            discard(temporary)
         write_sealed(self.folder / "latest.json", {"run_id": self.run_id, "sequence": sequence})
         self._begun()
         self._expected = True
@@ -475,7 +489,7 @@ class Checkpoints:
         for sequence in sorted(found, reverse=True):
             place, files = found[sequence]
             try:
-                contents = {name: _read_recorded(place / name, record) for name, record in files.items()}
+                contents = {name: read_recorded(place / name, files, name) for name in files}
                 tensors, state = load(contents["tensors.safetensors"]), _decode(json.loads(contents["state.json"]))
             except CorruptError as error:
                 problems.append(str(error))
@@ -483,12 +497,12 @@ class Checkpoints:
                 continue
             if problems:
                 self._warn(
-                    f"{self.folder}: checkpoint {sequence} is used, because others are not as saved{_listed(problems)}"
+                    f"{self.folder}: checkpoint {sequence} is used, because others are not as saved{listed(problems)}"
                 )
             return tensors, state
         if problems or self._expected:
             raise CorruptError(
-                f"{self.folder}: no checkpoint can be used{_listed(problems or ['all of them are gone'])}\n"
+                f"{self.folder}: no checkpoint can be used{listed(problems or ['all of them are gone'])}\n"
                 "put the files back, or start a new run with --new"
             )
         return None
@@ -537,14 +551,15 @@ class Checkpoints:
         for place in self._places():
             if place not in keep:
                 # Renamed first, so that one half removed is never taken for a damaged one.
-                temporary = _temporary(self.folder)
-                with _writing(place, 0, "older checkpoints could not be removed"):
+                temporary = temporary_in(self.folder)
+                with writing(place, 0, "older checkpoints could not be removed"):
                     os.rename(place, temporary)
-                _remove(temporary)
+                discard(temporary)
         self._damaged.clear()
 
 
-def _listed(problems: list[str]) -> str:
+def listed(problems: list[str]) -> str:
+    """Lines of an error, indented below its first."""
     return "".join(f"\n  {problem}" for problem in problems)
 
 
@@ -599,7 +614,7 @@ class Store:
         except CorruptError as error:
             problems = [str(error)]
         if problems:
-            raise CorruptError(f"stored {kind}: damaged{_listed(problems)}\ndelete {place} and run again")
+            raise CorruptError(f"stored {kind}: damaged{listed(problems)}\ndelete {place} and run again")
         return place
 
     def publish(self, kind: str, key: str, write: Callable[[Path], None]) -> Path:
@@ -608,27 +623,22 @@ class Store:
         When another process was first, its result is returned and ours dropped.
         """
         place = self._place(kind, key)
-        with _writing(place, 0):
+        with writing(place):
             place.parent.mkdir(parents=True, exist_ok=True)
             sweep(place.parent)
-            temporary = _temporary(place.parent)
+            temporary = temporary_in(place.parent)
             temporary.mkdir()
         try:
             write(temporary)
-            with _writing(place, 0):
+            with writing(place):
                 files = record_files(temporary)
             write_sealed(temporary / "manifest.json", {"kind": kind, "key": key, "files": files})
-            with _writing(place, 0):
+            with writing(place):
                 for folder in (path for path in temporary.rglob("*") if path.is_dir()):
-                    _sync_folder(folder)
-                try:
-                    os.rename(temporary, place)
-                except OSError as error:
-                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                        raise
-                _sync_folder(place.parent)
+                    sync_folder(folder)
+                rename_new(temporary, place)
         finally:
-            _remove(temporary)
+            discard(temporary)
         found = self.find(kind, key)
         assert found is not None
         return found
