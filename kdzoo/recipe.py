@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     Device = str
 else:
     Name = _matching(NAME, "1 to 64 of a-z, 0-9, '_', '.' and '-', the first a letter or digit")
-    Device = _matching(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", "auto, cpu, cuda, cuda:N or mps")
+    Device = _matching(r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)$", "auto, cpu, cuda, cuda:N or mps")
 
 
 class _Section(BaseModel):

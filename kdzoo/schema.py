@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -23,25 +23,24 @@ def recipe_schema(zoo: Zoo) -> Schema:
     keys, whole = models_json_schema([(model, "validation") for model in dict.fromkeys(models)])
     definitions: dict[str, Schema] = whole["$defs"]
 
-    def section(model: type[BaseModel]) -> Schema:
-        return definitions[keys[model, "validation"]["$ref"].rpartition("/")[2]]
+    def reference(model: type[BaseModel]) -> Schema:
+        return dict(keys[model, "validation"])
 
-    algorithm, data, export = section(AlgorithmRecipe), section(DataRecipe), section(ExportRecipe)
-    _name(algorithm["properties"]["name"], zoo.algorithms)
-    algorithm["allOf"] = [
-        _when("name", name, _algorithm(offer, section(offer.thing.Options))) for name, offer in zoo.algorithms.items()
-    ]
-    _name(data["properties"]["name"], zoo.datasets)
-    data["allOf"] = [
-        _when("name", name, {"options": section(offer.thing.Options)}) for name, offer in zoo.datasets.items()
-    ]
-    _name(export["properties"]["format"], zoo.exporters)
-    export["allOf"] = [
-        _when("format", name, _exporter(section(offer.thing.Options)), is_default=name == ExportRecipe().format)
-        for name, offer in zoo.exporters.items()
-    ]
+    def section(model: type[BaseModel]) -> Schema:
+        return definitions[reference(model)["$ref"].rpartition("/")[2]]
+
+    def of_algorithm(offer: Offer) -> Schema:
+        if offer.thing.delegate is None:
+            return {"options": reference(offer.thing.Options), "loss_weights": _terms(offer)}
+        # further options and loss terms are those of the algorithm that it names
+        return {"options": {**section(offer.thing.Options), "additionalProperties": True}}
+
+    _choose(section(AlgorithmRecipe), "name", zoo.algorithms, of_algorithm)
+    _choose(section(DataRecipe), "name", zoo.datasets, lambda offer: {"options": reference(offer.thing.Options)})
+    _choose(section(ExportRecipe), "format", zoo.exporters, lambda offer: _exporter(section(offer.thing.Options)))
     recipe = section(Recipe)
-    _name(recipe["properties"]["trackers"]["items"], zoo.trackers)
+    if zoo.trackers:
+        recipe["properties"]["trackers"]["items"]["enum"] = sorted(zoo.trackers)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "kdzoo recipe",
@@ -50,23 +49,24 @@ def recipe_schema(zoo: Zoo) -> Schema:
     }
 
 
-def _name(place: Schema, offers: Mapping[str, Offer]) -> None:
-    place["enum"] = sorted(offers)
+def _choose(section: Schema, key: str, offers: Mapping[str, Offer], then: Callable[[Offer], Schema]) -> None:
+    """Let ``section`` name one of ``offers`` at ``key``, and hold what ``then`` says of that one."""
+    if not offers:
+        return
+    named = section["properties"][key]
+    named["enum"] = sorted(offers)
+    section["allOf"] = []
+    for name, offer in offers.items():
+        condition: Schema = {"properties": {key: {"const": name}}}
+        if named.get("default") != name:
+            condition["required"] = [key]
+        section["allOf"].append({"if": condition, "then": {"properties": then(offer)}})
 
 
-def _when(key: str, name: str, properties: Schema, is_default: bool = False) -> Schema:
-    condition: Schema = {"properties": {key: {"const": name}}}
-    if not is_default:
-        condition["required"] = [key]
-    return {"if": condition, "then": {"properties": properties}}
-
-
-def _algorithm(offer: Offer, options: Schema) -> Schema:
-    cls = offer.thing
-    if cls.delegate is not None:  # further options and loss terms are those of the algorithm it names
-        return {"options": {**options, "additionalProperties": True}}
-    terms = {term: {"type": "number", "minimum": 0, "default": weight} for term, weight in cls.default_weights.items()}
-    return {"options": options, "loss_weights": {"properties": terms, "additionalProperties": False}}
+def _terms(offer: Offer) -> Schema:
+    weights = offer.thing.default_weights
+    terms = {term: {"type": "number", "minimum": 0, "default": weight} for term, weight in weights.items()}
+    return {"properties": terms, "additionalProperties": False}
 
 
 def _exporter(options: Schema) -> Schema:
