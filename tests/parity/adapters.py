@@ -1,0 +1,219 @@
+"""One adapter a loss: from a case's inputs to the very function that an algorithm uses.
+
+An adapter may add what a case contains beside our term (a weight, the cross-entropy that the core adds), never a
+different formula.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from cases import Answer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdzoo.api import Level, ModelShapes, Shapes
+from kdzoo_adversarial.adversarial_logits import adv_discriminator_loss, adv_generator_loss
+from kdzoo_attention.at import at_loss
+from kdzoo_data_free.dafl import dafl_activation_loss, dafl_balance_loss, dafl_one_hot_loss
+from kdzoo_feature.fitnet import HintProjector, fitnet_loss
+from kdzoo_online.dml import dml_loss
+from kdzoo_relation.crd import CRD
+from kdzoo_relation.rkd import rkd_angle_loss, rkd_distance_loss
+from kdzoo_response.dkd import dkd_non_target_loss, dkd_target_loss
+from kdzoo_response.kd import kd_loss
+
+Inputs = Mapping[str, Tensor]
+Hyper = Mapping[str, Any]
+
+
+def numbered(inputs: Inputs, stem: str) -> list[Tensor]:
+    """The inputs ``<stem>_0``, ``<stem>_1``, ... in order."""
+    count = sum(name.startswith(f"{stem}_") and name[len(stem) + 1 :].isdigit() for name in inputs)
+    return [inputs[f"{stem}_{i}"] for i in range(count)]
+
+
+def plant(module: nn.Module, name: str, value: Tensor) -> None:
+    """Put ``value`` itself in the place of a parameter, so that it receives the gradient."""
+    path, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(path)
+    delattr(owner, leaf)
+    setattr(owner, leaf, value)
+
+
+def parameters_in(inputs: Inputs) -> dict[str, Tensor]:
+    """Dotted parameter name -> value, of all inputs ``param_<name>``."""
+    return {
+        name.removeprefix("param_").replace("__", "."): value
+        for name, value in inputs.items()
+        if name.startswith("param_")
+    }
+
+
+# --- response -------------------------------------------------------------------------------
+
+
+def kd_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
+    return Answer(kd_loss(inputs["student_logits"], inputs["teacher_logits"], hyper["temperature"]))
+
+
+def kd_hybrid_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
+    kd = kd_loss(inputs["student_logits"], inputs["teacher_logits"], hyper["temperature"])
+    task = F.cross_entropy(inputs["student_logits"], inputs["targets"])
+    return Answer(hyper["alpha"] * kd + (1 - hyper["alpha"]) * task)
+
+
+def kd_ce_form_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
+    # The card's claim: the cross-entropy form is larger by the teacher's entropy, which has no gradient.
+    temperature = hyper["temperature"]
+    kd = kd_loss(inputs["student_logits"], inputs["teacher_logits"], temperature)
+    entropy = torch.special.entr(F.softmax(inputs["teacher_logits"] / temperature, dim=1)).sum(1).mean()
+    return Answer(hyper["alpha"] * (kd + temperature**2 * entropy))
+
+
+def dkd_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
+    read = inputs["student_logits"], inputs["teacher_logits"], inputs["targets"], hyper["temperature"]
+    return Answer(hyper["alpha"] * dkd_target_loss(*read) + hyper["beta"] * dkd_non_target_loss(*read))
+
+
+# --- features -------------------------------------------------------------------------------
+
+
+def fitnet_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
+    (student,), (teacher,) = numbered(inputs, "student_features"), numbered(inputs, "teacher_features")
+    projector = HintProjector(level_of(student), level_of(teacher), hyper["use_relu"]).to(student.dtype)
+    for name, value in parameters_in(inputs).items():
+        plant(projector, name, value)
+    return Answer(fitnet_loss(projector(student), teacher))
+
+
+def level_of(features: Tensor) -> Level:
+    _, channels, height, width = features.shape
+    return Level("level", channels, height, width, stride=1)
+
+
+def hint_mse_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
+    pairs = zip(numbered(inputs, "student_features"), numbered(inputs, "teacher_features"), strict=True)
+    return Answer(torch.stack([fitnet_loss(student, teacher) for student, teacher in pairs]).sum())
+
+
+def at_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
+    return Answer(at_loss(numbered(inputs, "student_features"), numbered(inputs, "teacher_features"), hyper["p"]))
+
+
+# --- relations ------------------------------------------------------------------------------
+
+
+def rkd_terms(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """Distance and angle term, summed over the embeddings of a case."""
+    pairs = [
+        (student.flatten(1), teacher.flatten(1))
+        for student, teacher in zip(
+            numbered(inputs, "student_features"), numbered(inputs, "teacher_features"), strict=True
+        )
+    ]
+    distance = torch.stack([rkd_distance_loss(*pair) for pair in pairs]).sum()
+    return distance, torch.stack([rkd_angle_loss(*pair) for pair in pairs]).sum()
+
+
+def rkd_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
+    distance, angle = rkd_terms(inputs)
+    return Answer(hyper["w_d"] * distance + hyper["w_a"] * angle)
+
+
+def rkd_distance_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
+    return Answer(rkd_terms(inputs)[0])
+
+
+def rkd_angle_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
+    return Answer(rkd_terms(inputs)[1])
+
+
+def crd_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
+    student, teacher = inputs["student_features"], inputs["teacher_features"]
+    options = CRD.Options(
+        dim=hyper["feat_dim"], negatives=hyper["nce_k"], temperature=hyper["nce_t"], momentum=hyper["nce_m"]
+    )
+    widths = [ModelShapes((), features.flatten(1).shape[1], 2) for features in (student, teacher)]
+    crd = CRD(options, Shapes(widths[0], (widths[1],), (), 2, hyper["n_data"], (3, 8, 8))).to(student.dtype)
+    for name, value in parameters_in(inputs).items():
+        plant(crd, name.replace("embed_s", "student_embedding").replace("embed_t", "teacher_embedding"), value)
+    crd.student_bank.copy_(inputs["state_memory_v1"])
+    crd.teacher_bank.copy_(inputs["state_memory_v2"])
+    for step in [f"_step{i}" for i in range(1, hyper["steps"])]:
+        crd_step(crd, inputs, step)
+    loss = crd.contrast(*embeddings_of(inputs, ""), inputs["aux_contrast_idx"])
+    after = copy.deepcopy(crd)  # the graph of the loss still needs the banks as they are
+    crd_step(after, inputs, "")
+    z = after.log_normalisers.exp()
+    banks = {"out_memory_v1_after": after.student_bank, "out_memory_v2_after": after.teacher_bank}
+    return Answer(loss, {"out_z_v1": z[0], "out_z_v2": z[1], **banks})
+
+
+def embeddings_of(inputs: Inputs, step: str) -> tuple[Tensor, Tensor]:
+    return inputs[f"student_features{step}"].flatten(1), inputs[f"teacher_features{step}"].flatten(1)
+
+
+def crd_step(crd: CRD, inputs: Inputs, step: str) -> None:
+    """What CRD.update does, with the candidates of the case."""
+    crd.normalise(*embeddings_of(inputs, step), inputs[f"aux_contrast_idx{step}"])
+    crd.remember(*embeddings_of(inputs, step), inputs[f"aux_index{step}"])
+
+
+# --- other schemes --------------------------------------------------------------------------
+
+
+def takd_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
+    # One step of the chain is kd; the authors average over classes too, which the weight makes up for.
+    share, classes = hyper["lambda"], inputs["student_logits"].shape[1]
+    kd = kd_loss(inputs["student_logits"], inputs["teacher_logits"], hyper["temperature"])
+    task = F.cross_entropy(inputs["student_logits"], inputs["targets"])
+    return Answer((1 - share) * task + share / classes * kd)
+
+
+def dml_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
+    others = numbered(inputs, "student_logits")
+    own = others.pop(hyper["student_index"])
+    return Answer(F.cross_entropy(own, inputs["targets"]) + dml_loss(own, others))
+
+
+def adv_discriminator_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
+    objective = {"hinge": "hinge", "wgan-gp": "wgan"}[hyper["type"]]
+    return Answer(adv_discriminator_loss(inputs["student_d_out"], inputs["teacher_d_out"], objective))
+
+
+def adv_generator_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
+    return Answer(adv_generator_loss(inputs["student_d_out"]))
+
+
+def dafl_generator_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
+    terms = {
+        "oh": dafl_one_hot_loss(inputs["teacher_logits"]),
+        "act": dafl_activation_loss(inputs["teacher_features"]),
+        "balance": dafl_balance_loss(inputs["teacher_logits"]),
+    }
+    total = sum(hyper[name] * term for name, term in terms.items())
+    return Answer(total, {f"out_loss_{name}": term for name, term in terms.items()})
+
+
+ADAPTERS: dict[str, Callable[[Inputs, Hyper], Answer]] = {
+    "adv_discriminator": adv_discriminator_adapter,
+    "adv_generator": adv_generator_adapter,
+    "at": at_adapter,
+    "crd": crd_adapter,
+    "dafl_generator": dafl_generator_adapter,
+    "dkd": dkd_adapter,
+    "dml": dml_adapter,
+    "fitnet": fitnet_adapter,
+    "hint_mse": hint_mse_adapter,
+    "kd": kd_adapter,
+    "kd_ce_form": kd_ce_form_adapter,
+    "kd_hybrid": kd_hybrid_adapter,
+    "rkd": rkd_adapter,
+    "rkd_angle": rkd_angle_adapter,
+    "rkd_distance": rkd_distance_adapter,
+    "takd": takd_adapter,
+}
