@@ -292,6 +292,6 @@ def _clash(one: _Found, others: Iterable[_Found], offers: Mapping[_Found, Mappin
 
 def _cause(error: BaseException) -> str:
     """Say on one line what went wrong; an exception's own text may fail too."""
-    if isinstance(error, PluginError | pluggy.PluginValidationError):
-        return plain(" ".join(str(error).split()), 500)
-    return plain(traceback.format_exception_only(error)[-1].strip(), 500)
+    own = isinstance(error, PluginError | pluggy.PluginValidationError)
+    text = str(error) if own else traceback.format_exception_only(error)[-1]
+    return plain(" ".join(text.split()), 500)
