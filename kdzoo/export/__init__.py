@@ -1,0 +1,1 @@
+"""Export of the plain student: the formats are plugins, the verification is common to all of them."""

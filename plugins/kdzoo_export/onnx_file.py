@@ -1,0 +1,164 @@
+"""ONNX, in float32 or in int8 quantized after training, run by onnxruntime."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, NonNegativeFloat
+from torch import Tensor, nn
+
+from kdzoo.api import Exporter, ExportError, OfferOptions
+
+if TYPE_CHECKING:
+    import onnx
+
+INPUT, OUTPUT = "inputs", "logits"
+
+
+class Onnx(Exporter):
+    """One self-contained .onnx file whose batch size is free.
+
+    The graph takes normalised inputs (N, C, H, W) and returns logits (N, K), both float32 under either
+    ``quantize``; the metadata says how to normalise and names the classes. int8 keeps inputs of convolutions and
+    linear layers as uint8 and their weights as int8 with one scale a channel, which is what onnxruntime runs fused.
+    """
+
+    name = "onnx"
+    suffix = ".onnx"
+    description = "ONNX for onnxruntime, float32 or int8 quantized after training"
+
+    class Options(OfferOptions):
+        quantize: Literal["int8"] | None = Field(None, description="Quantize weights and activations after training.")
+        opset: int | None = Field(None, ge=18, le=23, description="ONNX operator set; null: what torch prefers.")
+        tolerance_points: NonNegativeFloat | None = Field(
+            None, description="Accuracy it may lose against the student, in points; null: 0.1, or 0.5 in int8."
+        )
+
+    options: Options
+
+    def __init__(self, options: Options) -> None:
+        super().__init__(options)
+        if options.quantize:
+            self.tolerance_points, self.tolerance_logits = 0.5, None
+        if options.tolerance_points is not None:
+            self.tolerance_points = options.tolerance_points
+
+    @property
+    def label(self) -> str:
+        return self.options.quantize or ""
+
+    def export(
+        self, model: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str], calibration: Sequence[Tensor]
+    ) -> None:
+        if model.training:
+            raise ExportError("onnx: the model is in training mode, its BatchNorm and dropout too; call eval() first")
+        if self.options.quantize and not calibration:
+            raise ExportError("onnx: quantize: int8 learns activation ranges from calibration batches; got none")
+        with hushed() as said, tempfile.TemporaryDirectory() as folder:
+            try:
+                graph = trace(model, example, self.options.opset)
+                if self.options.quantize:
+                    graph = quantize_int8(graph, calibration, Path(folder))
+                finish(graph, path, metadata)
+            except Exception as error:  # torch and onnxruntime raise whatever they like, and print the cause
+                hint = f"\n{said.getvalue().strip()}" if said.getvalue().strip() else ""
+                raise ExportError(
+                    f"onnx: {type(model).__name__} cannot be exported: {type(error).__name__}: {error}{hint}"
+                ) from error
+
+    def load(self, path: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+
+        def run(inputs: np.ndarray) -> np.ndarray:
+            return session.run([OUTPUT], {INPUT: np.ascontiguousarray(inputs, dtype=np.float32)})[0]
+
+        return run
+
+
+def trace(model: nn.Module, example: Tensor, opset: int | None) -> onnx.ModelProto:
+    """Return the float32 graph of ``model`` with a free batch size."""
+    if len(example) < 2:  # a batch of one would be taken for a constant
+        example = example.repeat(2, 1, 1, 1)
+    program = torch.onnx.export(
+        model,
+        (example.contiguous(),),
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        external_data=False,
+        input_names=[INPUT],
+        output_names=[OUTPUT],
+        opset_version=opset,
+        verbose=False,
+    )
+    assert program is not None, "dynamo=True returns a program"
+    return program.model_proto
+
+
+def quantize_int8(graph: onnx.ModelProto, calibration: Sequence[Tensor], folder: Path) -> onnx.ModelProto:
+    """Return the graph with quantized convolutions and linear layers; works in ``folder``."""
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.batches = iter(calibration)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {INPUT: batch.detach().float().cpu().contiguous().numpy()}
+
+    prepared, quantized = folder / "prepared.onnx", folder / "quantized.onnx"
+    quant_pre_process(graph, prepared)  # fuses BatchNorm, without which each one would be quantized on its own
+    kinds = {node.op_type for node in onnx.load(prepared).graph.node}
+    quantize_static(
+        prepared,
+        quantized,
+        Reader(),
+        # The sums between the blocks of a transformer hold outliers: 8 bits there cost far more than they save.
+        op_types_to_quantize=["Conv", "Gemm", "MatMul"] if "LayerNormalization" in kinds else None,
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,  # onnxruntime's default, QInt8, stays unfused and is slower than float32
+        weight_type=QuantType.QInt8,
+        # Products end in float32, fused all the same: logits that share 256 values would tie.
+        extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},
+    )
+    return onnx.load(quantized)
+
+
+def finish(graph: onnx.ModelProto, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write the graph with our metadata and without what torch notes beside each node, source paths included."""
+    import onnx
+
+    for part in (graph.graph, *graph.graph.node, *graph.graph.input, *graph.graph.output, *graph.graph.value_info,
+                 *graph.graph.initializer, *graph.functions):  # fmt: skip
+        del part.metadata_props[:]
+        part.doc_string = ""
+    graph.producer_name, graph.producer_version = "kdzoo", metadata.get("kdzoo_version", "")
+    onnx.helper.set_model_props(graph, dict(metadata))
+    onnx.checker.check_model(graph, full_check=True)
+    onnx.save(graph, path)
+
+
+@contextlib.contextmanager
+def hushed() -> Iterator[io.StringIO]:
+    """Keep what torch and onnxruntime print, so that it is shown only when they fail."""
+    said = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        warnings.simplefilter("ignore")
+        yield said

@@ -1,0 +1,359 @@
+"""Planted faults: an exporter that writes a wrong file must be caught by the file's own answers."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from kdzoo import metrics
+from kdzoo.errors import ExportError
+from kdzoo.export import check_file, verify
+from kdzoo.export.verify import export_and_verify
+from kdzoo.types import ModelSpec
+from kdzoo_export.onnx_file import Onnx
+
+CLASSES = ("ant", "bee", "cat", "dog", "elk", "fox")
+SAMPLES = 90
+
+
+class Tiny(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12)
+        self.classifier = nn.Linear(12, len(CLASSES))
+
+    def forward(self, inputs):
+        return self.classifier(self.norm(self.conv(inputs)).relu().amax((2, 3)))
+
+
+@pytest.fixture(autouse=True)
+def offered(tmp_path_factory, monkeypatch):
+    """The exporter is offered by a plugin, installed or not, so that the fresh process finds it by name."""
+    folder = tmp_path_factory.mktemp("site") / "kdzoo_export_under_test-0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: kdzoo-export-under-test\nVersion: 0\n")
+    (folder / "entry_points.txt").write_text("[kdzoo]\nexport_under_test = kdzoo_export\n")
+    monkeypatch.syspath_prepend(str(folder.parent))
+    monkeypatch.setenv("KDZOO_PLUGINS", "export_under_test")
+
+
+@pytest.fixture
+def same_process(monkeypatch):
+    """Answer here what a fresh process would, for tests of what is made of the answers."""
+    monkeypatch.setattr(
+        verify, "run_in_fresh_process", lambda request, inputs, _: check_file.run(request, io.BytesIO(inputs.tobytes()))
+    )
+
+
+@pytest.fixture
+def student():
+    """A network with statistics of its own, test samples prepared for it, and targets it mostly gets right."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Tiny()
+        nn.init.normal_(model.norm.running_mean)
+        nn.init.uniform_(model.norm.running_var, 0.5, 2)
+        inputs = torch.randn(SAMPLES, 3, 8, 8)
+    model.train()  # as training leaves it
+    network = SimpleNamespace(
+        model=model, spec=ModelSpec("tiny_net"), mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1), size=(8, 8), macs=42_000
+    )
+    with torch.no_grad():
+        logits = verify.plain_copy(model)(inputs).numpy()
+    targets = logits.argmax(1)
+    targets[::10] = (targets[::10] + 1) % len(CLASSES)
+    return SimpleNamespace(network=network, inputs=inputs.numpy(), logits=logits, targets=targets)
+
+
+def export(student, folder, exporter=None, **changed):
+    wanted = {
+        "inputs": student.inputs,
+        "targets": student.targets,
+        "student_logits": student.logits,
+        "teacher_logits": np.roll(student.logits, 1, axis=1),
+        "calibration": [torch.from_numpy(student.inputs[:32])],
+        "folder": folder / "export",
+        "stem": "student",
+        "classes": CLASSES,
+        "threads": 1,
+    }
+    return export_and_verify(exporter or Onnx(Onnx.Options()), student.network, **{**wanted, **changed})
+
+
+def listing(folder):
+    return sorted(path.name for path in (folder / "export").iterdir())
+
+
+def test_a_good_file_is_moved_in_and_scored_by_its_own_answers(tmp_path, student):
+    entry = export(student, tmp_path)
+    assert listing(tmp_path) == ["student.onnx"]
+    assert entry == {
+        "label": "onnx",
+        "model": "tiny_net",
+        "top1_percent": 90.0,
+        "top5_percent": metrics.top5_percent(student.logits, student.targets),
+        "agreement_percent": 0.0,
+        "ece": pytest.approx(metrics.ece(student.logits, student.targets), abs=1e-6),
+        "nll": pytest.approx(metrics.nll(student.logits, student.targets), abs=1e-6),
+        "params_m": 426e-6,
+        "size_mib": (tmp_path / "export" / "student.onnx").stat().st_size / 2**20,
+        "macs_g": 42e-6,
+        "latency_ms": None,
+        "file": "student.onnx",
+    }
+
+
+@pytest.mark.usefixtures("same_process")
+def test_the_file_says_how_to_feed_it(tmp_path, student):
+    export(student, tmp_path)
+    said = {prop.key: prop.value for prop in onnx.load(tmp_path / "export" / "student.onnx").metadata_props}
+    assert json.loads(said["classes"]) == list(CLASSES)
+    assert json.loads(said["preprocessing"]) == {
+        "layout": "NCHW",
+        "channels": 3,
+        "size": [8, 8],
+        "range": [0.0, 1.0],
+        "mean": [0.5, 0.4, 0.3],
+        "std": [0.2, 0.2, 0.1],
+    }
+    assert said["model"] == "tiny_net"
+
+
+@pytest.mark.usefixtures("same_process")
+def test_the_network_is_left_as_it_was(tmp_path, student):
+    before = {name: value.clone() for name, value in student.network.model.state_dict().items()}
+    export(student, tmp_path)
+    assert student.network.model.training
+    assert all(parameter.requires_grad for parameter in student.network.model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in student.network.model.state_dict().items())
+
+
+@pytest.mark.usefixtures("same_process")
+def test_int8_has_a_name_of_its_own_beside_the_plain_file(tmp_path, student):
+    export(student, tmp_path)
+    entry = export(student, tmp_path, Onnx(Onnx.Options(quantize="int8", tolerance_points=5)))
+    assert listing(tmp_path) == ["student.int8.onnx", "student.onnx"]
+    assert (entry["label"], entry["file"]) == ("onnx int8", "student.int8.onnx")
+    assert entry["top1_percent"] == pytest.approx(90, abs=5)
+
+
+@pytest.mark.usefixtures("same_process")
+@pytest.mark.parametrize("samples", [1, 2, 3])
+def test_a_split_of_very_few_samples_is_checked_too(tmp_path, student, samples):
+    few = {"inputs": student.inputs[:samples], "targets": student.targets[:samples]}
+    export(student, tmp_path, **few, student_logits=student.logits[:samples], teacher_logits=None)
+    assert listing(tmp_path) == ["student.onnx"]
+
+
+def test_a_memory_mapped_split_will_do(tmp_path, student):
+    np.save(tmp_path / "inputs.npy", student.inputs)
+    export(student, tmp_path, inputs=np.load(tmp_path / "inputs.npy", mmap_mode="r"))
+    assert listing(tmp_path) == ["student.onnx"]
+
+
+# --- planted faults -------------------------------------------------------------------------------
+
+
+class Tampered(Onnx):
+    """Exports another model than it was given."""
+
+    def __init__(self, change, **options):
+        super().__init__(Onnx.Options(**options))
+        self.change = change
+
+    def export(self, model, example, path, metadata, calibration):
+        super().export(self.change(model).eval(), example, path, metadata, calibration)
+
+
+def dropped_last_layer(model):
+    model.classifier = nn.Identity()
+    return model
+
+
+def perturbed_weights(model):
+    with torch.no_grad():
+        model.classifier.bias[0] += 0.02
+    return model
+
+
+def other_weights(model):
+    nn.init.normal_(model.conv.weight)
+    return model
+
+
+def swapped_classes(model):
+    with torch.no_grad():
+        for tensor in (model.classifier.weight, model.classifier.bias):
+            tensor[[0, 1]] = tensor[[1, 0]]
+    return model
+
+
+def batch_statistics(model):
+    """BatchNorm left in training mode normalises by the batch instead of what it learnt."""
+    model.norm.running_mean, model.norm.running_var, model.norm.track_running_stats = None, None, False
+    return model
+
+
+class SecondNormalisation(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs):
+        return self.model((inputs - 0.5) / 0.25)
+
+
+class Infinite(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs):
+        return self.model(inputs) / 0.0
+
+
+FAULTS = {
+    dropped_last_layer: "all 90 test samples: logits of shape (90, 12), the student's are (90, 6)",
+    perturbed_weights: "the first 64 samples: logits 0.0",
+    other_weights: "all 90 test samples: {:.2f} % right, the student 90.00 %, at most 1.11 points may be lost",
+    swapped_classes: "all 90 test samples: {:.2f} % right, the student 90.00 %, at most 1.11 points may be lost",
+    batch_statistics: "one sample alone: logits ",
+    SecondNormalisation: "the first 64 samples: logits ",
+    Infinite: "all 90 test samples: 540 logits are not finite",
+}
+
+
+@pytest.mark.usefixtures("same_process")
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_a_file_that_is_not_the_student_is_rejected(tmp_path, student, fault):
+    with pytest.raises(ExportError) as caught:
+        export(student, tmp_path, Tampered(fault))
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "export/student.onnx: not the student, kept as student.onnx.rejected"
+    assert any(line.strip().startswith(FAULTS[fault].split("{")[0]) for line in lines[1:]), lines
+    assert listing(tmp_path) == ["student.onnx.rejected"]
+
+
+@pytest.mark.usefixtures("same_process")
+@pytest.mark.parametrize("fault", [swapped_classes, other_weights], ids=lambda fault: fault.__name__)
+def test_accuracy_alone_catches_what_int8_may_not_compare(tmp_path, student, fault):
+    with pytest.raises(ExportError, match=r"% right, the student 90.00 %, at most 1.11 points may be lost$"):
+        export(student, tmp_path, Tampered(fault, quantize="int8"))
+    assert listing(tmp_path) == ["student.int8.onnx.rejected"]
+
+
+def test_a_fixed_batch_size_is_rejected(tmp_path, student):
+    class Fixed(Onnx):
+        def export(self, model, example, path, metadata, calibration):
+            super().export(model, example, path, metadata, calibration)
+            graph = onnx.load(path)
+            for value in (*graph.graph.input, *graph.graph.output):
+                value.type.tensor_type.shape.dim[0].dim_value = 1
+            onnx.save(graph, path)
+
+    with pytest.raises(ExportError) as caught:
+        export(student, tmp_path, Fixed(Onnx.Options()))
+    assert "\n  its own runtime failed in a fresh process: " in str(caught.value)
+    assert "Got: 7 Expected: 1" in str(caught.value)
+    assert listing(tmp_path) == ["student.onnx.rejected"]
+
+
+@pytest.mark.usefixtures("same_process")
+def test_inputs_prepared_otherwise_than_for_the_student_are_rejected(tmp_path, student):
+    with pytest.raises(ExportError) as caught:
+        export(student, tmp_path, inputs=(student.inputs * 0.2 + 0.5).astype(np.float32))
+    assert "test samples: logits 0." in str(caught.value)
+    assert "at most 0.02 is right; were the inputs prepared as in its evaluation?" in str(caught.value)
+
+
+def test_a_file_that_no_runtime_loads_is_rejected(tmp_path, student):
+    class Torn(Onnx):
+        def export(self, model, example, path, metadata, calibration):
+            super().export(model, example, path, metadata, calibration)
+            path.write_bytes(path.read_bytes()[:1000])
+
+    with pytest.raises(ExportError, match=r"its own runtime failed in a fresh process: .*InvalidProtobuf"):
+        export(student, tmp_path, Torn(Onnx.Options()))
+
+
+@pytest.mark.usefixtures("same_process")
+def test_a_file_that_was_good_stays_when_the_next_one_is_not(tmp_path, student):
+    export(student, tmp_path)
+    good = (tmp_path / "export" / "student.onnx").read_bytes()
+    with pytest.raises(ExportError):
+        export(student, tmp_path, Tampered(other_weights))
+    assert (tmp_path / "export" / "student.onnx").read_bytes() == good
+    assert listing(tmp_path) == ["student.onnx", "student.onnx.rejected"]
+    export(student, tmp_path)
+    assert listing(tmp_path) == ["student.onnx"]
+
+
+def test_an_exporter_that_fails_leaves_nothing(tmp_path, student):
+    class Branching(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, inputs):
+            return self.model(inputs) if inputs.sum() > 0 else self.model(-inputs)
+
+    with pytest.raises(ExportError, match=r"^onnx: Branching cannot be exported: "):
+        export(student, tmp_path, Tampered(Branching))
+    assert not list(tmp_path.rglob("student*"))
+
+
+def test_an_exporter_that_writes_no_file_is_named(tmp_path, student):
+    class Lazy(Onnx):
+        def export(self, model, example, path, metadata, calibration):
+            pass
+
+    with pytest.raises(ExportError) as caught:
+        export(student, tmp_path, Lazy(Onnx.Options()))
+    assert str(caught.value) == "onnx: its exporter wrote no file; it should have written student.onnx"
+
+
+@pytest.mark.usefixtures("same_process")
+def test_one_sample_may_always_tip_over(tmp_path, student):
+    """On a small split a single borderline sample is more than the tolerance; it is no fault of the file."""
+    targets = student.logits.argmax(1)
+    logits = student.logits.copy()
+    logits[0] = np.roll(logits[0], 1)  # the student itself was lucky here
+    targets[0] = logits[0].argmax()
+    strict = Onnx(Onnx.Options(tolerance_points=0))
+    entry = export(student, tmp_path, strict, targets=targets, student_logits=logits)
+    assert entry["top1_percent"] == pytest.approx(100 - 100 / SAMPLES)
+
+
+def test_a_process_that_dies_is_reported_with_its_exit_code(tmp_path, student, monkeypatch):
+    monkeypatch.setattr(verify.sys, "executable", "/bin/false")
+    with pytest.raises(ExportError) as caught:
+        export(student, tmp_path)
+    assert str(caught.value) == (
+        "export/student.onnx: not the student, kept as student.onnx.rejected\n"
+        "  its own runtime failed in a fresh process: exit code 1"
+    )
+
+
+def test_a_process_that_hangs_is_killed(tmp_path, student, monkeypatch):
+    slow = tmp_path / "python"
+    slow.write_text("#!/bin/sh\nexec sleep 60\n")
+    slow.chmod(0o755)
+    monkeypatch.setattr(verify.sys, "executable", str(slow))
+    monkeypatch.setattr(verify, "TIMEOUT_S", 0.5)
+    begin = time.monotonic()
+    with pytest.raises(ExportError, match=f"exit code -{signal.SIGKILL:d}$"):
+        export(student, tmp_path)
+    assert time.monotonic() - begin < 30
+
+
+def test_odd_batches_are_odd():
+    assert [verify.odd_size(samples) for samples in (1, 2, 3, 6, 7, 8, 1000)] == [1, 1, 3, 5, 7, 7, 7]

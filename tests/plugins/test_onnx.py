@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from kdzoo.api import ExportError
+from kdzoo_export.onnx_file import Onnx
+
+METADATA = {"classes": json.dumps(["a", "b"]), "preprocessing": "{}", "model": "tiny", "kdzoo_version": "0"}
+
+
+def tiny(seed=0):
+    """Convolution, BatchNorm with statistics of its own, residual sum, pooling, classifier; in eval mode."""
+
+    class Tiny(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+            self.again, self.classifier = nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 5)
+
+        def forward(self, inputs):
+            features = self.norm(self.conv(inputs)).relu()
+            return self.classifier((features + self.again(features)).relu().mean((2, 3)))
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Tiny()
+        nn.init.uniform_(model.norm.running_var, 0.5, 2)
+        nn.init.normal_(model.norm.running_mean)
+    return model.eval()
+
+
+def images(samples, seed=1):
+    return torch.randn(samples, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def exported(path, model=None, example=None, **options):
+    exporter = Onnx(Onnx.Options(**options))
+    batches = [images(32, seed) for seed in range(2, 6)]
+    exporter.export(model or tiny(), images(2) if example is None else example, path, METADATA, batches)
+    return exporter.load(path, threads=1)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 7, 64])
+def test_the_file_answers_like_the_model_at_any_batch_size(tmp_path, samples):
+    run = exported(tmp_path / "model.onnx")
+    inputs = images(samples)
+    logits = run(inputs.numpy())
+    assert (logits.shape, logits.dtype) == ((samples, 5), np.float32)
+    np.testing.assert_allclose(logits, tiny()(inputs).detach().numpy(), atol=1e-5)
+
+
+def test_an_example_of_one_sample_does_not_fix_the_batch_size(tmp_path):
+    run = exported(tmp_path / "model.onnx", example=images(1))
+    assert run(images(3).numpy()).shape == (3, 5)
+
+
+def test_it_is_one_file_that_says_how_to_feed_it(tmp_path):
+    exported(tmp_path / "model.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    graph = onnx.load(tmp_path / "model.onnx")
+    assert {prop.key: prop.value for prop in graph.metadata_props} == METADATA
+    assert [value.name for value in (*graph.graph.input, *graph.graph.output)] == ["inputs", "logits"]
+    assert graph.producer_name == "kdzoo"
+
+
+def test_it_does_not_tell_where_it_was_made(tmp_path):
+    exported(tmp_path / "model.onnx")
+    graph = onnx.load(tmp_path / "model.onnx")
+    assert not any(node.metadata_props for node in graph.graph.node)
+    content = (tmp_path / "model.onnx").read_bytes()
+    assert b"site-packages" not in content
+    assert b".py" not in content
+
+
+def test_int8_is_near_the_model_and_holds_uint8_inputs_and_int8_weights_a_channel(tmp_path):
+    run = exported(tmp_path / "model.onnx", quantize="int8")
+    logits, expected = run(images(256).numpy()), tiny()(images(256)).detach().numpy()
+    assert np.abs(logits - expected).mean() < 0.03 * np.abs(expected).max()
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    arrays = {array.name: onnx.numpy_helper.to_array(array) for array in graph.initializer}
+    makers = {node.output[0]: node for node in graph.node}
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    assert len(convolutions) == 2
+    for node in convolutions:
+        inputs, weights = (makers[name] for name in node.input[:2])
+        assert inputs.op_type == weights.op_type == "DequantizeLinear"
+        assert arrays[inputs.input[2]].dtype == np.uint8
+        assert arrays[weights.input[0]].dtype == np.int8
+        assert arrays[weights.input[1]].shape == (8,)
+
+
+def test_int8_does_not_quantize_the_logits(tmp_path):
+    run = exported(tmp_path / "model.onnx", quantize="int8")
+    assert len(np.unique(run(images(256).numpy()))) > 1000  # uint8 would leave 256 values
+
+
+def test_int8_leaves_the_sums_of_a_transformer_in_float32(tmp_path):
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.linear, self.classifier = nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 5)
+
+        def forward(self, inputs):
+            tokens = inputs.flatten(1, 2)
+            return self.classifier((tokens + self.linear(self.norm(tokens))).mean(1))
+
+    exported(tmp_path / "model.onnx", model=Block().eval(), quantize="int8")
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    makers = {node.output[0]: node.op_type for node in graph.node}
+    sums = [[makers.get(name) for name in node.input] for node in graph.node if node.op_type == "Add"]
+    products = [node for node in graph.node if node.op_type in ("MatMul", "Gemm")]
+    assert ["Reshape", "Add"] in sums, "tokens plus linear layer, neither of them quantized"
+    assert len(products) == 2
+    assert all(makers[node.input[0]] == "DequantizeLinear" for node in products)
+
+
+def test_label_and_tolerances_follow_the_options():
+    plain, int8 = Onnx(Onnx.Options()), Onnx(Onnx.Options(quantize="int8"))
+    assert (plain.label, plain.tolerance_points, plain.tolerance_logits) == ("", 0.1, 1e-3)
+    assert (int8.label, int8.tolerance_points, int8.tolerance_logits) == ("int8", 0.5, None)
+    assert Onnx(Onnx.Options(quantize="int8", tolerance_points=2.0)).tolerance_points == 2.0
+
+
+@pytest.mark.parametrize("wrong", [{"quantize": "int4"}, {"opset": 9}, {"tolerance_points": -1}, {"quantise": "int8"}])
+def test_wrong_options_are_refused(wrong):
+    with pytest.raises(ValidationError):
+        Onnx.Options(**wrong)
+
+
+def test_opset_is_what_was_asked_for(tmp_path):
+    exported(tmp_path / "model.onnx", opset=18)
+    assert [entry.version for entry in onnx.load(tmp_path / "model.onnx").opset_import] == [18]
+
+
+def test_export_prints_nothing(tmp_path, capfd):
+    exported(tmp_path / "model.onnx", quantize="int8")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_model_in_training_mode_is_refused(tmp_path):
+    with pytest.raises(ExportError) as caught:
+        exported(tmp_path / "model.onnx", model=tiny().train())
+    assert str(caught.value) == "onnx: the model is in training mode, its BatchNorm and dropout too; call eval() first"
+    assert not list(tmp_path.iterdir())
+
+
+def test_int8_without_calibration_is_refused(tmp_path):
+    with pytest.raises(ExportError) as caught:
+        Onnx(Onnx.Options(quantize="int8")).export(tiny(), images(2), tmp_path / "model.onnx", METADATA, [])
+    assert str(caught.value) == "onnx: quantize: int8 learns activation ranges from calibration batches; got none"
+
+
+def test_a_model_that_cannot_be_traced_is_an_export_error_that_names_it(tmp_path):
+    class Branching(nn.Module):
+        def forward(self, inputs):
+            return inputs.flatten(1)[:, :5] if inputs.sum() > 0 else inputs.flatten(1)[:, :4]
+
+    with pytest.raises(ExportError, match=r"^onnx: Branching cannot be exported: \w+: "):
+        exported(tmp_path / "model.onnx", model=Branching().eval())
+    assert not list(tmp_path.iterdir())
