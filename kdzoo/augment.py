@@ -1,0 +1,69 @@
+"""Augmentation as a pure function of (seed, view, sample index), for a whole batch at once.
+
+Each sample draws its own numbers by hashing its index; no generator is advanced. So a sample's pixels at a view do
+not depend on the batch it comes in, on workers or on what ran before, and they repeat for ever.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdzoo.types import derive_seed
+
+Augment = Literal["none", "flip", "crop_flip"]
+
+#: Pixels of black border from which ``crop_flip`` cuts, on each side.
+PADDING = 4
+
+_GOLDEN = -0x61C8864680B583EB  # 0x9E3779B97F4A7C15 as a signed number
+_FIRST = -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9
+_SECOND = -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB
+
+
+def hash_index(key: int, index: Tensor) -> Tensor:
+    """Hash each index under a 63-bit key to 64 random bits.
+
+    Shapes: (N,) int64 -> (N,) int64. The mixer of Steele, Lea and Flood's SplitMix64, on wrapping int64.
+    """
+    bits = (index + 1) * _GOLDEN + key
+    bits = (bits ^ _shift(bits, 30)) * _FIRST
+    bits = (bits ^ _shift(bits, 27)) * _SECOND
+    return bits ^ _shift(bits, 31)
+
+
+def _shift(bits: Tensor, by: int) -> Tensor:
+    """Shift right without the sign."""
+    return (bits >> by) & ((1 << (64 - by)) - 1)
+
+
+def augment(images: Tensor, index: Tensor, kind: Augment, seed: int, view: int, stream: str = "first") -> Tensor:
+    """Return the batch as augmentation ``kind`` shows it at ``view``.
+
+    Shapes: (N, C, H, W) of any dtype and (N,) int64 on the same device -> (N, C, H, W). ``stream`` separates the two
+    views that one batch may hold.
+    """
+    if kind == "none":
+        return images
+    bits = hash_index(derive_seed(seed, "augment", stream, view), index)
+    if kind == "crop_flip":
+        images = _crop(images, _below(2 * PADDING + 1, bits, 16), _below(2 * PADDING + 1, bits, 32))
+    flipped = (bits & 1).bool()[:, None, None, None]
+    return torch.where(flipped, images.flip(3), images)
+
+
+def _below(limit: int, bits: Tensor, at: int) -> Tensor:
+    """Turn 16 of the bits into a number in [0, limit)."""
+    return (((bits >> at) & 0xFFFF) * limit) >> 16
+
+
+def _crop(images: Tensor, top: Tensor, left: Tensor) -> Tensor:
+    """Cut each image at its own place out of its padded self."""
+    height, width = images.shape[2:]
+    padded = F.pad(images, (PADDING,) * 4)
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (N, C, 9, 9, H, W), a view
+    sample = torch.arange(len(images), device=images.device)
+    return windows[sample, :, top, left]

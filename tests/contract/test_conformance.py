@@ -1,0 +1,35 @@
+"""The public conformance suite over every registered algorithm."""
+
+from __future__ import annotations
+
+import pytest
+
+from kdzoo import checks
+from kdzoo.zoo import load_zoo
+
+ALGORITHMS = sorted(load_zoo().algorithms)
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("conformance")
+
+
+def test_every_family_of_algorithms_is_here():
+    assert len(ALGORITHMS) >= 11, ALGORITHMS
+    assert [plugin.cause for plugin in load_zoo().plugins if plugin.status == "broken"] == []
+
+
+@pytest.mark.parametrize("check", checks.ALL, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_keeps_the_contract(name, check, root):
+    outcome = checks.run_check(check, load_zoo().algorithm(name), root=root)
+    assert outcome.status != "failed", outcome.text
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_exemptions_name_checks_and_give_reasons(name):
+    known = {check.__name__ for check in checks.ALL}
+    for check, reason in load_zoo().algorithm(name).skip_checks.items():
+        assert check in known
+        assert len(reason.split()) >= 4, f"{check}: '{reason}' is no reason"
