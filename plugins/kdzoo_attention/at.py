@@ -54,8 +54,8 @@ class AT(Algorithm):
     Trains: nothing of its own.   State: none.
     Raises: NeedsError if no levels can be paired (by the core), or every pair is a single pixel, whose map is always 1.
     Source: Zagoruyko, Komodakis, "Paying More Attention to Attention: Improving the Performance of Convolutional Neural
-        Networks via Attention Transfer", ICLR 2017, https://arxiv.org/abs/1612.03928, equation 2 and the authors' code.
-    Differs from the paper: 1. the mean of squares, as in the authors' code, where equation 2 has the length of the
+        Networks via Attention Transfer", ICLR 2017, https://arxiv.org/abs/1612.03928, section 3.1, and the authors' code.
+    Differs from the paper: 1. the mean of squares, as in the authors' code, where the paper has the length of the
         difference. 2. ``p`` is even, so that no absolute value is needed. 3. maps of different size are averaged to the
         smaller one. 4. the activations are those after each level's last block, whatever the backbone.
     Defaults from: mdistiller and RepDistiller (p 2, task 1, at 1000); the authors' code has the same 1000 as beta.
@@ -68,7 +68,7 @@ class AT(Algorithm):
         authors="Zagoruyko, Komodakis",
         year=2017,
         url="https://arxiv.org/abs/1612.03928",
-        equation="equation 2",
+        equation="section 3.1",
     )
     needs = Needs(features=True)
     default_weights: ClassVar = {"task": 1.0, "at": 1000.0}

@@ -57,7 +57,7 @@ class CRD(Algorithm):
     Trains: the two linear layers.   State: the banks (a running mean of each sample's embeddings), Z, the labels seen.
     Raises: NeedsError for fewer than two training samples.
     Source: Tian, Krishnan, Isola, "Contrastive Representation Distillation", ICLR 2020,
-        https://arxiv.org/abs/1910.10699, equations 17 to 19 and the authors' code (RepDistiller).
+        https://arxiv.org/abs/1910.10699, section 3, and the authors' code (RepDistiller).
     Differs from the paper: 1. negatives are drawn with replacement, and never more than there are other samples; the
         authors' code replaces only when it must. 2. a sample's label is known from its first batch on; until then its
         row of the banks is noise, and may be drawn as a negative for any class. 3. banks and Z are written after the
@@ -71,7 +71,7 @@ class CRD(Algorithm):
         authors="Tian, Krishnan, Isola",
         year=2020,
         url="https://arxiv.org/abs/1910.10699",
-        equation="equations 17 to 19",
+        equation="section 3",
     )
     needs = Needs(pre_logits=True, sample_index=True)
     default_weights: ClassVar = {"task": 1.0, "crd": 0.8}

@@ -38,7 +38,8 @@ def _distances(embedding: Tensor) -> Tensor:
     # From the differences themselves: the product form loses close pairs in float32.
     distances = torch.cdist(embedding, embedding, compute_mode="donot_use_mm_for_euclid_dist").clamp_min(1e-6)
     distances = distances * (1 - torch.eye(samples, dtype=distances.dtype, device=distances.device))
-    return distances / (distances.sum() / max(1, samples * (samples - 1)))
+    mean = distances.sum() / max(1, samples * (samples - 1))
+    return distances / mean.clamp_min(1e-6)
 
 
 def _cosines(embedding: Tensor, shortest: float) -> Tensor:
@@ -62,7 +63,7 @@ class RKD(Algorithm):
     Raises: NeedsError (by the core) for batches of fewer than three samples: a pair alone is always at its own mean
         distance and makes no angle, so that both terms would always be 0.
     Source: Park, Kim, Lu, Cho, "Relational Knowledge Distillation", CVPR 2019, https://arxiv.org/abs/1904.05068,
-        equations 4 to 10, and the authors' code.
+        section 3.2, and the authors' code.
     Differs from the paper: 1. the means count the degenerate pairs and triples too (i = j and so on), which add 0, as
         in the authors' code. 2. the gradient of the angles stops growing where two embeddings are closer than 1e-4; the
         authors' code lets it grow to 1e12, and one pair of coinciding embeddings would wreck the student.
@@ -75,7 +76,7 @@ class RKD(Algorithm):
         authors="Park, Kim, Lu, Cho",
         year=2019,
         url="https://arxiv.org/abs/1904.05068",
-        equation="equations 4 to 10",
+        equation="section 3.2",
     )
     needs = Needs(pre_logits=True, min_batch=3)
     default_weights: ClassVar = {"task": 1.0, "distance": 25.0, "angle": 50.0}

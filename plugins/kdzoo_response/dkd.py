@@ -65,7 +65,7 @@ class DKD(Algorithm):
     Trains: nothing of its own.   State: none.
     Raises: NeedsError (by the core) with two classes, where the non-target term is always zero.
     Source: Zhao, Cui, Song, Qiu, Liang, "Decoupled Knowledge Distillation", CVPR 2022,
-        https://arxiv.org/abs/2203.08679, equation 7, and the authors' code (mdistiller).
+        https://arxiv.org/abs/2203.08679, section 3, and the authors' code (mdistiller).
     Differs from the paper: nothing known; the warm-up and the factor T^2 are those of the authors' code.
     Defaults from: the authors' code (temperature 4, task 1, target 1, non_target 8, 20 of 240 epochs of warm-up). Its
         non_target weight differs from pair to pair.
@@ -77,7 +77,7 @@ class DKD(Algorithm):
         authors="Zhao, Cui, Song, Qiu, Liang",
         year=2022,
         url="https://arxiv.org/abs/2203.08679",
-        equation="equation 7",
+        equation="section 3",
     )
     needs = Needs(min_classes=3)
     default_weights: ClassVar = {"task": 1.0, "target": 1.0, "non_target": 8.0}
