@@ -55,8 +55,7 @@ class BornAgain(Algorithm):
 
     @classmethod
     def stages(cls, plan: StagePlan) -> Stages:
-        own = {key: value for key, value in plan.own.options.items() if key in cls.Options.model_fields}
-        generations = cls.Options(**own).generations
+        generations = plan.options.generations
         # Without a salt this stage is the control run of the same recipe, and is trained once for both.
         teacher = plan.teachers[0] if plan.teachers else (yield Stage("generation_0", plan.student))
         for generation in range(1, generations):

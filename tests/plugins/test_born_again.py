@@ -18,7 +18,8 @@ def result(name: str, model: ModelSpec) -> StageResult:
 
 def run(options: dict[str, object], *teachers: StageResult) -> tuple[list[Stage], StageResult]:
     """Drive the generator as the runner does and return the stages in order."""
-    plan = StagePlan(STUDENT, teachers, (), (), AlgorithmChoice("born_again", options), KD)
+    choice = AlgorithmChoice("born_again", options)
+    plan = StagePlan(STUDENT, teachers, (), (), choice, KD, BornAgain.Options(**options))
     generator = BornAgain.stages(plan)
     done: list[Stage] = []
     answer = None

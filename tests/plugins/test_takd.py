@@ -37,6 +37,7 @@ def plan(*assistants: str) -> StagePlan:
         peers=(),
         own=AlgorithmChoice("takd", {"via": "kd", "temperature": 4.0}, {"task": 0.1, "kd": 0.9}),
         delegate=KD,
+        options=TAKD.Options(),
     )
 
 
