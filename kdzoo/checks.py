@@ -272,15 +272,18 @@ def student_gets_gradient_from_distillation_alone(bench: Bench) -> None:
 
 
 def own_parameters_all_train(bench: Bench) -> None:
-    """Every parameter of the algorithm moves within a few steps."""
+    """Every parameter of the algorithm is reached by a gradient, and each of its modules moves."""
     engine = bench.engine()
     own = dict(engine.job.algorithm.named_parameters())
     if not own:
         raise Vacuous("it has no parameters of its own")
     before = {name: value.detach().clone() for name, value in own.items()}
     run_steps(engine, 4)
-    still = [name for name, value in own.items() if value.requires_grad and torch.equal(before[name], value)]
-    ensure(not still, f"never trained: {', '.join(still)}")
+    unreached = [name for name, value in own.items() if value.requires_grad and value.grad is None]
+    ensure(not unreached, f"reached by no gradient: {', '.join(unreached)}")
+    moved = {name.split(".")[0] for name, value in own.items() if not torch.equal(before[name], value)}
+    still = {name.split(".")[0] for name, value in own.items() if value.requires_grad} - moved
+    ensure(not still, f"never trained: {', '.join(sorted(still))}")
 
 
 # --- the same again ---------------------------------------------------------------------------
@@ -372,10 +375,12 @@ def two_classes(bench: Bench) -> None:
 
 def bf16(bench: Bench) -> None:
     """Under bf16 autocast the terms are float32 and finite, and a step can be taken."""
-    engine = bench.engine(precision="bf16")
+    # 32 pixels: oneDNN's bf16 weight gradient is garbage for a 3x3 convolution of a 1x1 map (torch 2.15)
+    changes = {"precision": "bf16", "data": {"options": {"size": (32, 32)}}}
+    engine = bench.engine(**changes)
     for _, loss in updates_of(engine, bench.context(engine)):
         assert_finite(loss)
-    run_steps(bench.engine(precision="bf16"), 1)
+    run_steps(bench.engine(**changes), 1)
 
 
 # --- whole runs -----------------------------------------------------------------------------------

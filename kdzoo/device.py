@@ -87,8 +87,8 @@ def choose_precision(wanted: str, channels_last: bool | None, network: Network, 
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
     plain = bool(convolutions) and all(module.groups == 1 for module in convolutions)
     large = network.macs >= AUTOCAST_MIN_MACS
-    if channels_last is None:
-        channels_last = bool(convolutions) and large and device.type != "mps"
+    if channels_last is None:  # also wherever bf16 is asked for: it is what bf16 convolutions are made for
+        channels_last = bool(convolutions) and (large or wanted == "bf16") and device.type != "mps"
     if wanted != "auto":
         return Precision(device, {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[wanted], channels_last)
     fast_bf16 = {

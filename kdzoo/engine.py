@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -223,7 +224,8 @@ class Engine:
             return
         view = epoch if job.views is None else epoch % job.views
         second = job.algorithm.needs.views > 1
-        yield from job.loader.train_batches(epoch, view, start, job.ranks.rank, job.ranks.world, second)
+        batches = job.loader.train_batches(epoch, view, start, job.ranks.rank, job.ranks.world, second)
+        yield from islice(batches, job.steps_per_epoch - start)
 
     def _timed_data(self, batches: Iterator[Batch | None]) -> Iterator[Batch | None]:
         while True:
