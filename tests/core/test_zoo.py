@@ -186,8 +186,8 @@ BROKEN = {
     ),
     "wrong_argument": (
         "from kdzoo.api import hookimpl\n@hookimpl\ndef register_models(registry): ...",
-        "Plugin 'bad' for hook 'register_models' hookimpl definition: register_models(registry) Argument(s) {'registry'} "
-        "are declared in the hookimpl but can not be found in the hookspec",
+        "Plugin 'bad' for hook 'register_models' hookimpl definition: register_models(registry) "
+        "Argument(s) {'registry'} are declared in the hookimpl but can not be found in the hookspec",
     ),
     "unmarked": (
         "def register_algorithms(register): ...",
