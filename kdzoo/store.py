@@ -342,7 +342,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
         data = path.read_bytes()
     try:
         content = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise CorruptError(f"{path}: damaged: not JSON") from None
     if not isinstance(content, dict):
         raise CorruptError(f"{path}: damaged: not a JSON object")
@@ -484,10 +484,10 @@ class Checkpoints:
         latest, problem = self._latest()
         if problem:
             problems.append(problem)
-        if latest and latest not in found and not self._place(latest).exists():
-            problems.append(f"{self._place(latest)}: missing")
-        for sequence in sorted(found, reverse=True):
-            place, files = found[sequence]
+        known = [0, *(sequence for sequence, _, _ in found)]
+        if latest not in known and not (problems and self._place(latest).exists()):
+            problems.append(f"{self.folder}: checkpoint {latest} is missing")
+        for sequence, place, files in found:
             try:
                 contents = {name: read_recorded(place / name, files, name) for name in files}
                 tensors, state = load(contents["tensors.safetensors"]), _decode(json.loads(contents["state.json"]))
@@ -507,9 +507,9 @@ class Checkpoints:
             )
         return None
 
-    def _scan(self) -> tuple[dict[int, tuple[Path, Files]], list[str]]:
-        """Checkpoints by the sequence number in their manifests, and what is wrong with the rest."""
-        found: dict[int, tuple[Path, Files]] = {}
+    def _scan(self) -> tuple[list[tuple[int, Path, Files]], list[str]]:
+        """Checkpoints, newest first by the number in their manifests, and what is wrong with the rest."""
+        found: list[tuple[int, Path, Files]] = []
         problems = []
         for place in self._places():
             try:
@@ -520,8 +520,8 @@ class Checkpoints:
                 problems.append(str(error))
                 self._damaged.add(place)
             else:
-                found[manifest["sequence"]] = place, manifest["files"]
-        return found, problems
+                found.append((manifest["sequence"], place, manifest["files"]))
+        return sorted(found, key=lambda entry: entry[0], reverse=True), problems
 
     def _places(self) -> list[Path]:
         if not self.folder.is_dir():
@@ -531,7 +531,7 @@ class Checkpoints:
     def _numbers(self) -> list[int]:
         """Every number in use, damaged ones too, so that none is given twice."""
         named = [int(path.name) for path in self._places() if path.name.isdecimal()]
-        return [self._latest()[0], *self._scan()[0], *named]
+        return [self._latest()[0], *(sequence for sequence, _, _ in self._scan()[0]), *named]
 
     def _latest(self) -> tuple[int, str]:
         """The newest number that was saved, 0 for none, and what is wrong with the note of it."""
@@ -545,9 +545,7 @@ class Checkpoints:
         return self.folder / f"{sequence:08d}"
 
     def _prune(self) -> None:
-        found, _ = self._scan()
-        good = sorted((n for n, (place, _) in found.items() if place not in self._damaged), reverse=True)
-        keep = {found[number][0] for number in good[:2]}
+        keep = [place for _, place, _ in self._scan()[0] if place not in self._damaged][:2]
         for place in self._places():
             if place not in keep:
                 # Renamed first, so that one half removed is never taken for a damaged one.
