@@ -1,0 +1,446 @@
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import kdzoo
+from kdzoo import run_folder, store
+from kdzoo.errors import CorruptError, LockedError, OutputError, ResumeError
+from kdzoo.run_folder import RunFolder, diff_fields
+from kdzoo.store import Owner
+
+FIELDS = {"train": {"epochs": 3, "optimizer": {"lr": 0.1}}, "export": []}
+
+
+def start(out: Path, lr: float = 0.1, **options) -> RunFolder:
+    fields = {"train": {"epochs": 3, "optimizer": {"lr": lr}}, "export": ()}
+    arguments = {"name": "digits-kd", "seed": 0, "recipe_text": f"lr: {lr}\n", "recipe_hash": f"hash of {lr}"}
+    return RunFolder.start(out, **arguments | {"recipe_fields": fields} | options)
+
+
+def begun(out: Path, **options) -> Path:
+    """An unfinished run that nobody owns."""
+    with start(out, **options) as folder:
+        return folder.root
+
+
+def ended(out: Path, **options) -> Path:
+    with start(out, **options) as folder:
+        folder.write_json("results.json", {"student": {"top1_percent": 90.0}})
+        folder.finish()
+        return folder.root
+
+
+def refusal(kind: type[Exception], action) -> str:
+    with pytest.raises(kind) as error:
+        action()
+    return str(error.value)
+
+
+# --- which run --------------------------------------------------------------------------------
+
+
+def test_a_run_gets_a_folder_of_its_own(tmp_path):
+    with start(tmp_path / "runs", seed=7) as folder:
+        assert folder.root == tmp_path / "runs" / "digits-kd" / "0001-seed7"
+        assert (folder.outcome, folder.run_id, folder.finished, folder.resumed) == ("new", "0001-seed7", False, False)
+        assert sorted(path.name for path in folder.root.iterdir()) == ["checkpoints", "lock", "recipe.yaml", "run.json"]
+        assert store.read_sealed(folder.root / "run.json") == {
+            "schema_version": 1,
+            "kdzoo": kdzoo.__version__,
+            "run_id": "0001-seed7",
+            "sequence": 1,
+            "name": "digits-kd",
+            "seed": 7,
+            "status": "running",
+            "checkpointed": [],
+            "recipe_hash": "hash of 0.1",
+            "recipe": FIELDS,
+        }
+        assert folder.path("recipe.yaml").read_text() == "lr: 0.1\n"
+
+
+def test_an_unfinished_run_is_resumed(tmp_path):
+    root = begun(tmp_path)
+    (root / "recipe.yaml").unlink()
+    for options in ({}, {"resume": True}):
+        with start(tmp_path, **options) as folder:
+            assert (folder.root, folder.outcome, folder.resumed) == (root, "resumed", True)
+            assert folder.path("recipe.yaml").read_text() == "lr: 0.1\n"
+
+
+def test_new_begins_another_run(tmp_path):
+    begun(tmp_path)
+    assert begun(tmp_path, new=True).name == "0002-seed0"
+    assert begun(tmp_path).name == "0002-seed0"
+
+
+def test_each_seed_has_runs_of_its_own(tmp_path):
+    begun(tmp_path)
+    assert begun(tmp_path, seed=1).name == "0002-seed1"
+    assert begun(tmp_path).name == "0001-seed0"
+    assert begun(tmp_path, seed=-1).name == "0003-seed-1"
+
+
+def test_a_changed_recipe_is_not_resumed(tmp_path):
+    root = begun(tmp_path)
+    text = refusal(ResumeError, lambda: start(tmp_path, lr=0.2))
+    assert text == (
+        f"{root}: begun with another recipe, so it cannot be resumed\n"
+        "  train.optimizer.lr 0.1 -> 0.2\n"
+        "undo the change, or start a new run with --new"
+    )
+    assert begun(tmp_path).name == "0001-seed0", "the refused one has given the lock back"
+    assert begun(tmp_path, lr=0.2, new=True).name == "0002-seed0"
+
+
+def test_a_hash_that_differs_alone_is_told_too(tmp_path):
+    begun(tmp_path)
+    text = refusal(ResumeError, lambda: start(tmp_path, recipe_hash="other"))
+    assert "\n  no field, but kdzoo's format of recipes\n" in text
+
+
+def test_nothing_to_resume_is_said(tmp_path):
+    expected = f"nothing to resume: no run of 'digits-kd' with seed 0 in {tmp_path}; start one without --resume"
+    assert refusal(ResumeError, lambda: start(tmp_path, resume=True)) == expected
+    begun(tmp_path, seed=1)
+    assert refusal(ResumeError, lambda: start(tmp_path, resume=True)) == expected
+    assert refusal(ResumeError, lambda: start(tmp_path, resume=True, new=True)) == (
+        "--new and --resume exclude each other"
+    )
+
+
+def test_a_finished_run_is_an_outcome_of_its_own(tmp_path):
+    root = ended(tmp_path)
+    with start(tmp_path, resume=True) as folder:
+        assert (folder.root, folder.outcome, folder.finished, folder.resumed) == (root, "finished", True, False)
+        assert folder.read_json("results.json") == {"student": {"top1_percent": 90.0}}
+    assert "lr 0.1 -> 0.2" in refusal(ResumeError, lambda: start(tmp_path, lr=0.2, resume=True))
+    assert begun(tmp_path).name == "0002-seed0", "without --resume a finished run is followed by another"
+
+
+def test_neither_names_nor_times_tell_which_run_is_the_latest(tmp_path):
+    first, second = begun(tmp_path), begun(tmp_path, new=True)
+    first.rename(first.parent / "0009-seed0")
+    os.utime(second / "run.json", (0, 0))
+    assert begun(tmp_path) == second
+    assert begun(tmp_path, new=True).name == "0010-seed0"
+
+
+def test_whoever_loses_the_race_for_a_number_looks_again(tmp_path, monkeypatch):
+    rename, tried = store.rename_new, []
+
+    def another_is_first(folder, place):
+        tried.append(place.name)
+        if len(tried) == 1:
+            shutil.copytree(folder, place)
+        return rename(folder, place)
+
+    monkeypatch.setattr(run_folder, "rename_new", another_is_first)
+    with start(tmp_path, new=True) as folder:
+        assert tried == ["0001-seed0", "0002-seed0"]
+        assert folder.run_id == "0002-seed0"
+    tried.clear()
+    with start(tmp_path, seed=1) as folder:
+        assert tried == ["0003-seed1"]
+        assert folder.resumed, "what the other process began is there to be resumed, once it is dead"
+    assert list((tmp_path / "digits-kd").glob(".*")) == []
+
+
+def test_a_damaged_run_is_not_passed_over(tmp_path):
+    root = begun(tmp_path)
+    (root / "run.json").unlink()
+    text = refusal(CorruptError, lambda: start(tmp_path))
+    assert text == f"{root}/run.json: missing; mend or remove the folder, or start a new run with --new"
+    assert begun(tmp_path, seed=1).name == "0002-seed1"
+    assert begun(tmp_path, new=True).name == "0003-seed0"
+
+
+def test_a_run_of_a_newer_kdzoo_is_refused(tmp_path, monkeypatch):
+    with monkeypatch.context() as newer:
+        newer.setattr(store, "SCHEMA_VERSION", 2)
+        newer.setattr(kdzoo, "__version__", "9.0")
+        root = begun(tmp_path)
+    expected = (
+        f"{root}/run.json: made by a newer kdzoo (9.0, format 2); "
+        f"this is {kdzoo.__version__} and reads formats up to 1: update kdzoo"
+    )
+    assert refusal(CorruptError, lambda: RunFolder.view(root)) == expected
+    assert refusal(CorruptError, lambda: start(tmp_path)).startswith(expected)
+
+
+def test_an_output_folder_that_cannot_be_written_is_refused_first(tmp_path):
+    (tmp_path / "file").write_text("")
+    text = refusal(OutputError, lambda: start(tmp_path / "file"))
+    assert text.startswith(f"{tmp_path}/file/digits-kd: cannot be written: Not a directory; ")
+
+
+def test_fields_are_compared_one_by_one():
+    old = {"a": {"b": 1, "gone": {}}, "list": [1, {"x": None}], "same": "s", "kind": 1}
+    new = {"a": {"b": 1.5}, "list": [1, {"x": "y"}, 3], "same": "s", "kind": {"name": "k"}}
+    assert diff_fields(old, new) == [
+        "a.b 1 -> 1.5",
+        "a.gone a mapping -> (absent)",
+        "list.1.x nothing -> 'y'",
+        "kind 1 -> (absent)",
+        "list.2 (absent) -> 3",
+        "kind.name (absent) -> 'k'",
+    ]
+    assert diff_fields(old, old) == []
+
+
+# --- one owner --------------------------------------------------------------------------------
+
+
+def test_a_second_owner_is_refused_by_name(tmp_path):
+    with start(tmp_path) as folder:
+        record = json.loads((folder.root / "lock").read_text())
+        assert record["owner"] == vars(Owner.me())
+        for lr in (0.1, 0.2):
+            text = refusal(LockedError, lambda lr=lr: start(tmp_path, lr=lr))
+            assert text == (
+                f"{folder.root}: in use by process {os.getpid()} on host '{os.uname().nodename}' "
+                f"since {record['since']}; wait for it to end, or start another run with --new"
+            )
+        with start(tmp_path, new=True) as other:
+            assert other.run_id == "0002-seed0"
+    assert (folder.root / "lock").read_text() == "", "given up"
+
+
+def record_of(root: Path, **changes) -> None:
+    owner = vars(Owner.me()) | changes
+    (root / "lock").write_text(json.dumps({"owner": owner, "since": "2026-11-21 10:00:00 UTC"}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"pid": 2**22 + 1}, {"started": 1}, {"boot": "an earlier one"}, {"namespace": "1"}],
+    ids=["gone", "number reused", "rebooted", "container gone"],
+)
+def test_a_dead_owners_lock_is_taken_over(tmp_path, changes):
+    root = begun(tmp_path)
+    record_of(root, **changes)
+    with start(tmp_path) as folder:
+        assert folder.resumed
+        assert json.loads((root / "lock").read_text())["owner"] == vars(Owner.me())
+
+
+def test_a_live_owner_counts_even_where_file_locks_mean_nothing(tmp_path):
+    root = begun(tmp_path)
+    parent = os.getppid()
+    record_of(root, pid=parent, started=store._started(parent))
+    assert refusal(LockedError, lambda: start(tmp_path)) == (
+        f"{root}: in use by process {parent} on host '{os.uname().nodename}' since 2026-11-21 10:00:00 UTC; "
+        "wait for it to end, or start another run with --new"
+    )
+
+
+def test_an_owner_on_another_machine_cannot_be_asked(tmp_path):
+    root = begun(tmp_path)
+    record_of(root, pid=4711, host="box", boot="its own")
+    assert refusal(LockedError, lambda: start(tmp_path)) == (
+        f"{root}: in use by process 4711 on host 'box' since 2026-11-21 10:00:00 UTC, and from here nobody can tell "
+        f"whether it still runs; if it does not, delete {root}/lock, or start another run with --new"
+    )
+    (root / "lock").unlink()
+    assert begun(tmp_path) == root
+
+
+@pytest.mark.parametrize("record", [b"", b"{", b"[]", b'{"owner": {"pid": 1}}', b"\xff" * 5000])
+def test_a_torn_record_is_nobodys(tmp_path, record):
+    root = begun(tmp_path)
+    (root / "lock").write_bytes(record)
+    assert begun(tmp_path) == root
+
+
+def test_an_owner_that_has_not_written_its_name_yet_is_one(tmp_path):
+    root = begun(tmp_path)
+    with open(root / "lock") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert refusal(LockedError, lambda: start(tmp_path)) == (
+            f"{root}: in use by a process that has not said its name yet; "
+            "wait for it to end, or start another run with --new"
+        )
+    assert begun(tmp_path) == root
+
+
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
+    def refuses(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    root = begun(tmp_path)
+    monkeypatch.setattr(fcntl, "flock", refuses)
+    told = []
+    with start(tmp_path, warn=told.append) as folder:
+        assert folder.resumed
+    assert told == [f"{root}/lock: this file system cannot lock files (No locks available); only the record guards it"]
+
+
+def test_left_overs_are_swept_when_a_run_is_resumed(tmp_path):
+    root = begun(tmp_path)
+    dead = Owner(**(vars(Owner.me()) | {"started": 1}))
+    remote = Owner(**(vars(Owner.me()) | {"host": "elsewhere", "boot": "its own"}))
+    (root / "checkpoints" / "student").mkdir()
+    for number, owner in enumerate((dead, remote)):
+        for place in (root.parent, root, root / "checkpoints" / "student"):
+            (place / f".kdzoo-{'-'.join(map(str, owner.tag))}-{number}.tmp").write_text("half")
+    (root / "notes.txt").write_text("mine")
+    begun(tmp_path)
+    left = list(root.parent.rglob(".kdzoo-*"))
+    assert [path.parent for path in left] == [root.parent], "only the lock's owner may sweep what another machine left"
+    assert (root / "notes.txt").exists()
+
+
+# --- files ------------------------------------------------------------------------------------
+
+
+def test_metrics_rows_come_back_and_a_torn_one_goes(tmp_path):
+    with start(tmp_path) as folder:
+        assert folder.metrics() == []
+        rows = [{"stage": "student", "step": i, "kd": 0.1 * i} for i in range(3)]
+        for row in rows:
+            folder.log_metrics(row)
+        folder.log_timings({"step": 1, "seconds": 0.5})
+        assert (folder.metrics(), folder.timings()) == (rows, [{"step": 1, "seconds": 0.5}])
+        with open(folder.path("metrics.jsonl"), "ab") as file:
+            file.write(b'{"stage": "stu')
+        assert folder.metrics() == rows
+    with start(tmp_path) as folder:
+        folder.log_metrics({"step": 3})
+        assert folder.metrics() == [*rows, {"step": 3}]
+        folder.truncate_metrics(2)
+        assert folder.metrics() == rows[:2]
+        assert refusal(CorruptError, lambda: folder.truncate_metrics(3)) == (
+            f"{folder.root}/metrics.jsonl: 2 rows, at least 3 expected"
+        )
+        folder.truncate_metrics(0)
+        assert folder.path("metrics.jsonl").read_bytes() == b""
+        folder.path("metrics.jsonl").write_bytes(b'{"a": 1}\n{"a\n{"a": 3}\n')
+        assert refusal(CorruptError, folder.metrics) == f"{folder.root}/metrics.jsonl: line 2 is damaged"
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "export/../../x"])
+def test_files_stay_inside_the_folder(tmp_path, name):
+    with start(tmp_path) as folder:
+        assert refusal(OutputError, lambda: folder.write_text(name, "")) == (
+            f"{name}: a file of a run must be inside its folder {folder.root}"
+        )
+
+
+def test_a_finished_run_can_be_verified(tmp_path):
+    with start(tmp_path) as folder:
+        folder.write_json("results.json", {"a": 1})
+        folder.write_bytes("export/student.onnx", b"onnx")
+        folder.write_text("tensorboard/events", "not ours")
+        folder.checkpoints("student").save({"w": torch.ones(2)}, {})
+        folder.log_metrics({"a": 1})
+        assert refusal(CorruptError, folder.verify) == (
+            f"{folder.root}: not finished, so it has no manifest to verify; resume it"
+        )
+        folder.finish()
+        assert folder.finished
+    folder = RunFolder.view(folder.root)
+    assert (folder.outcome, folder.finished, folder.verify()) == ("viewed", True, 4)
+    files = store.read_sealed(folder.path("manifest.json"))["files"]
+    assert list(files) == ["export/student.onnx", "metrics.jsonl", "recipe.yaml", "results.json"]
+
+
+def test_what_changed_after_the_end_is_listed(tmp_path):
+    root = ended(tmp_path)
+    (root / "results.json").write_text((root / "results.json").read_text().replace("90.0", "99.0"))
+    (root / "recipe.yaml").unlink()
+    (root / "notes.txt").write_text("a file of the user's own is no damage")
+    folder = RunFolder.view(root)
+    assert refusal(CorruptError, folder.verify) == (
+        f"{root}: 2 of 2 files do not verify\n"
+        f"  {root}/recipe.yaml: missing\n"
+        f"  {root}/results.json: damaged: its sha256 is not the recorded one"
+    )
+    assert refusal(CorruptError, lambda: folder.read_json("results.json")) == (
+        f"{root}/results.json: damaged: its sha256 is not the recorded one"
+    )
+
+
+def test_a_report_made_again_is_recorded(tmp_path):
+    folder = RunFolder.view(ended(tmp_path))
+    folder.write_text("report.html", "<html>")
+    assert folder.verify() == 3
+    folder.write_text("report.html", "<html> again")
+    assert folder.verify() == 3
+    folder.path("export").mkdir()
+    folder.path("export/student.onnx").write_bytes(b"onnx")
+    folder.record("export/student.onnx")
+    assert folder.verify() == 4
+
+
+def test_a_manifest_of_another_run_is_refused(tmp_path):
+    first, second = ended(tmp_path), ended(tmp_path, new=True)
+    shutil.copy(first / "manifest.json", second / "manifest.json")
+    assert refusal(CorruptError, RunFolder.view(second).verify) == (
+        f"{second}/manifest.json: of run '0001-seed0', not of '0002-seed0'"
+    )
+
+
+def test_what_is_no_run_cannot_be_viewed(tmp_path):
+    assert refusal(CorruptError, lambda: RunFolder.view(tmp_path)) == f"{tmp_path}/run.json: missing"
+
+
+# --- checkpoints ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["student", "Student 1/2", "../../escape", "", "x" * 100])
+def test_each_stage_has_checkpoints_of_its_own(tmp_path, stage):
+    with start(tmp_path) as folder:
+        assert not folder.has_checkpoints(stage)
+        assert folder.checkpoints(stage).load() is None
+        folder.checkpoints(stage).save({"w": torch.ones(1)}, {"step": 5})
+        folder.checkpoints("another").save({"w": torch.ones(1)}, {"step": 6})
+    with start(tmp_path) as folder:
+        assert folder.has_checkpoints(stage)
+        assert folder.checkpoints(stage).load()[1] == {"step": 5}
+        assert len(list((folder.root / "checkpoints").iterdir())) == 2
+        folder.drop_checkpoints(stage)
+        assert not folder.has_checkpoints(stage)
+        assert folder.checkpoints(stage).load() is None
+        assert [path.name for path in (folder.root / "checkpoints").iterdir()] == ["another"]
+
+
+def test_removed_checkpoints_are_never_a_fresh_start(tmp_path):
+    with start(tmp_path) as folder:
+        folder.checkpoints("student").save({"w": torch.ones(1)}, {})
+    shutil.rmtree(folder.root / "checkpoints")
+    with start(tmp_path) as folder:
+        assert folder.has_checkpoints("student")
+        assert refusal(CorruptError, folder.checkpoints("student").load) == (
+            f"{folder.root}/checkpoints/student: no checkpoint can be used\n  all of them are gone\n"
+            "put the files back, or start a new run with --new"
+        )
+
+
+def test_a_fall_back_is_told_at_once_and_kept(tmp_path):
+    with start(tmp_path) as folder:
+        for step in (1, 2):
+            folder.checkpoints("student").save({"w": torch.ones(1)}, {"step": step})
+    (folder.root / "checkpoints" / "student" / "00000002" / "state.json").unlink()
+    told = []
+    with start(tmp_path, warn=told.append) as folder:
+        assert folder.checkpoints("student").load()[1] == {"step": 1}
+        assert told == folder.warnings
+        assert len(told) == 1
+        assert "checkpoint 1 is used" in told[0]
+
+
+def test_checkpoints_copied_from_another_run_are_refused(tmp_path):
+    with start(tmp_path) as first:
+        first.checkpoints("student").save({"w": torch.ones(1)}, {})
+    with start(tmp_path, new=True) as second:
+        shutil.copytree(first.root / "checkpoints" / "student", second.root / "checkpoints" / "student")
+        text = refusal(CorruptError, second.checkpoints("student").load)
+        assert "belongs to run '0001-seed0', not to '0002-seed0'" in text
