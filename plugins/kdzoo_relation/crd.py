@@ -88,6 +88,12 @@ class CRD(Algorithm):
             0.5, ge=0, lt=1, description="Share of the old row that a memory bank keeps when its sample comes by."
         )
 
+    student_bank: Tensor  # (num_samples, dim)
+    teacher_bank: Tensor  # (num_samples, dim)
+    labels: Tensor  # (num_samples,), -1 where not seen yet
+    log_normalisers: Tensor  # (2,), log Z of the student's and the teacher's scores
+    normalised: Tensor  # (), whether they are set
+
     def __init__(self, options: CRD.Options, shapes: Shapes) -> None:
         super().__init__(options, shapes)
         samples, dim = shapes.num_samples, options.dim
@@ -131,7 +137,8 @@ class CRD(Algorithm):
         scores = self._scores(student, teacher, candidates)
         fresh = self._log_normalisers(scores)
         known = torch.where(self.normalised, self.log_normalisers, fresh)
-        return sum(crd_loss(s, z, self.shapes.num_samples) for s, z in zip(scores, known, strict=True))
+        terms = [crd_loss(side, log_z, self.shapes.num_samples) for side, log_z in zip(scores, known, strict=True)]
+        return terms[0] + terms[1]
 
     @torch.no_grad()
     def normalise(self, student: Tensor, teacher: Tensor, candidates: Tensor) -> None:
