@@ -237,7 +237,7 @@ def test_positions():
     assert positions.where("models.student.weights") == "line 16", "what is not written stands at its parent"
     assert positions.where("train.epochs") == "-o train.epochs"
     assert positions.where("cache.max_gib") == "-o cache.max_gib"
-    assert positions.where("nothing.like.it") == "line 2"
+    assert positions.where("nothing.like.it") == "line 1"
 
 
 # --- a model's own training -------------------------------------------------------------------------
