@@ -217,6 +217,16 @@ class Engine:
                     last_save = time.monotonic()
         return True
 
+    def dry_step(self) -> dict[str, float]:
+        """Run the first batch up to its first backward and return the raw terms; nothing is trained."""
+        batch = next(self._batches(0, 0))
+        ctx = self.context(batch, Clock(0, self.job.train.epochs, 0, self.job.steps_per_epoch))
+        update = next(iter(self.job.algorithm.step(ctx)))
+        self._optimized(update)
+        _, terms = self._weigh(update)
+        self._check_finite(terms, batch)
+        return terms
+
     def _batches(self, epoch: int, start: int) -> Iterator[Batch | None]:
         job = self.job
         if job.loader is None:
@@ -308,7 +318,7 @@ class Engine:
                 network = update.network
                 optimized.optimizer.zero_grad(set_to_none=True)
             total, terms = self._weigh(update)
-            self._check_finite(terms, total, part)
+            self._check_finite(terms, part)
             optimized.scaler.scale(total / len(parts)).backward()
             for term, value in terms.items():
                 values[term] = values.get(term, 0.0) + value / len(parts)
@@ -340,7 +350,7 @@ class Engine:
         raw = torch.stack([term.detach().float() for term in update.loss.values()])
         return total, dict(zip(update.loss, job.ranks.mean(raw).tolist(), strict=True))
 
-    def _check_finite(self, terms: Mapping[str, float], total: Tensor, batch: Batch | None) -> None:
+    def _check_finite(self, terms: Mapping[str, float], batch: Batch | None) -> None:
         broken = [name for name, value in terms.items() if not math.isfinite(value)]
         if broken:
             named = ", ".join(f"'{name}' is {terms[name]}" for name in broken)

@@ -6,18 +6,17 @@ need never see them twice. Outputs are kept per (teacher, sample, view) and reus
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdzoo.device import Precision
 from kdzoo.errors import CorruptError
-from kdzoo.models import fold_batchnorm, freeze, weights_sha256
+from kdzoo.models import evaluating, fold_batchnorm, freeze, weights_sha256
 from kdzoo.store import Store, read_tensors, sha256_file, write_tensors
 from kdzoo.types import Batch, Outputs, derive_seed, stable_hash
 
@@ -137,6 +136,13 @@ class CachedTeacher(Teacher):
                 parts.setdefault("pre_logits", []).append(outputs.pre_logits[:valid].cpu())
         write_tensors(folder / "outputs.safetensors", {n: torch.cat(p).contiguous() for n, p in parts.items()}, {})
 
+    def gib_of_a_view(self, samples: int) -> float:
+        """Room that one view of ``samples`` samples takes."""
+        shown = [self.network.levels[i] for i in self.levels]
+        numbers = self.network.num_classes + sum(level.channels * level.height * level.width for level in shown)
+        numbers += self.network.pre_logits_width if self.pre_logits else 0
+        return samples * numbers * 4 / 2**30
+
     def _verify(self, batch: Batch, stored: Outputs) -> None:
         """Recompute a share of the hits, chosen by the seed, and compare them with what was stored."""
         draw = derive_seed(self._seed, "verify", self.hits.samples, batch.view) / 2**63
@@ -165,16 +171,3 @@ class CachedTeacher(Teacher):
             return torch.equal(new, old)
         tolerance = 1e-4 if self.precision.dtype is None else 3e-2
         return torch.allclose(new, old, rtol=tolerance, atol=tolerance * float(old.abs().max()))
-
-
-@contextmanager
-def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Modules in eval mode inside, as they were after."""
-    modes = [(module, module.training) for root in modules for module in root.modules()]
-    for root in modules:
-        root.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

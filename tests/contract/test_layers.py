@@ -30,6 +30,8 @@ LAYERS = [
     {"teacher"},
     {"engine"},
     {"evaluation", "run_folder", "export"},
+    {"building"},
+    {"delivery"},
     {"runner", "verdict", "charts"},
     {"report"},
     {"testing"},

@@ -1,0 +1,250 @@
+"""Plan to objects: networks, teachers, the job of a stage, and the key that identifies its result."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import kdzoo
+from kdzoo.algorithm import Algorithm
+from kdzoo.data import DataSet, open_data
+from kdzoo.device import Precision, choose_precision, environment, pick_device, set_threads
+from kdzoo.engine import Job, Plain
+from kdzoo.errors import NeedsError
+from kdzoo.evaluation import predict
+from kdzoo.levels import Pairing
+from kdzoo.models import Network, build_network, pair_levels, shapes_of
+from kdzoo.parallel import Ranks
+from kdzoo.recipe import Recipe, TrainRecipe
+from kdzoo.resolve import Plan, ResolvedAlgorithm
+from kdzoo.store import Store, read_tensors, sha256_file
+from kdzoo.teacher import CachedTeacher, Teacher
+from kdzoo.types import ModelSpec, Stage, StageResult, derive_seed, stable_hash
+
+#: Raise when stored stages of older versions must not be reused.
+STAGE_FORMAT = 1
+
+#: Modules whose source decides a stage's bits; part of every stage's key.
+DECISIVE = ("algorithm", "augment", "data", "device", "engine", "levels", "models", "parallel", "teacher", "types")
+
+#: Steps of an epoch for an algorithm that is handed no data, unless train.steps_per_epoch says otherwise.
+DATA_FREE_STEPS = 100
+
+
+class Builder:
+    """Builds what a plan's stages train with, on one device and one data set."""
+
+    def __init__(self, plan: Plan, store: Store, ranks: Ranks) -> None:
+        self.plan, self.store, self.ranks = plan, store, ranks
+        self.recipe: Recipe = plan.recipe
+        self.device = pick_device(self.recipe.device)
+        set_threads(self.recipe.threads)
+        self.environment = environment(self.device)
+        self.data: DataSet = open_data(plan.source, self.recipe.data, self.recipe.seed)
+        if self.recipe.data.batch_size % ranks.world:
+            raise NeedsError(
+                f"data.batch_size: {self.recipe.data.batch_size} samples cannot be shared evenly by {ranks.world} processes"
+            )
+        self.loader = self.data.loader(
+            self.device,
+            self.recipe.data.batch_size,
+            self.recipe.data.augment,
+            self.recipe.seed,
+            self.recipe.data.workers,
+            self.recipe.data.timeout_s,
+            self._channels_last(),
+        )
+
+    def train_section(self, stage: Stage) -> TrainRecipe:
+        """The recipe's train section with the model's and the stage's overrides."""
+        return self.recipe.train.merged(stage.model.train).merged(stage.train)
+
+    def network(self, spec: ModelSpec, salt: str = "") -> Network:
+        return build_network(
+            spec,
+            num_classes=len(self.data.classes),
+            channels=self.data.channels,
+            size=(spec.size, spec.size) if spec.size else self.data.size,
+            mean=spec.mean,
+            std=spec.std,
+            data_mean=self.data.mean,
+            data_std=self.data.std,
+            seed=derive_seed(self.recipe.seed, "init", salt),
+        )
+
+    def _channels_last(self) -> bool:
+        """Whether batches are laid out channels last: when the student runs so, they need not be turned."""
+        return self.precision(self.network(fresh(self.plan.student))).channels_last
+
+    def precision(self, network: Network) -> Precision:
+        return choose_precision(self.recipe.precision, self.recipe.train.channels_last, network, self.device)
+
+    def trained_network(self, result: StageResult, which: str = "student", spec: ModelSpec | None = None) -> Network:
+        """The stored network of a stage, its weights checked against the store's manifest."""
+        network = self.network(fresh(spec or result.model))
+        network.model.load_state_dict(read_tensors(result.weights[which], sha256_file(result.weights[which])), strict=True)
+        return network
+
+    def job(
+        self,
+        stage: Stage,
+        chosen: ResolvedAlgorithm | None,
+        train: TrainRecipe,
+        taught: Sequence[Network] | None = None,
+    ) -> tuple[Job, Pairing | None]:
+        """Everything one stage trains with, built and checked against what its algorithm declares.
+
+        ``taught`` are the teachers' networks where there are no stored ones yet, for a dry run.
+        """
+        cls: type[Algorithm] = chosen.cls if chosen else Plain
+        needs = cls.needs
+        if self.recipe.data.batch_size // self.ranks.world < needs.min_batch and needs.data != "none":
+            raise NeedsError(f"algorithm '{cls.name}': needs batches of at least {needs.min_batch} samples in each process")
+        if len(self.data.classes) < needs.min_classes:
+            raise NeedsError(
+                f"algorithm '{cls.name}': needs at least {needs.min_classes} classes, the data set has {len(self.data.classes)}"
+            )
+        student = self.network(stage.model, stage.salt)
+        if stage.start is not None:
+            start = stage.start.weights["student"]
+            student.model.load_state_dict(read_tensors(start, sha256_file(start)), strict=True)
+        peers = [self.network(spec, f"{stage.salt}peer_{i}") for i, spec in enumerate(stage.peers)]
+        taught = [self.trained_network(teacher) for teacher in stage.teachers] if taught is None else taught
+        pairing = pair_levels(student, [*taught, *peers]) if needs.features else None
+        levels = pairing.indices if pairing else [()] * (1 + len(taught) + len(peers))
+        handed = needs.data != "none"
+        image = (self.data.channels, *self.data.size)
+        shapes = shapes_of(student, taught, peers, pairing, self.data.num_train if handed else 0, image)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(self.recipe.seed, "algorithm", stage.salt))
+            algorithm = cls(chosen.options if chosen else cls.Options(), shapes)
+        precision = self.precision(student)
+        teachers = [
+            self._teacher_object(network, levels[1 + i], needs.pre_logits, handed) for i, network in enumerate(taught)
+        ]
+        steps = self.loader.steps_per_epoch if handed else (train.steps_per_epoch or DATA_FREE_STEPS)
+        if train.steps_per_epoch is not None and handed:
+            steps = min(steps, train.steps_per_epoch)
+        job = Job(
+            name=stage.name,
+            algorithm=algorithm,
+            loss_weights=chosen.loss_weights if chosen else Plain.default_weights,
+            student=student,
+            precision=precision,
+            train=train,
+            seed=derive_seed(self.recipe.seed, "stage", stage.salt),
+            batch_size=self.recipe.data.batch_size // self.ranks.world,
+            steps_per_epoch=steps,
+            loader=self.loader if handed else None,
+            teachers=teachers,
+            peers=peers,
+            student_levels=tuple(levels[0]),
+            peer_levels=[tuple(level) for level in levels[1 + len(taught) :]],
+            views=self.recipe.cache.views if self.recipe.cache else None,
+            validate=self.validator(precision),
+            ranks=self.ranks,
+        )
+        return job, pairing
+
+    def _teacher_object(self, network: Network, levels: Sequence[int], pre_logits: bool, handed: bool) -> Teacher:
+        precision = self.precision(network)
+        cache = self.recipe.cache
+        if cache is None or not handed:
+            return Teacher(network, levels, pre_logits, precision)
+        identity = {"data": self.data_identity(), "seed": self.recipe.seed, "environment": self.environment}
+        teacher = CachedTeacher(
+            network,
+            levels,
+            pre_logits,
+            precision,
+            store=self.store,
+            loader=self.loader,
+            identity=identity,
+            verify_fraction=cache.verify_fraction,
+            seed=self.recipe.seed,
+        )
+        size = teacher.gib_of_a_view(self.data.num_train) * cache.views
+        if size > cache.max_gib:
+            raise NeedsError(
+                f"cache: {cache.views} views of the teacher's outputs take {size:.1f} GiB, above cache.max_gib: {cache.max_gib:g}; "
+                "lower cache.views, raise cache.max_gib, or leave out the cache"
+            )
+        return teacher
+
+    def validator(self, precision: Precision) -> Callable[[Network], dict[str, float]] | None:
+        if not self.data.split_sizes.get("validation"):
+            return None
+
+        def validate(network: Network) -> dict[str, float]:
+            precision.place(network)
+            batches = self.loader.eval_batches("validation", self.recipe.data.eval_batch_size)
+            logits, targets = predict(network, batches, precision.autocast)
+            return {"top1_percent": float((logits.argmax(1) == targets).mean() * 100)}
+
+        return validate
+
+    # --- identity -----------------------------------------------------------------------------
+
+    def data_identity(self) -> dict[str, Any]:
+        data = self.recipe.data
+        return {
+            "fingerprint": self.data.fingerprint,
+            "batch_size": data.batch_size,
+            "augment": data.augment,
+            "validation": data.validation,
+            "train_limit": data.train_limit,
+        }
+
+    def stage_key(self, stage: Stage, chosen: ResolvedAlgorithm | None, train: TrainRecipe) -> str:
+        """Hash everything that determines a stage's bits; its name is not among them."""
+        algorithm: dict[str, Any] | None = None
+        if chosen is not None:
+            algorithm = {
+                "name": chosen.cls.name,
+                "options": chosen.options.model_dump(mode="json"),
+                "loss_weights": dict(chosen.loss_weights),
+                "source": _source_hash(chosen.cls),
+            }
+        ignored = {"checkpoint_seconds"}
+        return stable_hash(
+            {
+                "format": STAGE_FORMAT,
+                "model": asdict(stage.model),
+                "algorithm": algorithm,
+                "teachers": [teacher.key for teacher in stage.teachers],
+                "peers": [asdict(peer) for peer in stage.peers],
+                "start": stage.start.key if stage.start else None,
+                "salt": stage.salt,
+                "train": {k: v for k, v in train.model_dump(mode="json").items() if k not in ignored},
+                "data": self.data_identity(),
+                "views": self.recipe.cache.views if self.recipe.cache else None,
+                "seed": self.recipe.seed,
+                "precision": self.recipe.precision,
+                "environment": self.environment,
+                "processes": self.ranks.world,
+                "code": _core_hash(),
+            }
+        )
+
+
+def fresh(spec: ModelSpec) -> ModelSpec:
+    """The same network without its initial weights, which are about to be replaced."""
+    return ModelSpec(spec.name, "train", spec.args, spec.train, spec.mean, spec.std, spec.size)
+
+
+def _source_hash(cls: type) -> str:
+    """Hash of the modules that an algorithm's class and its bases are written in, up to the contract."""
+    files = {inspect.getsourcefile(c) for c in cls.__mro__ if c.__module__.split(".")[0] not in ("torch", "builtins", "kdzoo")}
+    return hashlib.sha256(b"".join(Path(f).read_bytes() for f in sorted(f for f in files if f))).hexdigest()
+
+
+def _core_hash() -> str:
+    root = Path(kdzoo.__file__).parent
+    files = [root / f"{name}.py" for name in DECISIVE]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files if path.exists())).hexdigest()
