@@ -38,9 +38,8 @@ def dkd_non_target_loss(student_logits: Tensor, teacher_logits: Tensor, targets:
 
 def _others(logits: Tensor, targets: Tensor) -> Tensor:
     """The logits without the label's: (N, K) -> (N, K - 1)."""
-    samples, classes = logits.shape
-    is_other = torch.arange(classes, device=logits.device) != targets[:, None]
-    return logits[is_other].view(samples, classes - 1)
+    columns = torch.arange(logits.shape[1] - 1, device=logits.device)
+    return logits.gather(1, columns + (columns >= targets[:, None]))  # step over the label
 
 
 def _label_against_rest(logits: Tensor, targets: Tensor) -> Tensor:
