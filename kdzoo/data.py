@@ -1,330 +1,462 @@
-"""Data sets as the engine reads them: splits that are stated and seeded, and batches that are pure functions.
+"""A data set in its splits, and the batches made of them.
 
-Order is a function of (seed, epoch), augmentation of (seed, view, sample index). Arrays live on the device as uint8
-and are augmented there; files are read by DataLoader workers and augmented the same way, with the same bits.
+The order of samples is a function of (seed, epoch) and augmentation one of (seed, view, sample index), so batches are
+the same bits for any number of workers and after any number of kills. The test split stays shut until its gate is
+opened, once, when nothing is left to select.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from kdzoo.augment import augment
+from kdzoo.augment import Augment, augment
 from kdzoo.errors import ContractError, DataError
-from kdzoo.offers import ArraySplit, DataSource, FileSplit, Split
-from kdzoo.recipe import DataRecipe
-from kdzoo.types import Batch, derive_seed
+from kdzoo.offers import ArraySplit, DataSource, DataSplits, FileSplit, Split
+from kdzoo.types import Batch, derive_seed, stable_hash
+
+if TYPE_CHECKING:
+    from kdzoo.recipe import DataRecipe
+
+SplitName = Literal["train", "validation", "test"]
+
+#: Threads that hash files; hashing lets go of the interpreter, so they run side by side.
+HASHING_THREADS = 8
 
 
-class TestGate:
-    """Keeps the test split shut until every choice has been made."""
-
-    def __init__(self, load: Callable[[], Split]) -> None:
-        self._load = load
-        self._split: Split | None = None
-        self.is_open = False
-        self.reads = 0
-
-    def open(self) -> None:
-        self.is_open = True
-
-    def read(self) -> Split:
-        """Return the test split; raise ContractError while selection is still going on."""
-        if not self.is_open:
-            raise ContractError("the test split was asked for before selection had closed; use the validation split")
-        self.reads += 1
-        if self._split is None:
-            self._split = self._load()
-        return self._split
-
-
-@dataclass
-class DataSet:
-    """A data set with its splits; ``validation`` is None when the recipe holds nothing out."""
-
-    name: str
-    classes: tuple[str, ...]
-    channels: int
-    size: tuple[int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    train: Split
-    validation: Split | None
-    test_gate: TestGate
-    fingerprint: str
-    split_sizes: Mapping[str, int]
-    source: str = ""
-    licence: str = ""
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def num_train(self) -> int:
-        return len(self.train.targets)
-
-    def loader(self, device: torch.device, batch_size: int, augment: str, seed: int, workers: int, timeout_s: float) -> Loader:
-        return Loader(self, device, batch_size, augment, seed, workers, timeout_s)
-
-
-# --- opening ---------------------------------------------------------------------------------
+def data_root(root: str | None) -> Path:
+    """Return the folder of data sets: the recipe's ``data.root``, else $KDZOO_DATA, else ./data."""
+    return Path(root or os.environ.get("KDZOO_DATA") or "data").expanduser()
 
 
 def open_data(source: DataSource, recipe: DataRecipe, seed: int) -> DataSet:
-    """Load a data set and settle its splits. Raises DataError for what is missing or inconsistent."""
-    root = Path(recipe.root or os.environ.get("KDZOO_DATA", "data")).expanduser()
-    splits = source.load(root)
-    train, validation = splits.train, splits.validation
-    _check(train, len(splits.classes), "train")
-    notes: list[str] = []
-    generator = np.random.Generator(np.random.Philox(derive_seed(seed, "splits")))
-    if recipe.train_limit is not None:
-        held = recipe.train_limit + _held_out(recipe.validation, recipe.train_limit, validation)
-        if held > len(train.targets):
-            raise DataError(f"data.train_limit: {held} samples asked for (validation included), there are {len(train.targets)}")
-        train = subset(train, _stratified(train.targets, held, generator)[0])
-    if validation is None and recipe.validation:
-        count = _held_out(recipe.validation, len(train.targets) if recipe.train_limit is None else recipe.train_limit, None)
-        if count >= len(train.targets):
-            raise DataError(f"data.validation: {count} samples held out of {len(train.targets)} leaves nothing to train on")
-        chosen, rest = _stratified(train.targets, count, generator)
-        train, validation = subset(train, rest), subset(train, chosen)
-        notes.append(f"validation: {count} samples held out of the training split, stratified, seed {seed}")
-    if validation is not None:
-        _check(validation, len(splits.classes), "validation")
+    """Load a data set's training side and check it; its test split is not read.
 
-    def load_test() -> Split:
-        test = splits.test()
-        _check(test, len(splits.classes), "test")
-        notes.extend(_duplicates({"train": train, "validation": validation, "test": test}))
-        return test
-
-    notes.extend(_duplicates({"train": train, "validation": validation}))
-    sizes = {"train": len(train.targets), "validation": 0 if validation is None else len(validation.targets)}
-    return DataSet(
-        name=source.name,
-        classes=splits.classes,
-        channels=splits.channels,
-        size=splits.size,
-        mean=splits.mean,
-        std=splits.std,
-        train=train,
-        validation=validation,
-        test_gate=TestGate(load_test),
-        fingerprint=_fingerprint(train, validation),
-        split_sizes=sizes,
-        source=splits.source,
-        licence=splits.licence,
-        notes=notes,
-    )
-
-
-def _held_out(wanted: float | int, samples: int, given: Split | None) -> int:
-    if given is not None:
-        return 0
-    return round(wanted * samples) if wanted < 1 else int(wanted)
-
-
-def _check(split: Split, classes: int, which: str) -> None:
-    targets = np.asarray(split.targets)
-    if len(targets) == 0:
-        raise DataError(f"the {which} split has no samples")
-    count = len(split.images) if isinstance(split, ArraySplit) else len(split.names)
-    if count != len(targets):
-        raise DataError(f"the {which} split has {count} images but {len(targets)} targets")
-    if targets.min() < 0 or targets.max() >= classes:
-        raise DataError(f"the {which} split has targets {targets.min()} to {targets.max()}; {classes} classes allow 0 to {classes - 1}")
-
-
-def _stratified(targets: np.ndarray, count: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of ``count`` samples with the classes in proportion, and of the rest, both in order."""
-    targets = np.asarray(targets)
-    shuffled = generator.permutation(len(targets))
-    labels, sizes = np.unique(targets, return_counts=True)
-    exact = sizes * count / len(targets)
-    share = np.floor(exact).astype(int)
-    for k in np.argsort(-(exact - share), kind="stable")[: count - share.sum()]:
-        share[k] += 1
-    taken = np.concatenate([shuffled[targets[shuffled] == label][:part] for label, part in zip(labels, share, strict=True)])
-    taken = np.sort(taken)
-    return taken, np.setdiff1d(np.arange(len(targets)), taken)
-
-
-def subset(split: Split, index: np.ndarray) -> Split:
-    """The samples of a split at ``index``."""
-    if isinstance(split, ArraySplit):
-        return ArraySplit(split.images[index], np.asarray(split.targets)[index])
-    places = index.tolist()
-    read = split.read
-    return FileSplit(tuple(split.names[i] for i in places), np.asarray(split.targets)[index], _Reindexed(read, tuple(places)))
+    A validation split is carved out of the training split, stratified and seeded, where the source has none of its
+    own. Raises DataError, saying what would be right, when the data is missing, unreadable or inconsistent.
+    """
+    return DataSet(source, source.load(data_root(recipe.root)), recipe, seed)
 
 
 @dataclass(frozen=True)
-class _Reindexed:
-    """A reader of a subset; a class so that workers can receive it."""
+class Part:
+    """Some rows of a split; a sample's index is its position in here."""
 
-    read: Callable[[int], np.ndarray]
-    places: tuple[int, ...]
+    split: Split
+    rows: np.ndarray  # (N,) int64, ascending
 
-    def __call__(self, i: int) -> np.ndarray:
-        return self.read(self.places[i])
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def targets(self) -> np.ndarray:
+        return np.asarray(self.split.targets)[self.rows].astype(np.int64)
 
 
-def _fingerprint(*splits: Split | None) -> str:
-    """Hash of all samples that training and selection see; of a file split its names, sizes and targets."""
-    digest = hashlib.sha256()
-    for split in splits:
-        if split is None:
-            continue
-        digest.update(np.ascontiguousarray(split.targets, dtype=np.int64).tobytes())
-        if isinstance(split, ArraySplit):
-            digest.update(str(split.images.shape).encode() + np.ascontiguousarray(split.images).tobytes())
+class TestGate:
+    """Keeps the test split unread until selection has closed."""
+
+    __test__ = False  # a word of the field, no test for pytest to collect
+
+    def __init__(self, data: DataSet) -> None:
+        self._data = data
+        self.reads = 0  # how often the test split was read from its source
+
+    @property
+    def is_open(self) -> bool:
+        return self.reads > 0
+
+    def open(self) -> None:
+        """Read the test split; what is found out about it is added to the data set's notes."""
+        if not self.is_open:
+            self._data._read_test()
+            self.reads += 1
+
+
+class DataSet:
+    """A data set: its classes, shape and normalisation, its splits, and what was noticed about them."""
+
+    def __init__(self, source: DataSource, splits: DataSplits, recipe: DataRecipe, seed: int) -> None:
+        self.name = source.name
+        self.classes = tuple(splits.classes)
+        self.channels, self.size = splits.channels, tuple(splits.size)
+        self.mean, self.std = tuple(splits.mean), tuple(splits.std)
+        self.source, self.licence = splits.source, splits.licence
+        self.notes: list[str] = []
+        self.test_gate = TestGate(self)
+        self._splits, self._seed = splits, seed
+        self._check_header()
+        whole = self._checked(splits.train, "train")
+        self._digests = {"train": digests(splits.train)}
+        content: list[Any] = [source.name, source.options.model_dump(mode="json"), self.classes, self.channels]
+        content += [self.size, self.mean, self.std, self._content("train", splits.train)]
+        self.parts: dict[str, Part] = {}
+        if splits.validation is not None:
+            self.parts["validation"] = self._checked(splits.validation, "validation")
+            self._digests["validation"] = digests(splits.validation)
+            content.append(self._content("validation", splits.validation))
+            whole = self._limited(whole, recipe.train_limit)
         else:
-            for name in split.names:
-                path = Path(name)
-                digest.update(f"{name}\0{path.stat().st_size if path.is_file() else 0}\0".encode())
-    return digest.hexdigest()
+            whole, held_out = self._carved(whole, recipe.validation)
+            if held_out is not None:
+                self.parts["validation"] = held_out
+                self._digests["validation"] = [self._digests["train"][row] for row in held_out.rows]
+            whole = self._limited(whole, recipe.train_limit)
+        self.parts["train"] = whole
+        self._digests["train"] = [self._digests["train"][row] for row in whole.rows]
+        #: Hash of the content of train and validation, the same for any seed, limit and place on disk.
+        self.fingerprint = stable_hash(content)
+        self._note_duplicates("validation", "train")
+        absent = sorted(set(range(len(self.classes))) - set(whole.targets.tolist()))
+        if absent:
+            self.notes.append(f"no training sample of: {', '.join(self.classes[k] for k in absent)}")
+
+    @property
+    def num_train(self) -> int:
+        return len(self.parts["train"])
+
+    @property
+    def split_sizes(self) -> dict[str, int]:
+        """Samples of each split that has been read; test is among them once its gate is open."""
+        return {name: len(self.parts[name]) for name in ("train", "validation", "test") if name in self.parts}
+
+    def part(self, name: SplitName) -> Part:
+        """Return a split; raise ContractError for the test split while its gate is shut."""
+        if name == "test" and not self.test_gate.is_open:
+            raise ContractError("the test split was asked for before selection closed; open test_gate first")
+        if name not in self.parts:
+            raise DataError(f"{self._title}: has no {name} split; set data.validation above 0")
+        return self.parts[name]
+
+    def loader(
+        self,
+        device: torch.device,
+        batch_size: int,
+        augment: Augment = "none",
+        seed: int = 0,
+        workers: int = 0,
+        timeout_s: float = 120.0,
+        channels_last: bool = False,
+    ) -> Loader:
+        """Return what makes batches on ``device``; ``batch_size`` is that of all processes together."""
+        return Loader(self, device, batch_size, augment, seed, workers, timeout_s, channels_last)
+
+    # --- checking -----------------------------------------------------------------------------
+
+    @property
+    def _title(self) -> str:
+        return f"data set '{self.name}'"
+
+    def _check_header(self) -> None:
+        if len(self.classes) < 2 or len(set(self.classes)) < len(self.classes):
+            raise DataError(f"{self._title}: needs at least 2 classes of different names, got {list(self.classes)}")
+        if self.channels < 1 or len(self.size) != 2 or min(self.size) < 1:
+            raise DataError(f"{self._title}: {self.channels} channels of size {self.size} are no images")
+        lengths = {len(self.mean), len(self.std)}
+        if lengths != {self.channels} or not np.isfinite([*self.mean, *self.std]).all() or min(self.std) <= 0:
+            raise DataError(
+                f"{self._title}: mean {self.mean} and std {self.std} must be {self.channels} finite numbers each, "
+                "one a channel, and std above 0"
+            )
+
+    def _checked(self, split: Split, name: str) -> Part:
+        """The whole of a split, after checking its shape, type and targets."""
+        where = f"{self._title}, split {name}"
+        targets = np.asarray(split.targets)
+        samples = len(split.images) if isinstance(split, ArraySplit) else len(split.names)
+        if samples == 0:
+            raise DataError(f"{where}: has no samples")
+        if isinstance(split, ArraySplit):
+            wanted = (samples, *self.size, self.channels)
+            grey = self.channels == 1 and split.images.shape == wanted[:3]
+            if split.images.dtype != np.uint8 or (split.images.shape != wanted and not grey):
+                raise DataError(
+                    f"{where}: images are {split.images.dtype} {split.images.shape}; uint8 {wanted} would be right"
+                )
+        if targets.shape != (samples,) or targets.dtype.kind not in "iu":
+            raise DataError(f"{where}: targets are {targets.dtype} {targets.shape}; int64 {(samples,)} would be right")
+        low, high = int(targets.min()), int(targets.max())
+        if low < 0 or high >= len(self.classes):
+            raise DataError(f"{where}: targets lie in {low}..{high}; 0..{len(self.classes) - 1} would be right")
+        return Part(split, np.arange(samples))
+
+    def _content(self, name: str, split: Split) -> str:
+        """Hash of a whole split: each sample's digest and target, in order."""
+        digest = hashlib.sha256("".join(self._digests[name]).encode())
+        digest.update(np.asarray(split.targets).astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    def _note_duplicates(self, name: str, other: str) -> None:
+        """Same image in two splits: known of public sets, so it is said and is no error."""
+        if name not in self._digests or other not in self._digests:
+            return
+        known = set(self._digests[other])
+        count = sum(digest in known for digest in self._digests[name])
+        if count:
+            images = "1 image" if count == 1 else f"{count} images"
+            self.notes.append(f"{images} of {name} {'is' if count == 1 else 'are'} also in {other}")
+
+    def _read_test(self) -> None:
+        test = self._splits.test()
+        self.parts["test"] = self._checked(test, "test")
+        self._digests["test"] = digests(test)
+        self._note_duplicates("test", "train")
+        self._note_duplicates("test", "validation")
+
+    # --- splitting ----------------------------------------------------------------------------
+
+    def _carved(self, whole: Part, validation: float) -> tuple[Part, Part | None]:
+        """Train and validation out of the training split; at least one sample of each class stays in train."""
+        samples = len(whole)
+        count = validation if isinstance(validation, int) else round(validation * samples)
+        if count == 0:
+            return whole, None
+        chosen = stratified(whole.targets, count, derive_seed(self._seed, "validation"), keep=1)
+        if chosen is None:
+            raise DataError(
+                f"{self._title}: data.validation takes {count} of {samples} training samples, which leaves none of "
+                "some class to train on; lower it"
+            )
+        rest = np.setdiff1d(np.arange(samples), chosen)
+        return Part(whole.split, whole.rows[rest]), Part(whole.split, whole.rows[chosen])
+
+    def _limited(self, part: Part, limit: int | None) -> Part:
+        if limit is None or limit == len(part):
+            return part
+        chosen = stratified(part.targets, limit, derive_seed(self._seed, "train_limit"), keep=0)
+        if chosen is None:
+            raise DataError(f"{self._title}: data.train_limit is {limit}, but there are {len(part)} training samples")
+        return Part(part.split, part.rows[chosen])
 
 
-def _duplicates(splits: Mapping[str, Split | None]) -> list[str]:
-    """Say how many images stand in two splits; arrays only, files would have to be read twice."""
-    seen: dict[str, set[bytes]] = {}
-    notes = []
-    for name, split in splits.items():
-        if not isinstance(split, ArraySplit):
-            continue
+def stratified(targets: np.ndarray, count: int, seed: int, keep: int) -> np.ndarray | None:
+    """Choose ``count`` rows, of each class its share, leaving at least ``keep`` of each class that there is.
+
+    Shapes: targets (N,) -> ascending rows (count,); None where there are not that many.
+    """
+    classes, inverse, sizes = np.unique(targets, return_inverse=True, return_counts=True)
+    most = sizes - keep
+    if count > most.sum():
+        return None
+    exact = sizes * (count / len(targets))
+    quota = np.minimum(np.floor(exact).astype(np.int64), most)
+    by_remainder = np.argsort(quota - exact, kind="stable")
+    for k in itertools.cycle(by_remainder):
+        if quota.sum() == count:
+            break
+        quota[k] += quota[k] < most[k]
+    generator = np.random.Generator(np.random.Philox(seed))
+    rows = [generator.permutation(np.flatnonzero(inverse == k))[: quota[k]] for k in range(len(classes))]
+    return np.sort(np.concatenate(rows))
+
+
+def digests(split: Split) -> list[str]:
+    """Hash the content of each sample."""
+    if isinstance(split, ArraySplit):
         images = np.ascontiguousarray(split.images)
-        hashes = {hashlib.blake2b(image.tobytes(), digest_size=12).digest() for image in images}
-        for other, known in seen.items():
-            if name == "test" or other == "train":
-                common = len(hashes & known)
-                if common:
-                    notes.append(f"{common} images of the {name} split are also in the {other} split")
-        seen[name] = hashes
-    return notes
+        return [hashlib.blake2b(image.data, digest_size=16).hexdigest() for image in images]
+
+    def of_file(i: int) -> str:
+        if split.digest is not None:
+            return split.digest(i)
+        return hashlib.blake2b(np.ascontiguousarray(split.read(i)).tobytes(), digest_size=16).hexdigest()
+
+    with ThreadPoolExecutor(HASHING_THREADS) as pool:
+        return list(pool.map(of_file, range(len(split.names))))
 
 
-# --- feeding ---------------------------------------------------------------------------------
+# --- batches --------------------------------------------------------------------------------
 
 
 class Loader:
-    """Makes batches of a data set on one device."""
+    """Makes batches: float32 in [0, 1], not normalised, on the device."""
 
-    def __init__(self, data: DataSet, device: torch.device, batch_size: int, augment: str, seed: int, workers: int, timeout_s: float) -> None:
+    def __init__(
+        self,
+        data: DataSet,
+        device: torch.device,
+        batch_size: int,
+        augment: Augment,
+        seed: int,
+        workers: int,
+        timeout_s: float,
+        channels_last: bool,
+    ) -> None:
         self.data, self.device, self.batch_size = data, device, batch_size
-        self.augment, self.seed, self.workers, self.timeout_s = augment, seed, workers, timeout_s
-        self.steps_per_epoch = data.num_train // batch_size
-        if self.steps_per_epoch == 0:
-            raise DataError(f"data.batch_size: {batch_size} is more than the {data.num_train} training samples")
-        self._train = self._samples(data.train)
+        self._augment, self._seed = augment, seed
+        self._workers, self._timeout_s = workers, timeout_s
+        self._format = torch.channels_last if channels_last else torch.contiguous_format
+        self._readers: dict[str, MemoryReader | FileReader] = {}
 
-    def _samples(self, split: Split) -> _Memory | _Files:
-        if isinstance(split, ArraySplit):
-            return _Memory(split, self.device)
-        return _Files(split, self.device, self.workers, self.timeout_s)
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches of the training split; the last, short one is dropped."""
+        steps = self.data.num_train // self.batch_size
+        if steps == 0:
+            raise DataError(
+                f"data.batch_size: {self.batch_size} is more than the {self.data.num_train} training samples that "
+                f"'{self.data.name}' has after validation is held out; lower it"
+            )
+        return steps
 
     def order(self, epoch: int) -> np.ndarray:
-        """The samples of an epoch in their order, (steps, batch size)."""
-        generator = np.random.Generator(np.random.Philox(derive_seed(self.seed, "order", epoch)))
-        kept = self.steps_per_epoch * self.batch_size
-        return generator.permutation(self.data.num_train)[:kept].reshape(-1, self.batch_size)
+        """The epoch's permutation of the training split."""
+        generator = np.random.Generator(np.random.Philox(derive_seed(self._seed, "order", epoch)))
+        return generator.permutation(self.data.num_train)
 
-    def train_batches(self, epoch: int, view: int, start: int, rank: int, world: int, second_view: bool) -> Iterator[Batch]:
-        """Batches of one epoch from step ``start``; a rank's share is a contiguous part of each global batch."""
-        share = self.batch_size // world
-        order = self.order(epoch)[start:, rank * share : (rank + 1) * share]
-        for index, images, targets in self._train.batches(order):
-            second = None
-            if second_view:  # views of one epoch never coincide with another's first view
-                second = self._pixels(augment(images, index, self.augment, derive_seed(self.seed, "second"), view))
-            yield Batch(self._pixels(augment(images, index, self.augment, self.seed, view)), targets, index, view, second)
+    def train_batches(
+        self,
+        epoch: int,
+        view: int,
+        start_step: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        second_view: bool = False,
+    ) -> Iterator[Batch]:
+        """Yield an epoch's batches from ``start_step`` on; with ``world`` processes, this rank's share of each."""
+        steps = self.steps_per_epoch
+        batches = self.order(epoch)[: steps * self.batch_size].reshape(steps, world, self.batch_size // world)
+        return self._batches("train", list(batches[start_step:, rank]), view, second_view)
 
     def canonical_batches(self, view: int) -> Iterator[Batch]:
-        """The training split at one view in index order; ``inputs`` always has the full batch size, padded by
-        repetition at the end, while ``index`` and ``targets`` have only the true samples."""
-        count = self.data.num_train
-        padded = np.arange(-(-count // self.batch_size) * self.batch_size) % count
-        done = 0
-        for index, images, targets in self._train.batches(padded.reshape(-1, self.batch_size)):
-            true = min(self.batch_size, count - done)
-            done += true
-            inputs = self._pixels(augment(images, index, self.augment, self.seed, view))
-            yield Batch(inputs, targets[:true], index[:true], view)
+        """Yield the training split in index order as ``view`` shows it.
 
-    def eval_batches(self, split: str, batch_size: int) -> Iterator[Batch]:
-        """A split in its order, not augmented; the last batch may be short."""
-        samples = self._train if split == "train" else self._samples(self._split(split))
-        count = len(samples)
-        chunks = [np.arange(start, min(count, start + batch_size)) for start in range(0, count, batch_size)]
-        for index, images, targets in samples.batches(chunks):
-            yield Batch(self._pixels(images), targets, index)
+        Every ``inputs`` has exactly ``batch_size`` samples: the last batch is filled by repeating samples, so that the
+        same kernels run as in training. ``index`` and ``targets`` hold the samples that count.
+        """
+        samples = self.data.num_train
+        steps = -(-samples // self.batch_size)
+        rows = np.arange(steps * self.batch_size) % samples
+        valid = samples
+        for batch in self._batches("train", list(rows.reshape(steps, self.batch_size)), view, False):
+            count = min(valid, self.batch_size)
+            valid -= count
+            yield Batch(batch.inputs, batch.targets[:count], batch.index[:count], view)
 
-    def _split(self, name: str) -> Split:
-        if name == "test":
-            return self.data.test_gate.read()
-        if name == "validation" and self.data.validation is not None:
-            return self.data.validation
-        raise DataError(f"there is no {name} split; known: train, validation (data.validation above 0), test")
+    def eval_batches(self, split: SplitName, batch_size: int) -> Iterator[Batch]:
+        """Yield a split in order, without augmentation; the last batch may be short."""
+        rows = np.arange(len(self.data.part(split)))
+        return self._batches(split, np.split(rows, range(batch_size, len(rows), batch_size)), None, False)
+
+    def _batches(
+        self, split: SplitName, batches: Sequence[np.ndarray], view: int | None, second_view: bool
+    ) -> Iterator[Batch]:
+        reader = self._reader(split)
+        for images, rows in zip(reader.batches(batches), batches, strict=True):
+            index = torch.from_numpy(rows).to(self.device)
+            first = images if view is None else augment(images, index, self._augment, self._seed, view)
+            second = None
+            if second_view:
+                assert view is not None, "evaluation has one view"
+                second = self._pixels(augment(images, index, self._augment, self._seed, view, "second"))
+            yield Batch(self._pixels(first), reader.targets[index], index, view or 0, second)
 
     def _pixels(self, images: Tensor) -> Tensor:
-        return images.float().div_(255)
+        return images.to(torch.float32, memory_format=self._format).div_(255)
+
+    def _reader(self, split: SplitName) -> MemoryReader | FileReader:
+        part = self.data.part(split)
+        if split not in self._readers:
+            if isinstance(part.split, ArraySplit):
+                self._readers[split] = MemoryReader(part, part.split, self.device)
+            else:
+                shape = (*self.data.size, self.data.channels)
+                self._readers[split] = FileReader(part, part.split, shape, self.device, self._workers, self._timeout_s)
+        return self._readers[split]
 
 
-class _Memory:
-    """A split that lives on the device as uint8 (N, C, H, W)."""
+class MemoryReader:
+    """A split that lives on the device as uint8."""
 
-    def __init__(self, split: ArraySplit, device: torch.device) -> None:
-        images = torch.from_numpy(np.ascontiguousarray(split.images))
+    def __init__(self, part: Part, split: ArraySplit, device: torch.device) -> None:
+        images = torch.from_numpy(np.asarray(split.images)[part.rows])
         images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)
-        self.images = images.contiguous(memory_format=torch.channels_last).to(device)
-        self.targets = torch.from_numpy(np.asarray(split.targets).astype(np.int64)).to(device)
+        self.images = images.contiguous().to(device)
+        self.targets = torch.from_numpy(part.targets).to(device)
 
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def batches(self, order: Any) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        for chosen in order:
-            index = torch.from_numpy(np.ascontiguousarray(chosen)).to(self.targets.device)
-            yield index, self.images[index], self.targets[index]
+    def batches(self, batches: Sequence[np.ndarray]) -> Iterator[Tensor]:
+        """Yield uint8 (N, C, H, W) for each batch of indices."""
+        for rows in batches:
+            yield self.images[torch.from_numpy(rows).to(self.images.device)]
 
 
-class _Files(Dataset[Any]):
-    """A split that workers read sample by sample."""
+class FileReader:
+    """A split that worker processes read sample by sample; they only read, so their number changes no bit."""
 
-    def __init__(self, split: FileSplit, device: torch.device, workers: int, timeout_s: float) -> None:
-        self.split, self.device, self.workers, self.timeout_s = split, device, workers, timeout_s
+    def __init__(
+        self,
+        part: Part,
+        split: FileSplit,
+        shape: tuple[int, ...],
+        device: torch.device,
+        workers: int,
+        timeout_s: float,
+    ) -> None:
+        self.samples = Samples(split, part.rows, shape)
+        self.targets = torch.from_numpy(part.targets).to(device)
+        self.device, self.workers, self.timeout_s = device, workers, timeout_s
 
-    def __len__(self) -> int:
-        return len(self.split.targets)
-
-    def __getitem__(self, i: int) -> Tensor:
-        image = self.split.read(i)
-        if image.ndim == 2:
-            image = image[..., None]
-        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-
-    def batches(self, order: Any) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        order = [np.asarray(chosen).tolist() for chosen in order]
-        loader = DataLoader(
-            self,
-            batch_sampler=order,
+    def batches(self, batches: Sequence[np.ndarray]) -> Iterator[Tensor]:
+        """Yield uint8 (N, C, H, W) for each batch of indices; raise DataError for what cannot be read."""
+        loader = torch.utils.data.DataLoader(
+            self.samples,
+            batch_sampler=[rows.tolist() for rows in batches],
             num_workers=self.workers,
             timeout=self.timeout_s if self.workers else 0,
-            multiprocessing_context="spawn" if self.workers else None,
+            collate_fn=_stacked,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # its base seed must not come out of the global one
         )
-        targets = torch.from_numpy(np.asarray(self.split.targets).astype(np.int64))
+        iterator = iter(loader)
+        while True:
+            try:
+                images = next(iterator)
+            except StopIteration:
+                return
+            except RuntimeError as error:  # a worker that hangs or was killed
+                raise DataError(
+                    f"{self.workers} workers gave no batch within data.timeout_s: {self.timeout_s:g}, or died; set "
+                    f"data.workers: 0 to see what hangs, or raise data.timeout_s\n  {error}"
+                ) from error
+            if isinstance(images, str):
+                raise DataError(images)
+            yield images.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+
+
+class Samples(torch.utils.data.Dataset[Any]):
+    """Rows of a file split. A problem is returned as its text, as exceptions do not travel well between processes."""
+
+    def __init__(self, split: FileSplit, rows: np.ndarray, shape: tuple[int, ...]) -> None:
+        self.split, self.rows, self.shape = split, rows, shape
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> np.ndarray | str:
+        row = int(self.rows[index])
+        name = self.split.names[row]
         try:
-            for chosen, images in zip(order, loader, strict=True):
-                index = torch.tensor(chosen)
-                yield index.to(self.device), images.to(self.device), targets[index].to(self.device)
-        except RuntimeError as error:
-            if "DataLoader" not in str(error):
-                raise
-            raise DataError(f"a worker that reads files died or took more than {self.timeout_s:g} s: {error}") from error
+            image = self.split.read(row)
+        except DataError as error:
+            return str(error)
+        except Exception as error:  # a plugin's reader; whatever it raises is about this sample, and is reported
+            return f"{name}: cannot be read: {type(error).__name__}: {error}"
+        if image.dtype != np.uint8 or image.shape != self.shape:
+            return f"{name}: read as {image.dtype} {image.shape}; uint8 {self.shape} would be right"
+        return image
+
+
+def _stacked(samples: list[np.ndarray | str]) -> Tensor | str:
+    """A batch of uint8 (N, H, W, C), or the first problem in it."""
+    problem = next((sample for sample in samples if isinstance(sample, str)), None)
+    return problem if problem is not None else torch.from_numpy(np.stack(samples))  # type: ignore[arg-type]

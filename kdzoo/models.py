@@ -1,122 +1,168 @@
-"""Networks: any timm model with its own input normalisation and size, its levels, and its weights.
-
-The only module that builds models. What is inside a ``Network`` stays the plain timm model: that is what is saved
-and exported; the normalisation travels beside it as metadata.
-"""
+"""Networks: a plain timm model with what distillation needs of it, and how weights get in and out."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+import math
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers import BatchNormAct2d, Conv2dSame
+from timm.models import PretrainedCfg, load_model_config_from_hf
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdzoo.errors import ModelError, NeedsError, nearest
+from kdzoo.errors import ModelError, UnknownName, nearest
+from kdzoo.levels import Pairing, pair
 from kdzoo.types import Level, ModelShapes, ModelSpec, Outputs, Shapes
 
-#: Differences of a weights file that an error shows of each kind.
-SHOWN = 5
+#: Arguments of timm.create_model that the recipe says elsewhere, and where.
+RESERVED = {
+    "num_classes": "the data set says how many classes there are",
+    "pretrained": "say weights: pretrained",
+    "checkpoint_path": "say weights: <file>",
+    "pretrained_cfg": "say weights: hf-hub:... or a file",
+    "pretrained_cfg_overlay": "say weights: hf-hub:... or a file",
+    "features_only": "a network without a classifier cannot be trained",
+}
+
+#: How far a network's parts, or its folded copy, may be from the whole, relative to the largest value.
+SAME = 1e-4
 
 
 class Network(nn.Module):
-    """A timm model that takes pixels in [0, 1] and returns ``Outputs``."""
+    """A plain timm model beside its own input normalisation, levels and costs.
+
+    ``forward`` takes pixels in [0, 1] of any size, as the data set has them; ``model`` is what is trained, saved and
+    exported, and knows nothing of this class. ``levels`` are all its levels, shallow to deep; ``macs`` are the
+    multiply-accumulates of one sample; ``create_args`` rebuild ``model`` by ``timm.create_model``.
+    """
+
+    _mean: Tensor
+    _std: Tensor
 
     def __init__(
         self,
         model: nn.Module,
         spec: ModelSpec,
+        *,
         mean: Sequence[float],
         std: Sequence[float],
         size: tuple[int, int],
-        create_args: Mapping[str, Any] | None = None,
+        channels: int,
+        num_classes: int,
+        create_args: Mapping[str, Any],
     ) -> None:
         super().__init__()
         self.model = model
         self.spec = spec
-        self.mean, self.std, self.size = tuple(mean), tuple(std), tuple(size)
-        self.create_args = dict(create_args or {})
-        shape = (1, len(self.mean), 1, 1)
-        self.register_buffer("_shift", torch.tensor(self.mean).view(shape), persistent=False)
-        self.register_buffer("_scale", (1 / torch.tensor(self.std)).view(shape), persistent=False)
-        self._probe()
-
-    def _probe(self) -> None:
-        """Find the levels and widths by one forward of zeros."""
-        with torch.no_grad():
-            was = self.training
-            self.eval()
-            inputs = torch.zeros(1, len(self.mean), *self.size)
-            features = self._intermediates(inputs)
-            embedding = self._head(self.model.forward_features(inputs), pre_logits=True)
-            logits = self.model(inputs)
-            self.train(was)
-        self.levels = tuple(
-            Level(name, feature.shape[1], feature.shape[2], feature.shape[3], max(1, round(self.size[0] / feature.shape[2])))
-            for name, feature in zip(_level_names(self.model, len(features)), features, strict=True)
-        )
-        self.pre_logits_width = int(embedding.shape[1])
-        self.num_classes = int(logits.shape[1])
-
-    def _intermediates(self, inputs: Tensor) -> list[Tensor]:
-        if not hasattr(self.model, "forward_intermediates"):
-            return []
-        return list(self.model.forward_intermediates(inputs, intermediates_only=True, output_fmt="NCHW"))
-
-    def _head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        embedding = self.model.forward_head(features, pre_logits=pre_logits)
-        return embedding.flatten(1) if embedding.dim() > 2 else embedding
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.size = size
+        self.channels = channels
+        self.num_classes = num_classes
+        self.create_args = dict(create_args)
+        #: Whether ready weights came for other classes, so that the classifier starts anew.
+        self.fresh_head = False
+        self.register_buffer("_mean", torch.tensor(self.mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("_std", torch.tensor(self.std).view(1, -1, 1, 1), persistent=False)
+        self.levels, self.pre_logits_width, self.macs = self._probe()
 
     def prepare(self, inputs: Tensor) -> Tensor:
-        """Pixels in [0, 1] as this model takes them: resized, right number of channels, normalised."""
+        """Turn pixels (N, C, H, W) in [0, 1] into what ``model`` takes: its channels, its size, normalised."""
+        if inputs.shape[1] != self.channels:
+            inputs = inputs.expand(-1, self.channels, -1, -1)  # grey to as many equal channels
         if tuple(inputs.shape[2:]) != self.size:
-            inputs = F.interpolate(inputs, self.size, mode="bilinear", antialias=True, align_corners=False)
-        if inputs.shape[1] == 1 and len(self.mean) == 3:
-            inputs = inputs.expand(-1, 3, -1, -1)
-        return (inputs - self._shift) * self._scale
+            inputs = F.interpolate(inputs, self.size, mode="bilinear", antialias=True)
+        return (inputs - self._mean) / self._std
 
     def forward(self, inputs: Tensor, levels: Sequence[int] = (), pre_logits: bool = False) -> Outputs:
+        """Answer pixels (N, C, H, W) in [0, 1]; ``levels`` index ``self.levels``, features are (N, C, H, W)."""
         inputs = self.prepare(inputs)
         if not levels and not pre_logits:
             return Outputs(self.model(inputs))
+        model: Any = self.model
         features: tuple[Tensor, ...] = ()
         if levels:
-            final, maps = self.model.forward_intermediates(inputs, indices=list(levels), output_fmt="NCHW")
-            features = tuple(maps)
+            wanted = sorted(set(levels))
+            last, taken = model.forward_intermediates(inputs, indices=wanted, output_fmt="NCHW")
+            features = tuple(taken[wanted.index(level)] for level in levels)
         else:
-            final = self.model.forward_features(inputs)
-        embedding = self._head(final, pre_logits=True) if pre_logits else None
-        return Outputs(self._head(final), features, embedding)
+            last = model.forward_features(inputs)
+        embedding = model.forward_head(last, pre_logits=True).flatten(1) if pre_logits else None
+        return Outputs(model.forward_head(last), features, embedding)
+
+    @property
+    def _title(self) -> str:
+        return f"model '{self.spec.name}'"
 
     def with_model(self, model: nn.Module) -> Network:
-        """The same preprocessing around another copy of the model."""
+        """The same preprocessing around another copy of the model, e.g. a moving average of its weights."""
         other = copy.copy(self)
-        other._modules = dict(self._modules)
-        other._modules["model"] = model
+        other._modules = {**self._modules, "model": model}
         return other
 
-    @cached_property
-    def macs(self) -> int:
-        """Multiply-accumulates of one sample."""
-        return count_macs(self)
+    @torch.no_grad()
+    def _probe(self) -> tuple[tuple[Level, ...], int, int]:
+        """Run one sample of noise: which levels there are, how wide the embedding is, what it costs."""
+        model: Any = self.model
+        generator = torch.Generator().manual_seed(0)
+        inputs = torch.randn(1, self.channels, *self.size, generator=generator)
+        with evaluating(model):
+            try:
+                with FlopCounterMode(display=False) as counter:
+                    logits = model(inputs)
+            except Exception as error:  # whatever a model raises, it does not run on such inputs
+                shape = f"{self.channels} x {self.size[0]} x {self.size[1]}"
+                raise ModelError(f"{self._title}: does not run on inputs of {shape}: {_words(error)}") from error
+            if logits.shape != (1, self.num_classes):
+                shape = f"{tuple(logits.shape)}, not (1, {self.num_classes})"
+                raise ModelError(f"{self._title}: gives logits of shape {shape}")
+            macs = counter.get_total_flops() // 2
+            if not hasattr(model, "forward_intermediates") or not hasattr(model, "forward_head"):
+                return (), 0, macs
+            last, features = model.forward_intermediates(inputs, output_fmt="NCHW")
+            if not same(model.forward_head(last), logits):
+                return (), 0, macs  # its parts are not the whole, so no feature of theirs can be trusted
+            width = model.forward_head(last, pre_logits=True).flatten(1).shape[1]
+        return self._levels(features), width, macs
 
-
-def _level_names(model: nn.Module, count: int) -> list[str]:
-    info = getattr(model, "feature_info", None)
-    names = [entry["module"] for entry in info] if isinstance(info, list) and len(info) == count else []
-    return names or [f"level_{i}" for i in range(count)]
+    def _levels(self, features: Sequence[Tensor]) -> tuple[Level, ...]:
+        """Name each feature (1, C, H, W) by timm's feature_info, whose strides hold even where a map is 1 x 1."""
+        info = getattr(self.model, "feature_info", [])
+        known = [{"module": f"level {i}"} for i in range(len(features))] if len(info) != len(features) else list(info)
+        levels = []
+        for entry, feature in zip(known, features, strict=True):
+            _, channels, height, width = feature.shape
+            stride = entry.get("reduction") or max(1, round(self.size[0] / height))
+            levels.append(Level(str(entry["module"]), channels, height, width, int(stride)))
+        return tuple(levels)
 
 
 # --- building -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Which timm model is made, and with what ready weights, if any."""
+
+    name: str
+    ready: bool = False  # whether timm fetches weights
+    config: dict[str, Any] | None = None  # timm's description of the weights; None: the one it has of the name
+    args: Mapping[str, Any] = field(default_factory=dict)  # the arguments the weights were made with
+
+    @property
+    def settings(self) -> PretrainedCfg | None:
+        """Input size, normalisation and classes of the weights, or those timm suggests for the name."""
+        return PretrainedCfg(**self.config) if self.config is not None else timm.get_pretrained_cfg(self.name)
 
 
 def build_network(
@@ -125,173 +171,204 @@ def build_network(
     num_classes: int,
     channels: int,
     size: tuple[int, int],
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     data_mean: Sequence[float],
     data_std: Sequence[float],
     seed: int,
+    load: bool = True,
 ) -> Network:
-    """Build a model under a seed; ``weights`` of the spec decide what is loaded into it.
+    """Build a network by name, initialised under ``seed``, and bring in its weights.
 
-    ``mean``, ``std`` None: the pretrained weights' own, else the data set's. Raises ModelError for a name that timm
-    does not know, arguments it does not take, and weights that do not fit.
+    ``channels`` is the data set's, ``size`` the network's input (H, W). Its normalisation is ``mean`` and ``std``,
+    else that of its pretrained weights, else the data set's. ``load=False`` builds the very same network without
+    reading its weights, for a caller that has others. Raises UnknownName and ModelError.
     """
-    ready = spec.weights == "pretrained" or spec.weights.startswith("hf-hub:")
-    name = spec.weights if spec.weights.startswith("hf-hub:") else spec.name
-    if not ready and not timm.is_model(spec.name):
-        known = timm.list_models()
-        raise ModelError(f"unknown model '{spec.name}'{nearest(spec.name, known) or ';'} `kdzoo list models` and timm.list_models() know {len(known)}")
-    args: dict[str, Any] = {**spec.args, "num_classes": num_classes}
-    if not ready:
-        args["in_chans"] = channels
-    args = _lists_to_tuples(args)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model, args = _create(name, args, ready, size)
-    if ready and mean is None:
-        config = model.pretrained_cfg
-        mean, std = config["mean"], config["std"]
-    wanted = 3 if ready else channels
-    network = Network(model, spec, *_normalisation(mean or data_mean, std or data_std, wanted), size, args)
-    if not ready and spec.weights != "train":
-        load_weights(network, Path(spec.weights))
+    _check_spec(spec)
+    origin = _origin(spec)
+    settings = origin.settings
+    ready = settings if origin.ready else None
+    # Ready weights see grey images as three equal channels; a fresh network has as many channels as the data.
+    own_channels = ready.input_size[0] if ready is not None and channels == 1 else channels
+    args = {"in_chans": own_channels, **origin.args, **spec.args, "num_classes": num_classes}
+    if settings is not None and settings.fixed_input_size:
+        args.setdefault("img_size", tuple(size))
+    model = _create(spec, origin, args, seed, pretrained=load and origin.ready)
+    in_chans = int(args["in_chans"])
+    if channels not in (1, in_chans):
+        raise ModelError(f"model '{spec.name}': takes {in_chans} channels, the data has {channels}; leave out in_chans")
+    if mean is None or std is None:
+        use_own = ready is not None and len(ready.mean) == in_chans
+        mean, std = (ready.mean, ready.std) if ready is not None and use_own else (data_mean, data_std)
+    if len(mean) not in (1, in_chans) or len(std) != len(mean):
+        raise ModelError(
+            f"model '{spec.name}': takes {in_chans} channels, its mean has {len(mean)} numbers and its std {len(std)}"
+        )
+    repeat = in_chans // len(mean)
+    network = Network(
+        model,
+        spec,
+        mean=tuple(mean) * repeat,
+        std=tuple(std) * repeat,
+        size=(int(size[0]), int(size[1])),
+        channels=in_chans,
+        num_classes=num_classes,
+        create_args=args,
+    )
+    network.fresh_head = ready is not None and ready.num_classes != num_classes
+    if load and not origin.ready and spec.weights != "train":
+        load_weights(network, Path(spec.weights).expanduser())
     return network
 
 
-def _create(name: str, args: dict[str, Any], pretrained: bool, size: tuple[int, int]) -> tuple[nn.Module, dict[str, Any]]:
-    """Create a model, telling it the image size if it is one that must know."""
-    sized = {**args, "img_size": tuple(size)}
+def _check_spec(spec: ModelSpec) -> None:
+    if not timm.is_model(spec.name):
+        raise UnknownName(
+            f"unknown model '{spec.name}'{nearest(spec.name, timm.list_models())}; known: {len(timm.list_models())} "
+            "networks of timm and of the plugins, see kdzoo list models"
+        )
+    for key, instead in RESERVED.items():
+        if key in spec.args:
+            raise ModelError(f"model '{spec.name}': args may not hold '{key}'; {instead}")
+
+
+def _origin(spec: ModelSpec) -> Origin:
+    """What timm makes and fetches; a file of weights is loaded later, into a fresh network."""
+    if spec.weights == "pretrained":
+        return Origin(spec.name, ready=True)
+    if not spec.weights.startswith("hf-hub:"):
+        return Origin(spec.name)
     try:
-        return timm.create_model(name, pretrained=pretrained, **sized), sized
-    except TypeError as error:
-        if "img_size" not in str(error):
-            raise ModelError(f"model '{name}': {error}") from error
-    except Exception as error:
-        raise ModelError(_why(name, pretrained, error)) from error
-    try:
-        return timm.create_model(name, pretrained=pretrained, **args), args
-    except Exception as error:  # timm and the hub raise what they like; all of it is about this one model
-        raise ModelError(_why(name, pretrained, error)) from error
+        config, name, args = load_model_config_from_hf(spec.weights.removeprefix("hf-hub:"))
+    except Exception as error:  # the network, the hub, its cache: any of them in any way
+        raise _unreachable(spec, error) from error
+    if name != spec.name:
+        raise ModelError(f"model '{spec.name}': '{spec.weights}' holds weights of another; name: {name} would be right")
+    return Origin(name, True, config, args or {})
 
 
-def _why(name: str, pretrained: bool, error: Exception) -> str:
-    text = f"model '{name}': {type(error).__name__}: {error}"
-    if pretrained:
-        text += "\n  to work without a network, put the weights in a file and name it: weights: path/to/model.safetensors"
-    return text
+def _create(spec: ModelSpec, origin: Origin, args: Mapping[str, Any], seed: int, pretrained: bool) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            return timm.create_model(origin.name, pretrained=pretrained, pretrained_cfg=origin.config, **args)
+        except Exception as error:  # whatever the model's constructor or the hub raises, it is reported with its cause
+            if pretrained:
+                raise _unreachable(spec, error) from error
+            shown = ", ".join(f"{key}={value!r}" for key, value in args.items())
+            raise ModelError(f"model '{spec.name}': cannot be built with {shown}: {_words(error)}") from error
 
 
-def _lists_to_tuples(args: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in args.items()}
+def _unreachable(spec: ModelSpec, error: Exception) -> ModelError:
+    return ModelError(
+        f"model '{spec.name}': no weights from '{spec.weights}': {_words(error)}\n  Fetch them once where there is a "
+        "network (they stay in the cache), or give a file: weights: <path>.safetensors"
+    )
 
 
-def _normalisation(mean: Sequence[float], std: Sequence[float], channels: int) -> tuple[Sequence[float], Sequence[float]]:
-    if len(mean) == 1 and channels > 1:
-        return tuple(mean) * channels, tuple(std) * channels
-    if len(mean) != channels:
-        raise ModelError(f"mean and std: {len(mean)} numbers for {channels} channels")
-    return mean, std
+def _words(error: Exception) -> str:
+    """An exception in one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+
+
+# --- weights --------------------------------------------------------------------------------
 
 
 def load_weights(network: Network, path: Path) -> None:
-    """Load a weights file strictly into the plain model; ModelError lists what differs.
+    """Load a file of weights, strictly: every key and shape must be the model's own.
 
-    .safetensors, or .pt, .pth, .th through torch's weights_only reader, which runs no code from the file.
+    Reads .safetensors, and .pt, .pth, .th through ``weights_only``, which runs no code; the weights may lie below
+    "state_dict" or "model" and their keys begin with "module.". Raises ModelError that lists the differences.
     """
-    state = _read_weights(path)
+    state = read_weights(path)
     own = network.model.state_dict()
-    problems = []
-    for title, names in (("missing", own.keys() - state.keys()), ("unexpected", state.keys() - own.keys())):
-        problems += _some(title, sorted(names))
-    shapes = [f"{k} {tuple(state[k].shape)}, not {tuple(own[k].shape)}" for k in sorted(own.keys() & state.keys()) if state[k].shape != own[k].shape]
-    problems += _some("of another shape", shapes)
-    problems += _some("not finite", [k for k, v in sorted(state.items()) if v.is_floating_point() and not v.isfinite().all()])
-    if problems:
-        raise ModelError("\n".join([f"{path}: does not fit the model '{network.spec.name}'", *problems]))
+    missing = [key for key in own if key not in state]
+    unexpected = [key for key in state if key not in own]
+    shapes = [
+        f"{key} {tuple(state[key].shape)}, the model's {tuple(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    if missing or unexpected or shapes:
+        lines = [f"{path}: not weights of '{network.spec.name}' with {network.num_classes} classes"]
+        for what, found in (("missing", missing), ("unexpected", unexpected), ("other shape", shapes)):
+            if found:
+                more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+                lines.append(f"{what}: {', '.join(found[:5])}{more}")
+        raise ModelError("\n  ".join(lines))
+    broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise ModelError(f"{path}: weights that are not finite: {', '.join(broken[:5])}")
     network.model.load_state_dict(state, strict=True)
 
 
-def _some(title: str, names: Sequence[str]) -> list[str]:
-    if not names:
-        return []
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return [f"  {title}: {', '.join(names[:SHOWN])}{more}"]
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a file of weights without running any code in it; raise ModelError when it is none."""
     if not path.is_file():
-        raise ModelError(f"{path}: no such weights file; weights is train, pretrained, hf-hub:... or a file")
+        raise ModelError(f"{path}: no such file of weights; weights are train, pretrained, hf-hub:<name> or a file")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            state: Any = load_file(path)
+            content: Any = load_file(path)
+        elif path.suffix in (".pt", ".pth", ".th"):
+            content = torch.load(path, map_location="cpu", weights_only=True)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever the readers raise, the file is what is wrong
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{path}: cannot be read as weights: {first}") from error
+            raise ModelError(
+                f"{path}: weights are read from .safetensors, .pt, .pth and .th files, not '{path.suffix}'"
+            )
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"{path}: holds more than tensors, so it could run code and was not read; save model.state_dict() instead"
+        ) from error
+    except ModelError:
+        raise
+    except Exception as error:  # a damaged file makes the readers fail in many ways
+        raise ModelError(f"{path}: cannot be read as weights: {_words(error)}") from error
     for wrapper in ("state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
-            state = state[wrapper]
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ModelError(f"{path}: holds no mapping of names to tensors")
-    prefix = "module."
-    return {key.removeprefix(prefix): value for key, value in state.items()}
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise ModelError(f"{path}: holds no tensors by name; model.state_dict() would be right")
+    return {str(key).removeprefix("module."): value for key, value in content.items()}
 
 
 def save_ready(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors as safetensors wants them: on the CPU, contiguous, sharing no memory."""
-    return {key: value.detach().to("cpu", copy=True).contiguous() for key, value in state.items()}
+    """Return tensors as safetensors takes them: on the CPU, contiguous, none sharing memory with another."""
+    ready: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for key, value in state.items():
+        value = value.detach().cpu().contiguous()
+        storage = value.untyped_storage()
+        if storage.data_ptr() in seen or storage.nbytes() != value.numel() * value.element_size():
+            value = value.clone()
+        seen.add(value.untyped_storage().data_ptr())
+        ready[key] = value
+    return ready
 
 
-# --- levels -----------------------------------------------------------------------------------
+def weights_sha256(module: nn.Module) -> str:
+    """Hash every parameter and buffer of a module, bit by bit."""
+    digest = hashlib.sha256()
+    for key, value in sorted(module.state_dict().items()):
+        value = value.detach().cpu().contiguous()
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
-@dataclass(frozen=True)
-class Pairing:
-    """Which levels of several networks stand beside each other; ``indices[0]`` is the student's."""
+def count_parameters(module: nn.Module) -> int:
+    """Number of parameters, trained or not."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
-    networks: tuple[Network, ...]
-    indices: tuple[tuple[int, ...], ...]
 
-    def describe(self) -> list[str]:
-        """One line a pair: stride, then each network's level and shape."""
-        lines = []
-        for pair in zip(*self.indices, strict=True):
-            levels = [network.levels[i] for network, i in zip(self.networks, pair, strict=True)]
-            shown = [f"{level.name} ({level.channels}, {level.height}, {level.width})" for level in levels]
-            lines.append(f"stride {levels[0].stride}: {shown[0]} <- {', '.join(shown[1:])}")
-        return lines
+# --- several networks -----------------------------------------------------------------------
 
 
 def pair_levels(student: Network, others: Sequence[Network]) -> Pairing:
-    """Pair the levels of a student with those of teachers and peers by stride, deepest of each stride.
-
-    Where strides have nothing in common (a transformer's are all alike), levels are paired by relative depth and
-    the student's shallower ones beside evenly spread levels of the other. Raises NeedsError for a model without levels.
-    """
-    networks = (student, *others)
-    for network in networks:
-        if not network.levels:
-            raise NeedsError(f"model '{network.spec.name}' shows no feature levels (no forward_intermediates); choose another")
-    by_stride = [{level.stride: i for i, level in enumerate(network.levels)} for network in networks]
-    shared = sorted(set.intersection(*(set(strides) for strides in by_stride)))
-    if len(shared) >= 2 or (shared and min(len(s) for s in by_stride) == 1 and all(len(s) == 1 for s in by_stride) and len(student.levels) == 1):
-        return Pairing(networks, tuple(tuple(strides[s] for s in shared) for strides in by_stride))
-    count = min(len(_depths(strides, network)) for strides, network in zip(by_stride, networks, strict=True))
-    count = min(count, 4)
-    return Pairing(networks, tuple(_spread(_depths(strides, network), count) for strides, network in zip(by_stride, networks, strict=True)))
-
-
-def _depths(by_stride: Mapping[int, int], network: Network) -> list[int]:
-    """Candidate levels: the deepest of each stride, or all of a network whose strides are one."""
-    return sorted(by_stride.values()) if len(by_stride) > 1 else list(range(len(network.levels)))
-
-
-def _spread(candidates: Sequence[int], count: int) -> tuple[int, ...]:
-    """``count`` candidates at equal relative depths, the deepest always among them."""
-    return tuple(candidates[round((i + 1) * len(candidates) / count) - 1] for i in range(count))
+    """Pair the student's levels with those of every other network; see ``levels.pair``."""
+    return pair([(network.spec.name, network.levels) for network in (student, *others)])
 
 
 def shapes_of(
@@ -302,90 +379,118 @@ def shapes_of(
     num_samples: int,
     image: tuple[int, int, int],
 ) -> Shapes:
-    """What an algorithm is built from."""
-    networks = (student, *teachers, *peers)
-    indices = pairing.indices if pairing else ((),) * len(networks)
+    """Return what an algorithm is built from; ``pairing`` covers student, teachers and peers, in this order."""
+    networks = [student, *teachers, *peers]
+    levels = pairing.levels if pairing is not None else ((),) * len(networks)
     shapes = [
-        ModelShapes(tuple(network.levels[i] for i in chosen), network.pre_logits_width, network.num_classes)
-        for network, chosen in zip(networks, indices, strict=True)
+        ModelShapes(tuple(own), network.pre_logits_width, network.num_classes)
+        for network, own in zip(networks, levels, strict=True)
     ]
-    end = 1 + len(teachers)
-    return Shapes(shapes[0], tuple(shapes[1:end]), tuple(shapes[end:]), student.num_classes, num_samples, image)
+    return Shapes(
+        student=shapes[0],
+        teachers=tuple(shapes[1 : 1 + len(teachers)]),
+        peers=tuple(shapes[1 + len(teachers) :]),
+        num_classes=student.num_classes,
+        num_samples=num_samples,
+        image=image,
+    )
 
 
-# --- freezing, folding, counting ------------------------------------------------------------------
+# --- a network that only answers ------------------------------------------------------------
 
 
 def freeze(network: nn.Module) -> None:
-    """Eval mode, and no parameter wants a gradient."""
-    network.eval()
-    network.requires_grad_(False)
+    """Put a network in eval mode, its weights without gradient."""
+    network.eval().requires_grad_(False)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """A module in eval mode inside, each part as it was after."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
+def same(values: Tensor, expected: Tensor) -> bool:
+    """Whether values agree but for rounding."""
+    if values.shape != expected.shape:
+        return False
+    scale = float(expected.abs().max())
+    return math.isfinite(scale) and float((values - expected).abs().max()) <= SAME * max(scale, 1e-12)
 
 
 def fold_batchnorm(network: Network) -> Network:
-    """A copy whose BatchNorms are folded into the convolutions before them, where that is provable.
+    """Return a copy in eval mode with each BatchNorm folded into the convolution right before it.
 
-    The copy answers like the original (checked on a probe); where it does not, or nothing folds, an unfolded copy.
+    A BatchNorm is folded where it was handed the very tensor that a convolution gave, and both ran once. The copy
+    then has to answer noise like the original, in logits, embedding and every level; else nothing is folded.
     """
-    plain = network.with_model(copy.deepcopy(network.model).eval())
-    folded = network.with_model(copy.deepcopy(network.model).eval())
-    if not _fold_pairs(folded.model):
-        return plain
-    parameter = next(network.model.parameters())
-    probe = torch.rand(2, len(network.mean), *network.size, device=parameter.device, generator=None)
+    plain = copy.deepcopy(network)
+    plain.eval()
+    probe = copy.deepcopy(plain).to(device="cpu", dtype=torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.rand(2, probe.channels, *probe.size, generator=generator)
+    levels, embedding = range(len(probe.levels)), probe.pre_logits_width > 0
     with torch.no_grad():
-        before, after = plain(probe).logits, folded(probe).logits
-    close = torch.allclose(before, after, rtol=1e-3, atol=1e-4 * max(1.0, float(before.abs().max())))
-    return folded if close else plain
+        pairs = _followed_by_batchnorm(probe.model, probe.prepare(inputs))
+        expected = probe(inputs, levels=levels, pre_logits=embedding)
+        _fold(probe.model, pairs)
+        got = probe(inputs, levels=levels, pre_logits=embedding)
+        checked = [(got.logits, expected.logits), *zip(got.features, expected.features, strict=True)]
+        if got.pre_logits is not None and expected.pre_logits is not None:
+            checked.append((got.pre_logits, expected.pre_logits))
+        if all(same(one, other) for one, other in checked):
+            _fold(plain.model, pairs)
+    return plain
 
 
-def _fold_pairs(model: nn.Module) -> int:
-    """Fold each BatchNorm that a trace shows to follow one convolution alone; return how many."""
+def _followed_by_batchnorm(model: nn.Module, inputs: Tensor) -> list[tuple[str, str]]:
+    """Names of (convolution, BatchNorm) where the one's output, the very tensor, is the other's input."""
+    gave: dict[int, tuple[str, Tensor]] = {}  # the tensor is kept, so that its identity is not given away again
+    runs: dict[str, int] = {}
+    pairs: list[tuple[str, str]] = []
+
+    def ran(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            runs[name] = runs.get(name, 0) + 1
+            if isinstance(module, nn.Conv2d):
+                gave[id(output)] = (name, output)
+            elif id(args[0]) in gave:
+                pairs.append((gave[id(args[0])][0], name))
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(ran(name))
+        for name, module in model.named_modules()
+        if type(module) in (nn.Conv2d, Conv2dSame) or _foldable(module)
+    ]
     try:
-        graph = torch.fx.symbolic_trace(model).graph
-    except Exception:  # not every forward can be traced; then nothing is folded, which costs only time
-        return 0
-    modules = dict(model.named_modules())
-    count = 0
-    for node in graph.nodes:
-        if node.op != "call_module" or not isinstance(modules.get(node.target), nn.BatchNorm2d):
-            continue
-        norm, source = modules[node.target], node.args[0]
-        if type(norm) is not nn.BatchNorm2d or not norm.track_running_stats:
-            continue
-        convolution = modules.get(source.target) if getattr(source, "op", "") == "call_module" else None
-        if type(convolution) is not nn.Conv2d or len(source.users) != 1:
-            continue
-        _replace(model, source.target, fuse_conv_bn_eval(convolution, norm))
-        _replace(model, node.target, nn.Identity())
-        count += 1
-    return count
+        model(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [(conv, norm) for conv, norm in pairs if runs[conv] == runs[norm] == 1]
 
 
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
+def _foldable(module: nn.Module) -> bool:
+    return type(module) in (nn.BatchNorm2d, BatchNormAct2d) and getattr(module, "running_mean", None) is not None
 
 
-def count_parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def count_macs(network: Network) -> int:
-    """Multiply-accumulates of one sample, counted by torch while it runs."""
-    device = next(network.model.parameters()).device
-    was = network.training
-    network.eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network.model(torch.zeros(1, len(network.mean), *network.size, device=device))
-    network.train(was)
-    return counter.get_total_flops() // 2
-
-
-def weights_sha256(module: nn.Module) -> str:
-    """Hash of all parameters and buffers, names included."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+def _fold(model: nn.Module, pairs: Sequence[tuple[str, str]]) -> None:
+    for conv_name, norm_name in pairs:
+        conv: Any = model.get_submodule(conv_name)
+        norm: Any = model.get_submodule(norm_name)
+        with torch.no_grad():
+            tensors = (conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.weight, norm.bias)
+            weight, bias, mean, var, scale, shift = (cast(Tensor, t if t is None else t.double()) for t in tensors)
+            new_weight, new_bias = fuse_conv_bn_weights(weight, bias, mean, var, norm.eps, scale, shift)
+            conv.bias = nn.Parameter(new_bias.to(conv.weight.dtype), requires_grad=conv.weight.requires_grad)
+            conv.weight.copy_(new_weight)
+        rest = nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
+        model.set_submodule(norm_name, rest.train(norm.training))

@@ -54,6 +54,7 @@ class FileSplit:
     names: tuple[str, ...]  # what to call each sample in an error, e.g. its path
     targets: np.ndarray
     read: Callable[[int], np.ndarray]
+    digest: Callable[[int], str] | None = None  # hash of a sample's content, cheaper than reading it; None: of what is read
 
 
 Split = ArraySplit | FileSplit
