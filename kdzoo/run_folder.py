@@ -29,6 +29,7 @@ from kdzoo.store import (
     append_line,
     differences,
     discard,
+    discarded,
     json_bytes,
     listed,
     probe_writable,
@@ -122,6 +123,14 @@ class Lock:
         os.close(self._descriptor)
         self._descriptor = None
         _held.discard(self)
+
+    @contextlib.contextmanager
+    def released_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.release()
+            raise
 
 
 _held: weakref.WeakSet[Lock] = weakref.WeakSet()
@@ -221,25 +230,20 @@ class RunFolder:
         run_id = f"{sequence:04d}-seed{record['seed']}"
         record = {"run_id": run_id, "sequence": sequence, "status": "running", "checkpointed": [], **record}
         temporary, place = temporary_in(parent), parent / run_id
-        try:
+        with discarded(temporary):
             with writing(place):
                 temporary.mkdir()
                 (temporary / "checkpoints").mkdir()
             lock = Lock(temporary / "lock", warn)
             lock.acquire()
-            try:
+            with lock.released_on_error():
                 write_text(temporary / "recipe.yaml", recipe_text)
                 write_sealed(temporary / "run.json", record)
                 with writing(place):
-                    taken = not rename_new(temporary, place)
-            except BaseException:
-                lock.release()
-                raise
-            if taken:
-                lock.release()
-                return None
-        finally:
-            discard(temporary)
+                    renamed = rename_new(temporary, place)
+        if not renamed:
+            lock.release()
+            return None
         lock.path = place / "lock"
         return cls(place, record, "new", lock, warn)
 
@@ -249,7 +253,7 @@ class RunFolder:
         probe_writable(root)
         lock = Lock(root / "lock", warn)
         lock.acquire()
-        try:
+        with lock.released_on_error():
             record = read_sealed(root / "run.json")
             if record["status"] == "finished":
                 lock.release()
@@ -260,9 +264,6 @@ class RunFolder:
             folder = cls(root, record, "resumed", lock, warn)
             folder._drop_torn_lines()
             folder.write_text("recipe.yaml", recipe_text)
-        except BaseException:
-            lock.release()
-            raise
         return folder
 
     def __enter__(self) -> RunFolder:

@@ -153,19 +153,25 @@ def discard(path: Path) -> None:
             path.unlink()
 
 
+@contextlib.contextmanager
+def discarded(temporary: Path) -> Iterator[None]:
+    """A temporary file or folder is gone after this, unless it was renamed into its place."""
+    try:
+        yield
+    finally:
+        discard(temporary)
+
+
 # --- writing ----------------------------------------------------------------------------------
 
 
 def write_bytes(path: Path, data: bytes) -> str:
     """Replace ``path`` by ``data``, wholly or not at all; return the sha256. Raise OutputError if that fails."""
     temporary = temporary_in(path.parent)
-    try:
-        with writing(path, len(data)):
-            _check_room(path.parent, len(data))
-            sha256 = _write_through(temporary, data)
-            os.replace(temporary, path)
-    finally:
-        discard(temporary)
+    with writing(path, len(data)), discarded(temporary):
+        _check_room(path.parent, len(data))
+        sha256 = _write_through(temporary, data)
+        os.replace(temporary, path)
     with writing(path, 0, "written, but it may not survive a power cut"):
         sync_folder(path.parent)
     return sha256
@@ -207,16 +213,12 @@ def probe_writable(folder: Path) -> None:
     """Create ``folder`` and write, sync and rename a file in it; raise OutputError if it cannot be done."""
     temporary = temporary_in(folder)
     target = temporary_in(folder)
-    try:
-        with writing(folder, 1):
-            folder.mkdir(parents=True, exist_ok=True)
-            _write_through(temporary, b"x")
-            os.replace(temporary, target)
-            target.unlink()
-            sync_folder(folder)
-    finally:
-        discard(temporary)
-        discard(target)
+    with writing(folder, 1), discarded(temporary), discarded(target):
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_through(temporary, b"x")
+        os.replace(temporary, target)
+        target.unlink()
+        sync_folder(folder)
 
 
 def json_bytes(content: Any) -> bytes:
@@ -283,10 +285,13 @@ def rename_new(folder: Path, place: Path) -> bool:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
+    """Make the names in a folder durable, where the file system can."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network ones cannot sync a folder at all
+            raise
     finally:
         os.close(descriptor)
 
@@ -457,16 +462,13 @@ class Checkpoints:
         files = {n: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)} for n, data in contents.items()}
         contents["manifest.json"] = _sealed_bytes({"run_id": self.run_id, "sequence": sequence, "files": files})
         temporary, place = temporary_in(self.folder), self._place(sequence)
-        try:
-            with writing(place, size, "the checkpoint before it is unchanged"):
-                temporary.mkdir()
-                for name, data in contents.items():
-                    _write_through(temporary / name, data)
-                sync_folder(temporary)
-                os.rename(temporary, place)
-                sync_folder(self.folder)
-        finally:
-            discard(temporary)
+        with writing(place, size, "the checkpoint before it is unchanged"), discarded(temporary):
+            temporary.mkdir()
+            for name, data in contents.items():
+                _write_through(temporary / name, data)
+            sync_folder(temporary)
+            os.rename(temporary, place)
+            sync_folder(self.folder)
         write_sealed(self.folder / "latest.json", {"run_id": self.run_id, "sequence": sequence})
         self._begun()
         self._expected = True
@@ -626,7 +628,7 @@ class Store:
             sweep(place.parent)
             temporary = temporary_in(place.parent)
             temporary.mkdir()
-        try:
+        with discarded(temporary):
             write(temporary)
             with writing(place):
                 files = record_files(temporary)
@@ -635,8 +637,6 @@ class Store:
                 for folder in (path for path in temporary.rglob("*") if path.is_dir()):
                     sync_folder(folder)
                 rename_new(temporary, place)
-        finally:
-            discard(temporary)
         found = self.find(kind, key)
         assert found is not None
         return found

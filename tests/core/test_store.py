@@ -101,6 +101,12 @@ def test_a_failed_write_keeps_the_old_file_at_every_step(tmp_path, monkeypatch):
     ]
 
 
+def test_a_file_system_that_cannot_sync_folders_will_do(tmp_path, monkeypatch):
+    Events(monkeypatch, 3, errno.EINVAL)
+    store.write_bytes(tmp_path / "a", b"new")
+    assert (tmp_path / "a").read_bytes() == b"new"
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_full_disk_says_how_much_room_is_needed(tmp_path, monkeypatch, number):
     path = tmp_path / "a"
