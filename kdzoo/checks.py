@@ -335,12 +335,13 @@ def killed_run_resumes_bit_identically(bench: Bench) -> None:
 def batch_of_one(bench: Bench) -> None:
     """A batch of one sample works, or the algorithm declares its least batch and less is refused."""
     needs = bench.cls.needs
-    engine = bench.engine(data={"options": {"size": (64, 64)}})  # maps of one pixel have nothing to normalise over
+    large = {"size": (64, 64)}  # maps of one pixel have nothing to normalise over
+    engine = bench.engine(data={"options": large})
     if needs.data == "none":
         raise Vacuous("it makes its own batches")
     if needs.min_batch > 1:
         try:
-            bench.job(bench.runner(data={"batch_size": needs.min_batch - 1}))
+            bench.job(bench.runner(data={"batch_size": needs.min_batch - 1, "options": large}))
         except NeedsError:
             pass
         else:
