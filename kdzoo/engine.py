@@ -500,11 +500,14 @@ class Engine:
             low, high = self._extremes[name]
             if self.job.steps_per_epoch > 1 and low == high:
                 self._warn(f"stage '{self.job.name}': the loss term '{name}' is constant ({low:g}): it trains nothing")
+        if self.step > self.job.steps_per_epoch:
+            return  # later a small term may be small because it is solved
         for name, value in weighted.items():
-            others = [other for key, other in weighted.items() if key != name]
-            if others and value > DOMINANT_RATIO * max(others) > 0:
+            rest = max((other for key, other in weighted.items() if key != name), default=0.0)
+            if value > DOMINANT_RATIO * rest > 0:
                 self._warn(
-                    f"stage '{self.job.name}': the weighted term '{name}' is over {DOMINANT_RATIO:.0f} times every other"
+                    f"stage '{self.job.name}': in the first epoch the weighted term '{name}' is {value / rest:.0f} times "
+                    "every other; see algorithm.loss_weights"
                 )
 
     def _warn(self, text: str) -> None:
