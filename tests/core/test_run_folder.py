@@ -154,6 +154,23 @@ def test_whoever_loses_the_race_for_a_number_looks_again(tmp_path, monkeypatch):
     assert list((tmp_path / "digits-kd").glob(".*")) == []
 
 
+@pytest.mark.parametrize(
+    ("resume", "run_id", "outcome"), [(False, "0002-seed0", "new"), (True, "0001-seed0", "finished")]
+)
+def test_a_run_that_ends_while_it_is_taken_over_is_finished(tmp_path, monkeypatch, resume, run_id, outcome):
+    root, acquire = begun(tmp_path), run_folder.Lock.acquire
+
+    def its_owner_is_faster(lock):
+        if lock.path == root / "lock":
+            RunFolder(root, store.read_sealed(root / "run.json"), "new", None, pytest.fail).finish()
+        acquire(lock)
+
+    monkeypatch.setattr(run_folder.Lock, "acquire", its_owner_is_faster)
+    with start(tmp_path, resume=resume) as folder:
+        assert (folder.run_id, folder.outcome) == (run_id, outcome)
+    assert (root / "lock").read_text() == ""
+
+
 def test_a_damaged_run_is_not_passed_over(tmp_path):
     root = begun(tmp_path)
     (root / "run.json").unlink()
