@@ -283,6 +283,9 @@ def load_weights(network: Network, path: Path) -> None:
     """
     state = read_weights(path)
     own = network.model.state_dict()
+    for key, value in own.items():
+        if key.endswith(".num_batches_tracked"):  # counted since torch 0.4.1, and read by nothing in eval mode
+            state.setdefault(key, value)
     missing = [key for key in own if key not in state]
     unexpected = [key for key in state if key not in own]
     shapes = [

@@ -10,10 +10,18 @@ from kdzoo.api import ModelFamily, hookimpl
 
 @hookimpl
 def register_models(register: Callable[[Any], Any]) -> None:
-    from kdzoo_vision import plain_cnn
+    from kdzoo_vision import cifar_mobilenet, cifar_resnet, cifar_shufflenet, cifar_vgg, cifar_wrn, plain_cnn
 
-    register(ModelFamily("plain_cnn", plain_cnn.plain_models, "plain CNNs of 2 to 10 layers"))
-    register(ModelFamily("digits_cnn", plain_cnn.digits_models, "tiny CNNs for 8 x 8 digits"))
+    for name, models, description in (
+        ("cifar_resnet", cifar_resnet.models, "residual networks of depth 6n + 2"),
+        ("cifar_wrn", cifar_wrn.models, "wide residual networks of depth 6n + 4"),
+        ("cifar_vgg", cifar_vgg.models, "VGG with one linear layer"),
+        ("cifar_mobilenet", cifar_mobilenet.models, "MobileNetV2 of half width"),
+        ("cifar_shufflenet", cifar_shufflenet.models, "ShuffleNet, first and second version"),
+        ("plain_cnn", plain_cnn.plain_models, "plain CNNs of 2 to 10 layers"),
+        ("digits_cnn", plain_cnn.digits_models, "tiny CNNs for 8 x 8 digits"),
+    ):
+        register(ModelFamily(name, models, description))
 
 
 @hookimpl
