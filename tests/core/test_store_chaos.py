@@ -13,6 +13,7 @@ import random
 import resource
 import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
@@ -158,6 +159,14 @@ def killed_at(pipe, point: int, action: Callable[[], None]) -> None:
     pipe.send(count)
 
 
+@pytest.fixture
+def in_memory(tmp_path):
+    """A folder where syncing costs nothing, if there is one: these tests sync thousands of times."""
+    place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else tmp_path
+    with tempfile.TemporaryDirectory(dir=place) as folder:
+        yield Path(folder)
+
+
 def every_crash(
     begin: Callable[[Path], None], action: Callable[[Path], None], check: Callable[[Path], None], out: Path
 ):
@@ -196,8 +205,8 @@ def is_second_or_third(folder: Path) -> None:
     assert len(list(folder.iterdir())) == 3, "two checkpoints and the note of the newest"
 
 
-def test_a_save_killed_at_any_step_leaves_the_old_or_the_new_checkpoint(tmp_path):
-    assert every_crash(two_checkpoints, third_checkpoint, is_second_or_third, tmp_path) >= 15
+def test_a_save_killed_at_any_step_leaves_the_old_or_the_new_checkpoint(in_memory):
+    assert every_crash(two_checkpoints, third_checkpoint, is_second_or_third, in_memory) >= 15
 
 
 def save_in_place(folder: Path) -> None:
@@ -208,9 +217,9 @@ def save_in_place(folder: Path) -> None:
         os.fsync(file.fileno())
 
 
-def test_the_control_a_save_in_place_is_found_out(tmp_path):
+def test_the_control_a_save_in_place_is_found_out(in_memory):
     with pytest.raises(pytest.fail.Exception, match="damaged"):
-        every_crash(two_checkpoints, save_in_place, is_second_or_third, tmp_path)
+        every_crash(two_checkpoints, save_in_place, is_second_or_third, in_memory)
 
 
 def old_file(folder: Path) -> None:
@@ -228,8 +237,8 @@ def is_old_or_new(folder: Path) -> None:
     assert len(list(folder.iterdir())) == 1
 
 
-def test_a_write_killed_at_any_step_leaves_the_old_or_the_new_file(tmp_path):
-    assert every_crash(old_file, new_file, is_old_or_new, tmp_path) >= 3
+def test_a_write_killed_at_any_step_leaves_the_old_or_the_new_file(in_memory):
+    assert every_crash(old_file, new_file, is_old_or_new, in_memory) >= 3
 
 
 def publish(folder: Path) -> None:
@@ -250,8 +259,8 @@ def is_none_or_whole(folder: Path) -> None:
     assert [path.name for path in (folder / "stage").iterdir()] == ["key"]
 
 
-def test_a_publisher_killed_at_any_step_leaves_nothing_or_the_whole(tmp_path):
-    assert every_crash(Path.mkdir, publish, is_none_or_whole, tmp_path) >= 12
+def test_a_publisher_killed_at_any_step_leaves_nothing_or_the_whole(in_memory):
+    assert every_crash(Path.mkdir, publish, is_none_or_whole, in_memory) >= 12
 
 
 def start(out: Path, **options) -> RunFolder:
@@ -283,8 +292,8 @@ def can_be_finished(out: Path) -> None:
     assert leftovers(out) == []
 
 
-def test_a_run_killed_at_any_step_can_be_resumed_and_finished(tmp_path):
-    assert every_crash(Path.mkdir, whole_run, can_be_finished, tmp_path) >= 50
+def test_a_run_killed_at_any_step_can_be_resumed_and_finished(in_memory):
+    assert every_crash(Path.mkdir, whole_run, can_be_finished, in_memory) >= 50
 
 
 # --- no room, no right --------------------------------------------------------------------------
