@@ -1,0 +1,158 @@
+"""A finished run folder of made-up numbers, as the runner would leave it, for tests of what is told about runs."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+CLASSES = ["airplane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
+def entry(label: str, model: str, top1: float, agreement: float, ece: float, params: float, size: float, macs: float,
+          p50: float) -> dict[str, Any]:  # fmt: skip
+    return {
+        "label": label,
+        "model": model,
+        "top1_percent": top1,
+        "top5_percent": 99.5,
+        "agreement_percent": agreement,
+        "ece": ece,
+        "nll": 0.3,
+        "params_m": params,
+        "size_mib": size,
+        "macs_g": macs,
+        "latency_ms": {"p50": p50, "p95": p50 * 1.21},
+    }
+
+
+RESULTS: dict[str, Any] = {
+    "teacher": entry("teacher", "cifar_resnet110", 93.57, 100.0, 0.0412, 1.730714, 6.89, 0.2553, 9.87),
+    "teachers": [],
+    "control": entry("control", "cifar_resnet8", 87.61, 88.93, 0.0278, 0.078042, 0.3161, 0.01256, 0.583),
+    "student": entry("student", "cifar_resnet8", 89.02, 90.87, 0.0193, 0.078042, 0.3161, 0.01256, 0.591),
+    "peers": [],
+    "exports": [
+        {
+            **entry("onnx", "cifar_resnet8", 89.02, 90.87, 0.0193, 0.078042, 0.3092, 0.01256, 0.211),
+            "file": "student.onnx",
+        },
+        {
+            **entry("onnx int8", "cifar_resnet8", 88.87, 90.61, 0.0201, 0.078042, 0.1104, 0.01256, 0.127),
+            "file": "student.int8.onnx",
+        },
+    ],
+    "paired": {"both": 8427, "student_only": 475, "control_only": 334, "neither": 764},
+    "per_class": {
+        "classes": CLASSES,
+        "top1_percent": {
+            label: [base + 5 * math.sin(k * 2.4) + tilt * k for k in range(10)]
+            for label, base, tilt in (("teacher", 91.0, 0.3), ("control", 84.0, 0.5), ("student", 87.0, 0.2))
+        },
+    },
+    "data": {"name": "cifar10", "test_samples": 10000, "train": 45000, "validation": 5000, "test": 10000},
+    "algorithm": "example_algorithm",
+    "pairing": {
+        "student": [
+            "stride 1: layer1 (16, 32, 32) <- layer1 (16, 32, 32)",
+            "stride 2: layer2 (32, 16, 16) <- layer2 (32, 16, 16)",
+            "stride 4: layer3 (64, 8, 8) <- layer3 (64, 8, 8)",
+        ]
+    },
+    "stages": [
+        {"name": "teacher", "key": "0f1e2d3c4b5a", "best_epoch": 28, "seconds": 5321.0, "precision": "bf16"},
+        {"name": "control", "key": "a1b2c3d4e5f6", "best_epoch": 29, "seconds": 401.4, "precision": "fp32"},
+        {"name": "student", "key": "99aabbccddee", "best_epoch": 27, "seconds": 612.9, "precision": "fp32"},
+    ],
+    "warnings": ["stage 'student': term 'kd' is 63 times the term 'task' after its weight"],
+    "seconds": 6391.2,
+    "test_evaluations": 1,
+}
+
+PROVENANCE: dict[str, Any] = {
+    "environment": {
+        "kdzoo": "0.1.0", "torch": "2.15.0", "timm": "1.0.31", "python": "3.11.2",
+        "device": "cpu", "cpu": "x86_64", "isa": "AVX512", "threads": 2,
+    },
+    "plugins": {
+        "example": {"distribution": "example", "version": "2.0"},
+        "vision": {"distribution": "kdzoo", "version": "0.1.0"},
+    },
+    "recipe_hash": "5e0f" * 16,
+    "seed": 0,
+    "commit": "0123456789ab",
+    "processes": 1,
+    "data": {
+        "name": "cifar10",
+        "fingerprint": "c0ffee" * 10,
+        "splits": {"train": 45000, "validation": 5000, "test": 10000},
+        "classes": CLASSES,
+        "source": "made up",
+        "licence": "none",
+    },
+}  # fmt: skip
+
+RECIPE = """\
+version: 1
+name: made-up-numbers
+description: Synthetic numbers for tests; nobody trained this.
+algorithm:
+  name: example_algorithm
+  options: {temperature: 4.0}
+  loss_weights: {task: 0.1, kd: 0.9}
+models:
+  teacher: {name: cifar_resnet110, weights: train}
+  student: {name: cifar_resnet8}
+data: {name: cifar10, batch_size: 128, augment: crop_flip}
+train:
+  epochs: 30
+  optimizer: {name: sgd, lr: 0.1, momentum: 0.9, weight_decay: 5e-4}
+  schedule: {name: cosine}
+export: [{format: onnx}, {format: onnx, quantize: int8}]
+seed: 0
+"""
+
+STUDENT = {
+    "model": "cifar_resnet8",
+    "args": {"num_classes": 10, "in_chans": 3},
+    "classes": CLASSES,
+    "mean": [0.4914, 0.4822, 0.4465],
+    "std": [0.247, 0.2435, 0.2616],
+    "size": [32, 32],
+    "channels": 3,
+    "sha256": "0" * 64,
+}
+
+
+def rows(epochs: int = 30) -> list[dict[str, Any]]:
+    """metrics.jsonl: a training and a validation row for each epoch of three stages."""
+    written = []
+    for stage, top, first in (("teacher", 93.2, 1.6), ("control", 87.4, 1.7), ("student", 88.8, 1.75)):
+        for epoch in range(epochs):
+            done = (epoch + 1) / epochs
+            row = {"stage": stage, "epoch": epoch, "step": (epoch + 1) * 351, "split": "train"}
+            terms = {"task": first * math.exp(-3 * done) + 0.05 * math.sin(epoch)}
+            if stage == "student":
+                terms["kd"] = 9.0 * math.exp(-2.2 * done)
+            written.append({**row, **terms, "lr": 0.1 * (1 + math.cos(math.pi * done)) / 2})
+            accuracy = top * (1 - 0.55 * math.exp(-5 * done)) + math.sin(epoch * 1.7) * (1 - done) * 2
+            written.append({**row, "split": "validation", "top1_percent": accuracy})
+    return written
+
+
+def write_run(folder: Path, leave_out: tuple[str, ...] = (), **changes: Any) -> Path:
+    """Write the run folder; ``changes`` replace entries of results.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {
+        "results.json": json.dumps({**copy.deepcopy(RESULTS), **changes}),
+        "provenance.json": json.dumps(PROVENANCE),
+        "recipe.yaml": RECIPE,
+        "metrics.jsonl": "".join(json.dumps(row) + "\n" for row in rows()),
+        "student.json": json.dumps(STUDENT),
+    }
+    for name, text in files.items():
+        if name not in leave_out:
+            (folder / name).write_text(text)
+    return folder
