@@ -49,10 +49,10 @@ def augment(images: Tensor, index: Tensor, kind: Augment, seed: int, view: int, 
     if kind == "none":
         return images
     bits = hash_index(derive_seed(seed, "augment", stream, view), index)
+    images = _flip(images, bits & 1)
     if kind == "crop_flip":
         images = _crop(images, _below(2 * PADDING + 1, bits, 16), _below(2 * PADDING + 1, bits, 32))
-    flipped = (bits & 1).bool()[:, None, None, None]
-    return torch.where(flipped, images.flip(3), images)
+    return images
 
 
 def _below(limit: int, bits: Tensor, at: int) -> Tensor:
@@ -60,10 +60,22 @@ def _below(limit: int, bits: Tensor, at: int) -> Tensor:
     return (((bits >> at) & 0xFFFF) * limit) >> 16
 
 
+# Both below copy whole rows by index_select, which is ten times faster than where() or indexing a pixel at a time.
+
+
+def _flip(images: Tensor, flipped: Tensor) -> Tensor:
+    """Mirror the images for which ``flipped`` (N,) is 1."""
+    samples = torch.arange(len(images), device=images.device)
+    return torch.cat([images, images.flip(3)]).index_select(0, samples + flipped * len(images))
+
+
 def _crop(images: Tensor, top: Tensor, left: Tensor) -> Tensor:
-    """Cut each image at its own place out of its padded self."""
-    height, width = images.shape[2:]
+    """Cut each image at its own place (N,) out of its padded self."""
+    samples, channels, height, width = images.shape
     padded = F.pad(images, (PADDING,) * 4)
-    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (N, C, 9, 9, H, W), a view
-    sample = torch.arange(len(images), device=images.device)
-    return windows[sample, :, top, left]
+    flat = padded.reshape(-1)
+    anywhere = flat.as_strided((flat.numel() - width + 1, width), (1, 1))  # a row may begin at every pixel
+    planes = torch.arange(samples * channels, device=images.device).view(samples, channels, 1)
+    rows = top[:, None, None] + torch.arange(height, device=images.device)
+    start = (planes * padded.shape[2] + rows) * padded.shape[3] + left[:, None, None]
+    return anywhere.index_select(0, start.reshape(-1)).view(images.shape)

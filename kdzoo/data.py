@@ -362,7 +362,7 @@ class Loader:
             yield Batch(self._pixels(first), reader.targets[index], index, view or 0, second)
 
     def _pixels(self, images: Tensor) -> Tensor:
-        return images.to(torch.float32, memory_format=self._format).div_(255)
+        return images.float().div_(255).contiguous(memory_format=self._format)
 
     def _reader(self, split: SplitName) -> MemoryReader | FileReader:
         part = self.data.part(split)
@@ -387,7 +387,7 @@ class MemoryReader:
     def batches(self, batches: Sequence[np.ndarray]) -> Iterator[Tensor]:
         """Yield uint8 (N, C, H, W) for each batch of indices."""
         for rows in batches:
-            yield self.images[torch.from_numpy(rows).to(self.images.device)]
+            yield self.images.index_select(0, torch.from_numpy(rows).to(self.images.device))
 
 
 class FileReader:

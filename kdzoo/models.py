@@ -97,7 +97,7 @@ class Network(nn.Module):
             features = tuple(taken[wanted.index(level)] for level in levels)
         else:
             last = model.forward_features(inputs)
-        embedding = model.forward_head(last, pre_logits=True).flatten(1) if pre_logits else None
+        embedding: Any = model.forward_head(last, pre_logits=True).flatten(1) if pre_logits else None
         return Outputs(model.forward_head(last), features, embedding)
 
     @property

@@ -26,6 +26,10 @@ def register_models(register: Callable[[Any], Any]) -> None:
 
 @hookimpl
 def register_datasets(register: Callable[[type], Any]) -> None:
+    from kdzoo_vision.arrays import Arrays
     from kdzoo_vision.digits import Digits
+    from kdzoo_vision.image_folder import ImageFolder
+    from kdzoo_vision.standard_sets import Cifar10, Cifar100, FashionMnist, Mnist
 
-    register(Digits)
+    for source in (Arrays, Cifar10, Cifar100, Digits, FashionMnist, ImageFolder, Mnist):
+        register(source)
