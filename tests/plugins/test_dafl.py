@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from kdzoo import testing
 from kdzoo.api import Clock, ModelShapes, Outputs, Shapes, StepContext
+from kdzoo.zoo import load_zoo
 from kdzoo_data_free.dafl import (
     DAFL,
     Generator,
@@ -164,6 +167,19 @@ def test_the_generator_learns_to_please_the_teacher() -> None:
         cost().backward()
         optimizer.step()
     assert cost().item() < before - 0.4
+
+
+def test_a_student_learns_a_task_without_a_sample_of_it(tmp_path: Path) -> None:
+    teacher = {"name": testing.TINY, "args": testing.TEACHER, "train": {"epochs": 8, "steps_per_epoch": 12}}
+    changes = {
+        "models": {"teachers": [teacher]},
+        "data": {"batch_size": 16, "options": {"samples": 128}},
+        "train": {"epochs": 8, "steps_per_epoch": 50, "optimizer": {"lr": 0.05}},
+    }
+    runner = testing.tiny_runner(DAFL, load_zoo(), tmp_path, changes, {"contrast": 1.5, "width": 32})
+    results = runner.run()
+    assert results["teacher"]["top1_percent"] > 90
+    assert results["student"]["top1_percent"] > 50, "chance is 25"
 
 
 @pytest.mark.parametrize(("key", "value"), [("latent_dim", 0), ("width", 1), ("contrast", 0), ("generator_lr", 0)])
