@@ -30,6 +30,8 @@ VARIABLES = {INK: "ink", MUTED: "muted", GRID: "line", PAPER: "card"} | {c: f"c{
 ROLES = {"student": 0, "control": 1, "teacher": 2, "export": 3}
 MARKERS = "osD^vPX*"
 DASHES = ("-", "--", "-.", ":")
+#: What a training row of metrics.jsonl holds beside the loss terms.
+BESIDE_TERMS = {"stage", "epoch", "step", "split", "lr", "grad_norm"}
 #: More classes or stages than this are not drawn; the caption says so.
 MOST_CLASSES, MOST_STAGES = 20, 9
 
@@ -123,7 +125,7 @@ def loss_terms(rows: Sequence[Mapping[str, Any]]) -> Chart | None:
         if row.get("split") == "train":
             terms = stages.setdefault(str(row["stage"]), {})
             for name, value in row.items():
-                if name not in ("stage", "epoch", "step", "split", "lr") and isinstance(value, int | float):
+                if name not in BESIDE_TERMS and isinstance(value, int | float):
                     terms.setdefault(name, []).append((row["epoch"] + 1, value))
     drawn = dict(list(stages.items())[-MOST_STAGES:])
     if not drawn:

@@ -97,6 +97,23 @@ def significant(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 99.95 else f"{value:#.3g}"
 
 
+def counted(value: float) -> str:
+    """A count in the unit that suits it: 868, 78.0 k, 1.73 M, 4.09 G."""
+    return scaled(value, ("", " k", " M", " G"), 1000)
+
+
+def sized(mib: float) -> str:
+    """A size in the unit that suits it: 512 B, 4.63 KiB, 6.89 MiB."""
+    return scaled(mib * 2**20, (" B", " KiB", " MiB", " GiB"), 1024)
+
+
+def scaled(value: float, units: Sequence[str], step: int) -> str:
+    power = 0
+    while power + 1 < len(units) and value >= 0.9995 * step:
+        value, power = value / step, power + 1
+    return f"{value:.0f}" + units[0] if power == 0 else significant(value) + units[power]
+
+
 @dataclass(frozen=True)
 class Column:
     """One number of an entry: where it stands, how it is rounded, and which is better."""
@@ -112,9 +129,9 @@ COLUMNS = (
     Column("Accuracy", "%", lambda e: e.get("top1_percent"), "{:.2f}".format, max),
     Column("Agreement", "% with teacher", lambda e: e.get("agreement_percent"), "{:.2f}".format, max),
     Column("ECE", "0 to 1", lambda e: e.get("ece"), "{:.3f}".format, min),
-    Column("Parameters", "M", lambda e: e.get("params_m"), significant, min),
-    Column("Size", "MiB", lambda e: e.get("size_mib"), significant, min),
-    Column("MACs", "G", lambda e: e.get("macs_g"), significant, min),
+    Column("Parameters", "", lambda e: e.get("params_m"), lambda millions: counted(millions * 1e6), min),
+    Column("Size", "", lambda e: e.get("size_mib"), sized, min),
+    Column("MACs", "", lambda e: e.get("macs_g"), lambda billions: counted(billions * 1e9), min),
     Column("Latency p50", "ms", lambda e: (e.get("latency_ms") or {}).get("p50"), significant, min),
     Column("p95", "ms", lambda e: (e.get("latency_ms") or {}).get("p95"), significant, min),
 )
@@ -253,7 +270,7 @@ def algorithm_of(run: Run) -> str:
 
 
 def heads() -> list[str]:
-    return [f"{column.title} ({column.unit})" for column in COLUMNS]
+    return [f"{column.title} ({column.unit})" if column.unit else column.title for column in COLUMNS]
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:

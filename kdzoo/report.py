@@ -11,6 +11,7 @@ from kdzoo.findings import (
     NOTHING,
     algorithm_of,
     cells,
+    counted,
     entries,
     heads,
     markdown_table,
@@ -82,7 +83,7 @@ COMPARED: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("gain_points", "gain", "{:+.2f}".format),
     ("agreement_percent", "agreement %", "{:.2f}".format),
     ("ece", "ECE", "{:.3f}".format),
-    ("params_m", "params M", significant),
+    ("params_m", "params", lambda millions: counted(millions * 1e6)),
     ("latency_p50_ms", "p50 ms", significant),
 )
 

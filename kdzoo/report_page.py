@@ -95,7 +95,10 @@ def warnings(run: Run) -> Html | None:
 
 
 def comparison(run: Run) -> Html:
-    titles = [element("th", column.title, element("small", column.unit), scope="col") for column in COLUMNS]
+    titles = [
+        element("th", column.title, element("small", column.unit or "\N{NO-BREAK SPACE}"), scope="col")
+        for column in COLUMNS
+    ]
     head = element("thead", element("tr", element("th", "Model", scope="col"), *titles))
     rows = []
     for role, entry, row in cells(run.results):
@@ -218,7 +221,9 @@ def flat(content: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str
     """The leaves of nested content with their dotted names; long lists are cut."""
     for key, value in content.items():
         name = f"{above}.{key}" if above else str(key)
-        if isinstance(value, dict) and value:
+        if isinstance(value, dict) and value.keys() == {"distribution", "version"}:
+            yield name, f"{value['distribution']} {value['version']}"
+        elif isinstance(value, dict) and value:
             yield from flat(value, name)
         elif isinstance(value, list):
             more = f" ... {len(value)} in all" if len(value) > 20 else ""

@@ -13,7 +13,7 @@ from run_of_made_up_numbers import CLASSES, RESULTS, STUDENT, rows, write_run
 
 from kdzoo import charts
 from kdzoo.errors import OutputError, ReportError
-from kdzoo.findings import cells, read_run, significant, verdict
+from kdzoo.findings import cells, counted, read_run, significant, sized, verdict
 from kdzoo.model_card import card
 from kdzoo.report import compare_runs, compare_table, comparison_table, write_report
 from kdzoo.report_page import duration, page
@@ -116,6 +116,7 @@ def test_the_page_tells_what_the_run_found(made):
         "stage 'student': term 'kd' is 63 times the term 'task' after its weight",
         "1 h 46 min in all.",
         "0123456789ab",
+        "plugins.exampleexample 2.0",
         "optimizer: {name: sgd, lr: 0.1, momentum: 0.9, weight_decay: 5e-4}",
     ):
         assert wanted in text
@@ -214,6 +215,29 @@ def test_the_best_of_a_column_is_marked_where_it_differs_as_shown_teachers_aside
 )
 def test_three_significant_digits(value, shown):
     assert significant(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (5, "5"),
+        (868, "868"),
+        (999.4, "999"),
+        (999.6, "1.00 k"),
+        (78042, "78.0 k"),
+        (1730714, "1.73 M"),
+        (3e13, "30,000 G"),
+    ],
+)
+def test_counts_in_the_unit_that_suits_them(value, shown):
+    assert counted(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("mib", "shown"), [(0.0001, "105 B"), (0.00452, "4.63 KiB"), (6.89, "6.89 MiB"), (2000, "1.95 GiB")]
+)
+def test_sizes_in_the_unit_that_suits_them(mib, shown):
+    assert sized(mib) == shown
 
 
 @pytest.mark.parametrize(
@@ -372,10 +396,8 @@ def test_the_card_has_every_part(tmp_path):
         "## Data and training",
         "## Limits",
     ]
-    assert (
-        "| **student** | cifar\\_resnet8 | **89.02** | **90.87** | **0.019** | 0.0780 | 0.316 | 0.0126 | 0.591 |"
-        in text
-    )
+    row = "| **student** | cifar\\_resnet8 | **89.02** | **90.87** | **0.019** | 78.0 k | 324 KiB | 12.6 M | 0.591 |"
+    assert row in text
     assert "- Loss weights: task 0.1, kd 0.9" in text
     assert "- Samples: 45,000 train, 5,000 validation, 10,000 test" in text
 
@@ -386,12 +408,12 @@ def test_the_card_has_every_part(tmp_path):
 def test_the_comparison_as_text():
     few = {"control": None, "paired": None, "exports": [], "student": {**RESULTS["student"], "ece": None}}
     assert comparison_table({**RESULTS, **few}) == (
-        "         model            Accuracy (%)  Agreement (% with teacher)  ECE (0 to 1)  Parameters (M)  Size (MiB)"
-        "  MACs (G)  Latency p50 (ms)  p95 (ms)\n"
-        "teacher  cifar_resnet110         93.57                      100.00         0.041            1.73        6.89"
-        "     0.255              9.87      11.9\n"
-        "student  cifar_resnet8           89.02                       90.87             \N{EN DASH}          0.0780"
-        "       0.316    0.0126             0.591     0.715\n"
+        "         model            Accuracy (%)  Agreement (% with teacher)  ECE (0 to 1)  Parameters      Size    MACs"
+        "  Latency p50 (ms)  p95 (ms)\n"
+        "teacher  cifar_resnet110         93.57                      100.00         0.041      1.73 M  6.89 MiB   255 M"
+        "              9.87      11.9\n"
+        "student  cifar_resnet8           89.02                       90.87             \N{EN DASH}      78.0 k"
+        "   324 KiB  12.6 M             0.591     0.715\n"
         "\n"
         "No control, no verdict. The distilled student reaches 89.02 % on 10,000 test samples. "
         "The run has no control, so it cannot say whether distillation was worth it."
@@ -419,9 +441,9 @@ def test_runs_are_compared_by_their_folders(tmp_path, monkeypatch):
     }
     lines = compare_table([first, second]).splitlines()
     assert [" ".join(line.split()).replace("\N{EN DASH}", "-") for line in lines] == [
-        "run recipe algorithm student seed teacher % control % student % gain agreement % ECE params M p50 ms",
-        "runs/a made-up-numbers example_algorithm cifar_resnet8 0 93.57 87.61 89.02 +1.41 90.87 0.019 0.0780 0.591",
-        "runs/b made-up-numbers other|one cifar_resnet8 0 - - 89.02 - 90.87 0.019 0.0780 0.591",
+        "run recipe algorithm student seed teacher % control % student % gain agreement % ECE params p50 ms",
+        "runs/a made-up-numbers example_algorithm cifar_resnet8 0 93.57 87.61 89.02 +1.41 90.87 0.019 78.0 k 0.591",
+        "runs/b made-up-numbers other|one cifar_resnet8 0 - - 89.02 - 90.87 0.019 78.0 k 0.591",
     ]
     assert len({len(line) for line in lines}) == 1
     marked = compare_table([first, second], markdown=True).splitlines()
