@@ -7,14 +7,15 @@ optimizer steps in order) or ``stages`` (several phases of training).
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from kdzoo.types import Needs, OwnNetwork, Paper, Shapes, Stage, StageResult, StepContext, StagePlan, Update
+from kdzoo.types import Needs, OwnNetwork, Paper, Shapes, Stage, StagePlan, StageResult, StepContext, Update
 
-Stages = Generator["Stage | list[Stage]", "StageResult | list[StageResult]", "StageResult"]
+#: A list of stages is answered by a list of results, which no generator type can say.
+Stages = Generator["Stage | list[Stage]", Any, "StageResult"]
 
 
 class AlgorithmOptions(BaseModel):
@@ -46,7 +47,7 @@ class Algorithm(nn.Module):
 
     def __init__(self, options: AlgorithmOptions, shapes: Shapes) -> None:
         super().__init__()
-        self.options = options
+        self.options: Any = options  # an instance of this class's own Options
         self.shapes = shapes
 
     def networks(self) -> Mapping[str, OwnNetwork]:

@@ -23,7 +23,7 @@ from kdzoo.models import Network, build_network, pair_levels, shapes_of
 from kdzoo.parallel import Ranks
 from kdzoo.recipe import Recipe, TrainRecipe
 from kdzoo.resolve import Plan, ResolvedAlgorithm
-from kdzoo.store import Store, read_tensors, sha256_file
+from kdzoo.store import Store, read_tensors
 from kdzoo.teacher import CachedTeacher, Teacher
 from kdzoo.types import ModelSpec, Stage, StageResult, derive_seed, stable_hash
 
@@ -49,7 +49,8 @@ class Builder:
         self.data: DataSet = open_data(plan.source, self.recipe.data, self.recipe.seed)
         if self.recipe.data.batch_size % ranks.world:
             raise NeedsError(
-                f"data.batch_size: {self.recipe.data.batch_size} samples cannot be shared evenly by {ranks.world} processes"
+                f"data.batch_size: {self.recipe.data.batch_size} samples cannot be shared evenly by {ranks.world} "
+                "processes"
             )
         self.loader = self.data.loader(
             self.device,
@@ -88,7 +89,7 @@ class Builder:
     def trained_network(self, result: StageResult, which: str = "student", spec: ModelSpec | None = None) -> Network:
         """The stored network of a stage, its weights checked against the store's manifest."""
         network = self.network(fresh(spec or result.model))
-        network.model.load_state_dict(read_tensors(result.weights[which], sha256_file(result.weights[which])), strict=True)
+        network.model.load_state_dict(read_tensors(result.weights[which]), strict=True)
         return network
 
     def job(
@@ -104,22 +105,28 @@ class Builder:
         """
         cls: type[Algorithm] = chosen.cls if chosen else Plain
         needs = cls.needs
-        if self.recipe.data.batch_size // self.ranks.world < needs.min_batch and needs.data != "none":
-            raise NeedsError(f"algorithm '{cls.name}': needs batches of at least {needs.min_batch} samples in each process")
+        part = self.recipe.data.batch_size // self.ranks.world // train.accumulate
+        if part < needs.min_batch and needs.data != "none":
+            raise NeedsError(
+                f"algorithm '{cls.name}': needs at least {needs.min_batch} samples at a time, got {part} "
+                f"(data.batch_size {self.recipe.data.batch_size}, {self.ranks.world} processes, train.accumulate "
+                f"{train.accumulate})"
+            )
         if len(self.data.classes) < needs.min_classes:
             raise NeedsError(
-                f"algorithm '{cls.name}': needs at least {needs.min_classes} classes, the data set has {len(self.data.classes)}"
+                f"algorithm '{cls.name}': needs at least {needs.min_classes} classes, the data set has "
+                f"{len(self.data.classes)}"
             )
         student = self.network(stage.model, stage.salt)
         if stage.start is not None:
             start = stage.start.weights["student"]
-            student.model.load_state_dict(read_tensors(start, sha256_file(start)), strict=True)
+            student.model.load_state_dict(read_tensors(start), strict=True)
         peers = [self.network(spec, f"{stage.salt}peer_{i}") for i, spec in enumerate(stage.peers)]
         taught = [self.trained_network(teacher) for teacher in stage.teachers] if taught is None else taught
         pairing = pair_levels(student, [*taught, *peers]) if needs.features else None
         levels = pairing.indices if pairing else [()] * (1 + len(taught) + len(peers))
         handed = needs.data != "none"
-        image = (self.data.channels, *self.data.size)
+        image = (self.data.channels, self.data.size[0], self.data.size[1])
         shapes = shapes_of(student, taught, peers, pairing, self.data.num_train if handed else 0, image)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.recipe.seed, "algorithm", stage.salt))
@@ -172,7 +179,8 @@ class Builder:
         size = teacher.gib_of_a_view(self.data.num_train) * cache.views
         if size > cache.max_gib:
             raise NeedsError(
-                f"cache: {cache.views} views of the teacher's outputs take {size:.1f} GiB, above cache.max_gib: {cache.max_gib:g}; "
+                f"cache: {cache.views} views of the teacher's outputs take {size:.1f} GiB, above cache.max_gib: "
+                f"{cache.max_gib:g}; "
                 "lower cache.views, raise cache.max_gib, or leave out the cache"
             )
         return teacher
@@ -240,7 +248,11 @@ def fresh(spec: ModelSpec) -> ModelSpec:
 
 def _source_hash(cls: type) -> str:
     """Hash of the modules that an algorithm's class and its bases are written in, up to the contract."""
-    files = {inspect.getsourcefile(c) for c in cls.__mro__ if c.__module__.split(".")[0] not in ("torch", "builtins", "kdzoo")}
+    files = {
+        inspect.getsourcefile(c)
+        for c in cls.__mro__
+        if c.__module__.split(".")[0] not in ("torch", "builtins", "kdzoo")
+    }
     return hashlib.sha256(b"".join(Path(f).read_bytes() for f in sorted(f for f in files if f))).hexdigest()
 
 

@@ -9,7 +9,17 @@ if TYPE_CHECKING:
     from kdzoo.algorithm import Algorithm
     from kdzoo.offers import Offer
 
-LABELS = ("Reads", "Loss terms", "Trains", "State", "Stages", "Raises", "Source", "Differs from the paper", "Defaults from")
+LABELS = (
+    "Reads",
+    "Loss terms",
+    "Trains",
+    "State",
+    "Stages",
+    "Raises",
+    "Source",
+    "Differs from the paper",
+    "Defaults from",
+)
 
 
 def rung(cls: type[Algorithm]) -> str:
@@ -66,7 +76,10 @@ def abilities(cls: type[Algorithm]) -> list[tuple[str, str]]:
         ("Assistants", count(needs.assistants)),
         ("Peers", count(needs.peers)),
         ("Training data", data),
-        ("Reads feature levels", "yes; convnet and transformer levels are paired by stride" if needs.features else "no"),
+        (
+            "Reads feature levels",
+            "yes; convnet and transformer levels are paired by stride" if needs.features else "no",
+        ),
         ("Reads the embedding", "yes" if needs.pre_logits else "no"),
         ("Teacher cache", "yes" if cached else ("through its stages" if rung(cls) == "stages" else "no use")),
         ("Least number of classes", str(needs.min_classes)),
@@ -98,7 +111,7 @@ def describe_algorithm(cls: type[Algorithm], offer: Offer) -> str:
     """The card as plain text for a terminal."""
     parts = docstring_parts(cls)
     lines = [f"{cls.name}: {parts[''].splitlines()[0] if parts[''] else ''}", ""]
-    lines += [f"paper: {cls.paper.authors}, \"{cls.paper.title}\", {cls.paper.year}, {cls.paper.url}"]
+    lines += [f'paper: {cls.paper.authors}, "{cls.paper.title}", {cls.paper.year}, {cls.paper.url}']
     lines += [f"plugin: {offer.plugin} ({offer.distribution} {offer.version})", ""]
     lines += [f"  {name:<28} {value}" for name, value in abilities(cls)]
     if option_rows(cls):

@@ -11,7 +11,6 @@ import json
 import os
 import signal
 import sys
-
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,7 +28,8 @@ app = typer.Typer(
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a bundled one.")]
 Overrides = Annotated[
-    list[str] | None, typer.Option("-o", "--override", metavar="KEY=VALUE", help="Override a key of the recipe; repeatable.")
+    list[str] | None,
+    typer.Option("-o", "--override", metavar="KEY=VALUE", help="Override a key of the recipe; repeatable."),
 ]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where runs and the store go.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -71,7 +71,9 @@ def run(
     print(f"run folder: {folder}")
 
 
-def _run(recipe: Path, overrides: list[str], out: Path, new: bool = False, resume: bool = False) -> tuple[Path, dict[str, Any] | None]:
+def _run(
+    recipe: Path, overrides: list[str], out: Path, new: bool = False, resume: bool = False
+) -> tuple[Path, dict[str, Any] | None]:
     """Run a recipe; results are None on every process but the first."""
     from kdzoo.store import probe_writable
 
@@ -88,6 +90,7 @@ def _run(recipe: Path, overrides: list[str], out: Path, new: bool = False, resum
 
     ranks = Ranks()
     ranks.agree("the recipe", recipe_hash(plan.recipe))
+    display = Display() if ranks.first else _quiet()
     folder = None
     if ranks.first:
         folder = RunFolder.start(
@@ -99,8 +102,8 @@ def _run(recipe: Path, overrides: list[str], out: Path, new: bool = False, resum
             recipe_fields=plan.recipe.model_dump(mode="json"),
             new=new,
             resume=resume,
+            warn=display.note,
         )
-    display = Display() if ranks.first else _quiet()
     place = ranks.broadcast(str(folder.root) if folder else "")
     folder = folder or RunFolder.view(Path(place))
     with _signals() as stop, folder:
@@ -310,17 +313,23 @@ def _offer_rows(kind: str) -> list[dict[str, Any]]:
     for name, offer in sorted(getattr(zoo, kind).items()):
         thing = offer.thing
         description = getattr(thing, "description", "") or (thing.__doc__ or "").strip().split("\n")[0]
-        rows.append({
-            "name": name,
-            "family": getattr(thing, "name", offer.plugin) if kind == "models" else offer.plugin,
-            "plugin": offer.plugin,
-            "distribution": offer.distribution,
-            "version": offer.version,
-            "description": description,
-        })
+        rows.append(
+            {
+                "name": name,
+                "family": getattr(thing, "name", offer.plugin) if kind == "models" else offer.plugin,
+                "plugin": offer.plugin,
+                "distribution": offer.distribution,
+                "version": offer.version,
+                "description": description,
+            }
+        )
         if kind == "algorithms":
             paper = thing.paper
-            rows[-1] |= {"paper": f"{paper.authors} {paper.year}", "url": paper.url, "also_known_as": list(thing.also_known_as)}
+            rows[-1] |= {
+                "paper": f"{paper.authors} {paper.year}",
+                "url": paper.url,
+                "also_known_as": list(thing.also_known_as),
+            }
     return rows
 
 
@@ -331,14 +340,16 @@ def _recipe_rows() -> list[dict[str, Any]]:
     rows = []
     for path in sorted(root.rglob("*.yaml")):
         recipe = load_recipe(path).recipe
-        rows.append({
-            "name": str(path.relative_to(root)),
-            "family": recipe.algorithm.name,
-            "plugin": "",
-            "version": str(recipe.version),
-            "description": recipe.description,
-            "path": str(path),
-        })
+        rows.append(
+            {
+                "name": str(path.relative_to(root)),
+                "family": recipe.algorithm.name,
+                "plugin": "",
+                "version": str(recipe.version),
+                "description": recipe.description,
+                "path": str(path),
+            }
+        )
     return rows
 
 
@@ -370,7 +381,9 @@ def plugins(as_json: Json = False) -> None:
         print(json.dumps(rows, indent=2))
         return
     for row in rows:
-        print(f"{row['name']:<16} {row['distribution']} {row['version']:<10} {row['status']:<8} {row['cause']}".rstrip())
+        print(
+            f"{row['name']:<16} {row['distribution']} {row['version']:<10} {row['status']:<8} {row['cause']}".rstrip()
+        )
 
 
 # --- run folders ------------------------------------------------------------------------------
@@ -382,8 +395,10 @@ RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 def report(folder: RunPath) -> None:
     """Write report.html and the model card of a run folder again."""
     from kdzoo.report import write_report
+    from kdzoo.run_folder import RunFolder
 
     write_report(folder)
+    RunFolder.view(folder).record("report.html", "README.md")
     print(folder / "report.html")
 
 
@@ -416,6 +431,7 @@ def export(
 
     runner = Runner(plan, zoo, source, Store(folder.parent.parent / ".store"))
     for entry in runner.export_again():
+        source.record(f"export/{entry['file']}")
         print(json.dumps(entry, indent=2))
 
 
@@ -424,7 +440,9 @@ def verify(
     recipe: RecipeFile,
     override: Overrides = None,
     out: Out = Path("runs"),
-    seeds: Annotated[int | None, typer.Option("--seeds", help="How many seeds; the recipe's own number if left out.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", help="How many seeds; the recipe's own number if left out.")
+    ] = None,
 ) -> None:
     """Re-run a recipe over its seeds and hold the result against its `expected`."""
     from kdzoo.errors import RecipeError, VerifyError
@@ -454,7 +472,7 @@ def verify(
 @app.command("test-plugin")
 def test_plugin(
     name: Annotated[str, typer.Argument(help="An algorithm's name, or a plugin's for all of its algorithms.")],
-    as_json: Json = False,
+    as_json: Json = False,  # noqa: PT028
 ) -> None:
     """Run the conformance suite over an algorithm."""
     from kdzoo.checks import run_checks
@@ -485,7 +503,9 @@ app.add_typer(new_app, name="new")
 @new_app.command("algorithm")
 def new_algorithm(
     name: Annotated[str, typer.Argument(help="Lower snake case, e.g. mimic.")],
-    where: Annotated[Path, typer.Option("--in", metavar="DIR", help="The folder to write the package into.")] = Path("."),
+    where: Annotated[Path, typer.Option("--in", metavar="DIR", help="The folder to write the package into.")] = Path(
+        "."
+    ),
 ) -> None:
     """Write a plugin package with one algorithm, its test and a recipe."""
     from kdzoo.scaffold import write_algorithm
@@ -497,7 +517,9 @@ def new_algorithm(
 @new_app.command("recipe")
 def new_recipe(
     name: Annotated[str, typer.Argument(help="Name of the recipe, e.g. my-student.")],
-    algorithm: Annotated[str, typer.Option("--algorithm", help="The algorithm it uses; none: the bundled quickstart's.")] = "",
+    algorithm: Annotated[
+        str, typer.Option("--algorithm", help="The algorithm it uses; none: the bundled quickstart's.")
+    ] = "",
     where: Annotated[Path, typer.Option("--in", metavar="DIR", help="The folder to write into.")] = Path("."),
 ) -> None:
     """Write a recipe that runs as it is."""
@@ -522,5 +544,3 @@ def main() -> None:
         raise SystemExit(error.exit_code) from None
     except BrokenPipeError:
         os._exit(1)
-
-

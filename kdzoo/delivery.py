@@ -39,14 +39,18 @@ class Delivery:
         named["student"] = (student, "student", student.model)
         for i, peer in enumerate(student.peers):
             named[f"peer {i}"] = (student, f"peer_{i}", peer)
-        networks = {label: self.build.trained_network(result, which, spec) for label, (result, which, spec) in named.items()}
+        networks = {
+            label: self.build.trained_network(result, which, spec) for label, (result, which, spec) in named.items()
+        }
         logits: dict[str, np.ndarray] = {}
         targets = np.zeros(0)
         for label, network in networks.items():
             plain.place(network)
             batches = self.loader.eval_batches("test", self.recipe.data.eval_batch_size)
             logits[label], targets = predict(network, batches)
-        reference = np.mean([logits[label] for label in logits if label.startswith("teacher")], axis=0) if teachers else None
+        reference = (
+            np.mean([logits[label] for label in logits if label.startswith("teacher")], axis=0) if teachers else None
+        )
         entries = {
             label: result_entry(
                 label=label,
@@ -85,10 +89,12 @@ class Delivery:
         if self.folder is None or not self.build.ranks.first or not self.build.plan.exporters:
             return []
         network = network.to("cpu")
-        inputs = np.concatenate([
-            network.prepare(batch.inputs.cpu()).numpy()
-            for batch in self.loader.eval_batches("test", self.recipe.data.eval_batch_size)
-        ])
+        inputs = np.concatenate(
+            [
+                network.prepare(batch.inputs.cpu()).numpy()
+                for batch in self.loader.eval_batches("test", self.recipe.data.eval_batch_size)
+            ]
+        )
         batches = self.loader.train_batches(0, 0, 0, 0, 1, False)
         calibration = [network.prepare(batch.inputs.cpu()) for batch, _ in zip(batches, range(8), strict=False)]
         done = []
@@ -172,7 +178,10 @@ def _paired(student: np.ndarray, control: np.ndarray | None, targets: np.ndarray
 def _per_class(logits: Mapping[str, np.ndarray], targets: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
     shown = {label: value for label, value in logits.items() if label in ("teacher", "control", "student")}
     accuracy = {
-        label: [float((value.argmax(1)[targets == k] == k).mean() * 100) if (targets == k).any() else None for k in range(len(classes))]
+        label: [
+            float((value.argmax(1)[targets == k] == k).mean() * 100) if (targets == k).any() else None
+            for k in range(len(classes))
+        ]
         for label, value in shown.items()
     }
     return {"classes": list(classes), "top1_percent": accuracy}

@@ -162,7 +162,8 @@ class Engine:
                 raise ContractError(f"{_title(job.algorithm)}: networks() may not name '{name}', which the core trains")
             self.trained[name] = network.module
         optimizer = job.train.optimizer
-        common = {"name": optimizer.name, "lr": optimizer.lr, "weight_decay": optimizer.weight_decay, **optimizer.options}
+        common = {"name": optimizer.name, "lr": optimizer.lr, "weight_decay": optimizer.weight_decay}
+        common |= optimizer.options
         if optimizer.momentum is not None:
             common["momentum"] = optimizer.momentum
         with_student = nn.ModuleDict({"network": job.student.model, "algorithm": _rest(job.algorithm, own)})
@@ -184,13 +185,14 @@ class Engine:
         """Each parameter belongs to one optimizer, and no teacher's to any."""
         teachers = {id(p) for teacher in self.job.teachers for p in teacher.network.parameters()}
         seen: dict[int, str] = {}
+        who = _title(self.job.algorithm)
         for name, optimized in self.optimized.items():
             for parameter in optimized.parameters:
                 if id(parameter) in teachers:
-                    raise ContractError(f"{_title(self.job.algorithm)}: the optimizer of '{name}' holds teacher weights")
+                    raise ContractError(f"{who}: the optimizer of '{name}' holds teacher weights")
                 if id(parameter) in seen:
                     other = seen[id(parameter)]
-                    raise ContractError(f"{_title(self.job.algorithm)}: '{name}' and '{other}' train the same parameter")
+                    raise ContractError(f"{who}: '{name}' and '{other}' train the same parameter")
                 seen[id(parameter)] = name
 
     # --- the loop -----------------------------------------------------------------------------
@@ -311,7 +313,7 @@ class Engine:
             update = next(generator, None)
             if update is None:
                 if network is not None:
-                    raise ContractError(f"{_title(job.algorithm)}: step() yielded fewer updates for one part of a batch")
+                    raise ContractError(f"{_title(job.algorithm)}: step() yielded fewer updates for one part")
                 continue
             optimized = self._optimized(update)
             if network is None:
@@ -402,11 +404,11 @@ class Engine:
 
         def task_loss(logits: Tensor) -> Tensor:
             if batch is None or job.algorithm.needs.data == "unlabelled":
-                raise ContractError(f"{_title(job.algorithm)}: asked for the task loss, but declared that it reads no labels")
+                raise ContractError(f"{_title(job.algorithm)}: asked for the task loss, but declared to read no labels")
             return F.cross_entropy(logits, batch.targets, label_smoothing=job.train.label_smoothing)
 
         def random(name: str) -> torch.Generator:
-            return torch.Generator().manual_seed(derive_seed(job.seed, "random", name, clock.step, job.ranks.rank))
+            return self._random(name, clock.step, job.ranks.rank)
 
         return StepContext(
             batch=batch,
@@ -426,6 +428,9 @@ class Engine:
                 **({"teacher": job.teachers[0].network.model} if job.teachers else {}),
             },
         )
+
+    def _random(self, name: str, step: int, rank: int) -> torch.Generator:
+        return torch.Generator().manual_seed(derive_seed(self.job.seed, "random", name, step, rank))
 
     def _networks(self) -> dict[str, Callable[[Tensor], Outputs]]:
         job = self.job
@@ -460,6 +465,7 @@ class Engine:
 
         return replace(
             ctx,
+            random=lambda name: self._random(name, ctx.clock.step, 0),  # the same draws on every rank
             batch=batch,
             student=whole(ctx.student) if ctx.student else None,
             teachers=tuple(map(whole, ctx.teachers)),
@@ -489,7 +495,17 @@ class Engine:
                     self.best_weights = {k: v.detach().clone() for k, v in self._result_model().state_dict().items()}
             means = {**means, **{f"validation_{name}": value for name, value in metrics.items()}}
         self.on_progress(
-            Progress(job.name, epoch, job.train.epochs, self.step, job.train.epochs * job.steps_per_epoch, 0.0, {}, means, True)
+            Progress(
+                job.name,
+                epoch,
+                job.train.epochs,
+                self.step,
+                job.train.epochs * job.steps_per_epoch,
+                0.0,
+                {},
+                means,
+                True,
+            )
         )
 
     def _warn_about(self, means: Mapping[str, float]) -> None:
@@ -506,8 +522,8 @@ class Engine:
             rest = max((other for key, other in weighted.items() if key != name), default=0.0)
             if value > DOMINANT_RATIO * rest > 0:
                 self._warn(
-                    f"stage '{self.job.name}': in the first epoch the weighted term '{name}' is {value / rest:.0f} times "
-                    "every other; see algorithm.loss_weights"
+                    f"stage '{self.job.name}': in the first epoch the weighted term '{name}' is {value / rest:.0f} "
+                    "times every other; see algorithm.loss_weights"
                 )
 
     def _warn(self, text: str) -> None:

@@ -19,6 +19,8 @@ from timm.layers import BatchNormAct2d, Conv2dSame
 from timm.models import PretrainedCfg, load_model_config_from_hf
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdzoo.errors import ModelError, UnknownName, nearest
@@ -227,6 +229,10 @@ def _check_spec(spec: ModelSpec) -> None:
             f"unknown model '{spec.name}'{nearest(spec.name, timm.list_models())}; known: {len(timm.list_models())} "
             "networks of timm and of the plugins, see kdzoo list models"
         )
+    try:
+        timm.get_pretrained_cfg(spec.name)
+    except RuntimeError as error:  # the part of the name after a dot, which names weights
+        raise ModelError(f"model '{spec.name}': {error}") from error
     for key, instead in RESERVED.items():
         if key in spec.args:
             raise ModelError(f"model '{spec.name}': args may not hold '{key}'; {instead}")
@@ -430,11 +436,10 @@ def same(values: Tensor, expected: Tensor) -> bool:
 def fold_batchnorm(network: Network) -> Network:
     """Return a copy in eval mode with each BatchNorm folded into the convolution right before it.
 
-    A BatchNorm is folded where it was handed the very tensor that a convolution gave, and both ran once. The copy
-    then has to answer noise like the original, in logits, embedding and every level; else nothing is folded.
+    A BatchNorm is folded where one pass shows that it, and nothing else, took what a convolution gave. The copy then
+    has to answer noise like the original, in logits, embedding and every level; else nothing is folded.
     """
-    plain = copy.deepcopy(network)
-    plain.eval()
+    plain = copy.deepcopy(network).eval()
     probe = copy.deepcopy(plain).to(device="cpu", dtype=torch.float32)
     generator = torch.Generator().manual_seed(0)
     inputs = torch.rand(2, probe.channels, *probe.size, generator=generator)
@@ -445,26 +450,44 @@ def fold_batchnorm(network: Network) -> Network:
         _fold(probe.model, pairs)
         got = probe(inputs, levels=levels, pre_logits=embedding)
         checked = [(got.logits, expected.logits), *zip(got.features, expected.features, strict=True)]
-        if got.pre_logits is not None and expected.pre_logits is not None:
+        if embedding:
             checked.append((got.pre_logits, expected.pre_logits))
         if all(same(one, other) for one, other in checked):
             _fold(plain.model, pairs)
     return plain
 
 
+class Uses(TorchFunctionMode):
+    """Counts how often each watched tensor is handed to an operation that makes a tensor of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of: dict[int, int] = {}  # by identity, which holds as long as the caller keeps the tensor
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
+            for leaf in tree_leaves((args, kwargs)):
+                if id(leaf) in self.of:
+                    self.of[id(leaf)] += 1
+        return result
+
+
 def _followed_by_batchnorm(model: nn.Module, inputs: Tensor) -> list[tuple[str, str]]:
-    """Names of (convolution, BatchNorm) where the one's output, the very tensor, is the other's input."""
+    """Names of (convolution, BatchNorm) where the one's output goes to the other alone, and both run once."""
+    uses = Uses()
     gave: dict[int, tuple[str, Tensor]] = {}  # the tensor is kept, so that its identity is not given away again
     runs: dict[str, int] = {}
-    pairs: list[tuple[str, str]] = []
+    found: list[tuple[str, str, int]] = []
 
     def ran(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             runs[name] = runs.get(name, 0) + 1
             if isinstance(module, nn.Conv2d):
                 gave[id(output)] = (name, output)
+                uses.of[id(output)] = 0
             elif id(args[0]) in gave:
-                pairs.append((gave[id(args[0])][0], name))
+                found.append((gave[id(args[0])][0], name, id(args[0])))
 
         return hook
 
@@ -474,11 +497,12 @@ def _followed_by_batchnorm(model: nn.Module, inputs: Tensor) -> list[tuple[str, 
         if type(module) in (nn.Conv2d, Conv2dSame) or _foldable(module)
     ]
     try:
-        model(inputs)
+        with uses:
+            model(inputs)
     finally:
         for handle in handles:
             handle.remove()
-    return [(conv, norm) for conv, norm in pairs if runs[conv] == runs[norm] == 1]
+    return [(conv, norm) for conv, norm, tensor in found if runs[conv] == runs[norm] == uses.of[tensor] == 1]
 
 
 def _foldable(module: nn.Module) -> bool:

@@ -54,7 +54,7 @@ class FileSplit:
     names: tuple[str, ...]  # what to call each sample in an error, e.g. its path
     targets: np.ndarray
     read: Callable[[int], np.ndarray]
-    digest: Callable[[int], str] | None = None  # hash of a sample's content, cheaper than reading it; None: of what is read
+    digest: Callable[[int], str] | None = None  # hash of a sample, cheaper than reading it; None: of what is read
 
 
 Split = ArraySplit | FileSplit
@@ -116,7 +116,14 @@ class Exporter(ABC):
     tolerance_logits: float | None = 1e-3
 
     @abstractmethod
-    def export(self, model: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str], calibration: Sequence[Tensor]) -> None:
+    def export(
+        self,
+        model: nn.Module,
+        example: Tensor,
+        path: Path,
+        metadata: Mapping[str, str],
+        calibration: Sequence[Tensor],
+    ) -> None:
         """Write ``model`` (plain, in eval mode, normalised inputs) to ``path``, batch size dynamic.
 
         ``example`` is one normalised batch (N, C, H, W); ``calibration`` are training batches of that kind.

@@ -22,7 +22,7 @@ from pydantic import (
 
 from kdzoo.errors import RecipeError, nearest
 from kdzoo.problems import CONTROL, Positions, RecipeProblems, explain, misfits, plain, requirement, shown
-from kdzoo.recipe_yaml import join, override, read_yaml, write_yaml
+from kdzoo.recipe_yaml import override, read_yaml, write_yaml
 from kdzoo.types import stable_hash
 
 MAX_BYTES = 256 * 1024
@@ -393,25 +393,3 @@ def dump_recipe(recipe: Recipe) -> str:
 def recipe_hash(recipe: Recipe) -> str:
     """Hash the whole recipe, defaults included; the order of keys does not count (64 hex digits)."""
     return stable_hash(recipe.model_dump(mode="json"))
-
-
-def diff_recipes(old: Recipe, new: Recipe) -> list[str]:
-    """Return one line a field that differs, e.g. ``train.optimizer.lr 0.1 -> 0.2``."""
-    before, after = (dict(_leaves(recipe.model_dump(mode="json"), "")) for recipe in (old, new))
-    return [
-        f"{plain(path, 200)} {_side(before, path)} -> {_side(after, path)}"
-        for path in dict.fromkeys([*before, *after])
-        if path not in before or path not in after or before[path] != after[path]
-    ]
-
-
-def _side(leaves: Mapping[str, Any], path: str) -> str:
-    return shown(leaves[path]) if path in leaves else "(absent)"
-
-
-def _leaves(data: Any, path: str) -> Iterator[tuple[str, Any]]:
-    pairs = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
-    if not pairs:
-        yield path, data
-    for key, value in pairs:
-        yield from _leaves(value, join(path, key))

@@ -100,7 +100,7 @@ class Runner:
         results |= {
             "pairing": self.pairings,
             "stages": [{"name": t.result.name, "key": t.result.key[:12], **t.facts} for t in self.stages],
-            "warnings": [*self.warnings, *self.data.notes],
+            "warnings": [*self.warnings, *self.data.notes, *(self.folder.warnings if self.folder else [])],
             "seconds": time.monotonic() - begin,
         }
         if self.folder is not None and self.ranks.first:
@@ -147,7 +147,9 @@ class Runner:
             except StopIteration as end:
                 result = end.value or last
                 if not isinstance(result, StageResult):
-                    raise ContractError(f"algorithm '{self.plan.algorithm.cls.name}': stages() ended without a result") from None
+                    raise ContractError(
+                        f"algorithm '{self.plan.algorithm.cls.name}': stages() ended without a result"
+                    ) from None
                 return result
             if isinstance(wanted, Stage):
                 answer = last = self.train(wanted)
@@ -176,8 +178,8 @@ class Runner:
         top1 = result.metrics.get("top1_percent")
         if least is not None and top1 is not None and top1 < least:
             raise ModelError(
-                f"{name} '{spec.name}': {top1:.2f} % on the validation split, below min_teacher_top1_percent: {least:g}; "
-                "check its weights and its input normalisation (mean, std, size)"
+                f"{name} '{spec.name}': {top1:.2f} % on the validation split, below min_teacher_top1_percent: "
+                f"{least:g}; check its weights and its input normalisation (mean, std, size)"
             )
         return result
 
@@ -196,7 +198,9 @@ class Runner:
         folder = self.store.find("stage", key)
         if folder is None:
             metrics = validate(network) if validate else {}
-            folder = self._publish(key, name, {"student": network.model.state_dict()}, metrics, [], {"imported": spec.weights})
+            folder = self._publish(
+                key, name, {"student": network.model.state_dict()}, metrics, [], {"imported": spec.weights}
+            )
         self.display.stage(name, "weights loaded")
         return self._finish(name, key, spec, (), folder)
 
@@ -226,6 +230,7 @@ class Runner:
             "pairing": pairing.describe() if pairing else [],
             "best_epoch": engine.best["epoch"],
             "seconds": time.monotonic() - begin,
+            "steps": engine.step,
             "precision": job.precision.name,
             "teacher_outputs": [asdict(t.hits) for t in job.teachers if isinstance(t, CachedTeacher)],
         }
@@ -261,13 +266,13 @@ class Runner:
         tensors, state = loaded
         if state["key"] != key:
             raise ResumeError(
-                f"stage '{name}' was begun by other code, versions, threads or hardware than now, so it cannot be continued "
-                "bit for bit; start a new run with --new"
+                f"stage '{name}' was begun by other code, versions, threads or hardware than now, so it cannot be "
+                "continued bit for bit; start a new run with --new"
             )
         if state["world"] != self.ranks.world:
             raise ResumeError(
-                f"stage '{name}' was begun by {state['world']} processes and cannot be continued by {self.ranks.world}; "
-                f"start {state['world']}, or a new run with --new"
+                f"stage '{name}' was begun by {state['world']} processes and cannot be continued by "
+                f"{self.ranks.world}; start {state['world']}, or a new run with --new"
             )
         engine.restore(tensors, state)
         self.display.note(f"stage '{name}' resumed at step {engine.step}")
@@ -289,9 +294,13 @@ class Runner:
 
         return self.store.publish("stage", key, write)
 
-    def _finish(self, name: str, key: str, model: ModelSpec, peers: tuple[ModelSpec, ...], folder: Path | None) -> StageResult:
+    def _finish(
+        self, name: str, key: str, model: ModelSpec, peers: tuple[ModelSpec, ...], folder: Path | None
+    ) -> StageResult:
         if folder is None:
-            raise OutputError(f"stage '{name}': its result is not in the store ({self.store.root}); is it on a shared disk?")
+            raise OutputError(
+                f"stage '{name}': its result is not in the store ({self.store.root}); is it on a shared disk?"
+            )
         stored = json.loads((folder / "result.json").read_text())
         weights = {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
         result = StageResult(name, key, model, weights, stored["metrics"], peers, folder)
@@ -388,7 +397,9 @@ def commit_of_source() -> str | None:
         return None
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False
+        ).stdout.strip()
 
     commit = git("rev-parse", "--short=12", "HEAD")
     return f"{commit}+changes" if commit and git("status", "--porcelain", "--untracked-files=no") else commit or None

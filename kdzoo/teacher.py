@@ -17,7 +17,7 @@ from torch import Tensor
 from kdzoo.device import Precision
 from kdzoo.errors import CorruptError
 from kdzoo.models import evaluating, fold_batchnorm, freeze, weights_sha256
-from kdzoo.store import Store, read_tensors, sha256_file, write_tensors
+from kdzoo.store import Store, read_tensors, write_tensors
 from kdzoo.types import Batch, Outputs, derive_seed, stable_hash
 
 if TYPE_CHECKING:
@@ -119,8 +119,7 @@ class CachedTeacher(Teacher):
         folder = self._store.find("teacher_outputs", key)
         if folder is None:
             folder = self._store.publish("teacher_outputs", key, lambda path: self._fill(path, view))
-        path = folder / "outputs.safetensors"
-        tensors = read_tensors(path, sha256_file(path))
+        tensors = read_tensors(folder / "outputs.safetensors")
         return {name: tensor.to(self.precision.device) for name, tensor in tensors.items()}
 
     def _fill(self, folder: Path, view: int) -> None:
@@ -150,7 +149,10 @@ class CachedTeacher(Teacher):
             return
         fresh = self.live(batch.inputs)
         self.hits.verified += len(batch.index)
-        pairs = [("logits", fresh.logits, stored.logits), *zip(self._names(), fresh.features, stored.features)]
+        pairs = [
+            ("logits", fresh.logits, stored.logits),
+            *zip(self._names(), fresh.features, stored.features, strict=True),
+        ]
         if fresh.pre_logits is not None:
             pairs.append(("pre_logits", fresh.pre_logits, stored.pre_logits))
         for name, new, old in pairs:

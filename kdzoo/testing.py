@@ -41,7 +41,14 @@ class Stripes(DataSource):
         train, test = self._split("train", options.samples), self._split("test", options.samples // 2)
         names = tuple(f"stripe {k}" for k in range(options.classes))
         return DataSplits(
-            train, lambda: test, names, 3, options.size, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), source="made by kdzoo.testing"
+            train,
+            lambda: test,
+            names,
+            3,
+            options.size,
+            (0.5, 0.5, 0.5),
+            (0.25, 0.25, 0.25),
+            source="made by kdzoo.testing",
         )
 
     def _split(self, which: str, samples: int) -> ArraySplit:
@@ -52,7 +59,11 @@ class Stripes(DataSource):
         rows, columns = np.mgrid[:height, :width]
         angle = np.pi * targets / options.classes
         waves = np.cos(angle)[:, None, None] * rows + np.sin(angle)[:, None, None] * columns
-        images = 0.5 + 0.35 * np.sin(waves + rng.uniform(0, 6.28, (samples, 1, 1))) + rng.normal(0, 0.08, (samples, height, width))
+        images = (
+            0.5
+            + 0.35 * np.sin(waves + rng.uniform(0, 6.28, (samples, 1, 1)))
+            + rng.normal(0, 0.08, (samples, height, width))
+        )
         images = (np.clip(images, 0, 1) * 255).astype(np.uint8)
         return ArraySplit(np.repeat(images[..., None], 3, axis=3), targets.astype(np.int64))
 
@@ -61,7 +72,11 @@ def tiny_recipe(cls: type[Algorithm], changes: Mapping[str, Any] | None = None) 
     """A recipe with exactly the models that an algorithm declares to need."""
     needs = cls.needs
     models: dict[str, Any] = {"student": {"name": TINY, "args": STUDENT}}
-    for kind, wanted, args in (("teachers", needs.teachers, TEACHER), ("assistants", needs.assistants, STUDENT), ("peers", needs.peers, STUDENT)):
+    for kind, wanted, args in (
+        ("teachers", needs.teachers, TEACHER),
+        ("assistants", needs.assistants, STUDENT),
+        ("peers", needs.peers, STUDENT),
+    ):
         models[kind] = [{"name": TINY, "args": args}] * least(wanted)
     base: dict[str, Any] = {
         "version": 1,

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from kdzoo.algorithm import AlgorithmOptions
 
 Forward = Callable[["Tensor"], "Outputs"]
 
@@ -134,7 +133,7 @@ class Outputs:
 
     logits: Tensor  # (N, K)
     features: tuple[Tensor, ...] = ()  # one (N, C, H, W) a paired level, shallow to deep
-    pre_logits: Tensor | None = None  # (N, D)
+    pre_logits: Tensor = None  # type: ignore[assignment]  # (N, D), where ``needs.pre_logits`` asks for it
 
     def float(self) -> Outputs:
         """The same in float32, so that no distillation term is computed in half precision."""
@@ -165,14 +164,14 @@ class Clock:
 class StepContext:
     """All that one training step may read. Fields may be added; none is ever removed.
 
-    ``batch``, ``student`` and ``teachers`` are None or empty where the algorithm is handed no data.
+    Where the algorithm is handed no data, ``batch`` and ``student`` are None and the tuples are empty.
     ``networks`` maps "student", "teacher", "teacher_<i>" and "peer_<i>" to a callable that runs that
     network on new inputs of the data's range [0, 1]; a teacher there lets gradients through to its
     inputs but has frozen weights.
     """
 
-    batch: Batch | None
-    student: Outputs | None
+    batch: Batch
+    student: Outputs
     teachers: tuple[Outputs, ...]
     peers: tuple[Outputs, ...]
     clock: Clock
@@ -269,4 +268,4 @@ class StagePlan:
     peers: tuple[ModelSpec, ...]
     own: AlgorithmChoice  # this algorithm with the recipe's options and weights
     delegate: AlgorithmChoice | None  # the algorithm that ``Algorithm.delegate`` names, if any
-    options: AlgorithmOptions  # this algorithm's options, validated
+    options: Any  # this algorithm's own Options, validated

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from kdzoo.errors import RecipeError
 from kdzoo.problems import Positions, RecipeProblems, explain
-from kdzoo.recipe import Recipe, TrainRecipe, diff_recipes, dump_recipe, load_recipe, parse_recipe, recipe_hash
+from kdzoo.recipe import Recipe, TrainRecipe, dump_recipe, load_recipe, parse_recipe, recipe_hash
 from kdzoo.recipe_yaml import scalar
 
 BAD = sorted((Path(__file__).parents[1] / "fixtures" / "bad_recipes").glob("*.yaml"))
@@ -387,28 +387,6 @@ def test_the_hash_counts_content_not_layout():
     assert recipe_hash(parse(shuffled)) == recipe_hash(parse(SMALL))
     assert recipe_hash(parse(SMALL, "seed=1")) != recipe_hash(parse(SMALL))
     assert len(recipe_hash(parse(SMALL))) == 64
-
-
-def test_differences():
-    old = parse(FULL)
-    new = parse(
-        FULL,
-        "train.optimizer.lr=0.2",
-        "export=[{format: onnx}]",
-        "algorithm.options.temperature=2",
-        "algorithm.options.x=null",
-        "data.root=null",
-    )
-    assert diff_recipes(old, old) == []
-    assert diff_recipes(old, new) == [
-        "algorithm.options.temperature 4.0 -> 2",
-        "data.root '/data' -> nothing",
-        "train.optimizer.lr 0.1 -> 0.2",
-        "export.1.format 'onnx' -> (absent)",
-        "export.1.quantize 'int8' -> (absent)",
-        "export.1.options a mapping -> (absent)",
-        "algorithm.options.x (absent) -> nothing",
-    ]
 
 
 # --- a plugin's own options -------------------------------------------------------------------------
