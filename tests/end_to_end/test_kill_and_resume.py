@@ -1,0 +1,125 @@
+"""``kill -9`` at any moment, and the same command again: the finished run has the same bits as an unbroken one."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+from command_line import CommandLine, Trained, lasting, newest_step, run_folder, stock, until
+
+SEED = 7
+KILLS = 8
+EPOCHS, STEPS = 3, 28
+STAGES = ("teacher", "student")
+
+#: Everything a stage can have to remember: momenta, the best epoch so far, a moving average, half-done epochs.
+RECIPE: dict[str, Any] = {
+    "data": {"augment": "crop_flip"},
+    "train": {
+        "epochs": EPOCHS,
+        "optimizer": {"lr": 0.2},
+        "select": "best",
+        "ema_decay": 0.9,
+        "accumulate": 2,
+        "checkpoint_seconds": 0,
+    },
+}
+
+
+class Progress:
+    """How far a run is, read from its folder as anyone could."""
+
+    def __init__(self, out: Path, name: str, stages: tuple[str, ...], steps: int) -> None:
+        self.out, self.name, self.stages, self.steps = out, name, stages, steps
+
+    def __call__(self) -> int:
+        """Optimizer steps that are safe on disk, over all stages."""
+        for i, stage in reversed(list(enumerate(self.stages))):
+            for folder in (self.out / self.name).glob("[0-9]*"):
+                if step := newest_step(folder, stage):
+                    return i * self.steps + step
+        return 0
+
+
+def killed(
+    cli: CommandLine,
+    moments: list[tuple[int, float]],
+    changes: dict[str, Any],
+    steps: int,
+    stages: tuple[str, ...] = STAGES,
+    fault: str | None = None,
+) -> tuple[int, set[str], Path]:
+    """Run to the end, killed once so many steps are safe and a moment has passed.
+
+    Returns how many kills landed, the names of all tensors that were in checkpoints then, and the run folder.
+    """
+    out, path, landed, saved = cli.place / "out", cli.recipe(changes), 0, set()
+    progress = Progress(out, "tiny", stages, steps)
+    for step, delay in moments:
+        step = max(step, progress() + 1)  # this process has to get on, too
+        running = cli.start("run", path, "--out", out, fault=fault)
+        reached = until(lambda step=step, running=running: progress() >= step or not running.alive, f"step {step}")
+        time.sleep(delay)
+        ended = running.kill()
+        assert ended.code in (-9, 0), ended
+        landed += reached and ended.code == -9
+        for tensors in out.glob("tiny/*/checkpoints/*/[0-9]*/tensors.safetensors"):
+            saved |= safetensors.torch.load_file(tensors).keys()
+    ended = cli("run", path, "--out", out, fault=fault)
+    assert ended.code == 0, ended
+    assert not list(out.rglob(".kdzoo-*")), "temporary files are left"
+    return landed, saved, run_folder(out)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    cli = CommandLine(tmp_path_factory.mktemp("unbroken"))
+    ended = cli("run", cli.recipe(RECIPE), "--out", "out")
+    assert ended.code == 0, ended
+    return run_folder(cli.place / "out")
+
+
+def test_eight_kills_change_no_bit(cli: CommandLine, unbroken: Path) -> None:
+    rng = random.Random(SEED)
+    share = EPOCHS * STEPS * len(STAGES) // KILLS
+    steps = [share * i + rng.randrange(2, share - 4) for i in range(KILLS)]
+    assert sum(2 < step % STEPS < STEPS - 2 for step in steps) >= 4, "too few kills inside an epoch"
+    moments = [(step, rng.uniform(0, 0.08)) for step in steps]  # so long take a step and its checkpoint
+    landed, saved, folder = killed(cli, moments, RECIPE, EPOCHS * STEPS)
+    assert landed >= KILLS, f"only {landed} of {KILLS} kills landed after progress (seed {SEED})"
+    kinds = {"network/student/", "optimizer/student/", "ema/", "best/"}
+    assert all(any(name.startswith(kind) for name in saved) for kind in kinds)
+    assert lasting(folder) == lasting(unbroken)
+
+
+@pytest.mark.parametrize("fault", ["forget_the_optimizer", "order_by_the_clock"])
+def test_the_comparison_finds_a_run_that_resumes_wrongly(cli: CommandLine, unbroken: Path, fault: str) -> None:
+    stock(cli.place / "out", unbroken, "teacher")
+    landed, _, folder = killed(cli, [(STEPS + 5, 0.0)], RECIPE, EPOCHS * STEPS, ("student",), fault)
+    assert landed == 1
+    one, other = lasting(folder), lasting(unbroken)
+    assert one["results"]["teacher"] == other["results"]["teacher"], "the same teacher, out of the store"
+    assert one["student"] != other["student"]
+    assert one["metrics"] != other["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "remembers"), [("adversarial_logits", "optimizer/discriminator/"), ("crd", "algorithm/")]
+)
+def test_two_kills_of_an_algorithm_with_a_state_of_its_own(
+    cli: CommandLine, trained: Trained, tmp_path_factory: pytest.TempPathFactory, algorithm: str, remembers: str
+) -> None:
+    changes = {"algorithm": {"name": algorithm}, "train": {"epochs": 2, "checkpoint_seconds": 0}}
+    other = CommandLine(tmp_path_factory.mktemp("unbroken"))
+    for place in (cli.place, other.place):
+        stock(place / "out", trained.folder, "teacher")
+    landed, saved, folder = killed(cli, [(5, 0.01), (STEPS + 9, 0.03)], changes, 2 * STEPS, ("student",))
+    assert landed == 2
+    assert any(name.startswith(remembers) for name in saved)
+    ended = other("run", other.recipe(changes), "--out", "out")
+    assert "teacher: taken from the store" in ended.err
+    assert lasting(folder) == lasting(run_folder(other.place / "out"))
