@@ -229,7 +229,7 @@ class Display:
             self.live.stop()
 
     def note(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False)
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def stage(self, name: str, state: str) -> None:
         if self.live is not None and self.task is not None:

@@ -12,6 +12,7 @@ from kdzoo.building import Builder
 from kdzoo.device import Precision
 from kdzoo.evaluation import measure_latency, predict, result_entry
 from kdzoo.export.verify import export_and_verify
+from kdzoo.metrics import paired_counts, per_class_percent
 from kdzoo.models import Network, save_ready
 from kdzoo.run_folder import RunFolder
 from kdzoo.store import sha256_file, write_tensors
@@ -75,8 +76,15 @@ class Delivery:
             "student": entries["student"],
             "peers": [entry for label, entry in entries.items() if label.startswith("peer")],
             "exports": [entry for entry, _ in exports],
-            "paired": _paired(logits["student"], logits.get("control"), targets),
-            "per_class": _per_class(logits, targets, self.data.classes),
+            "paired": paired_counts(logits["student"], logits["control"], targets) if control is not None else None,
+            "per_class": {
+                "classes": list(self.data.classes),
+                "top1_percent": {
+                    label: per_class_percent(logits[label], targets)
+                    for label in ("teacher", "control", "student")
+                    if label in logits
+                },
+            },
             "data": {"name": self.recipe.data.name, "test_samples": len(targets), **self.data.split_sizes},
             "algorithm": self.build.plan.algorithm.cls.name,
             "test_evaluations": self.data.test_gate.reads,
@@ -146,11 +154,12 @@ class Delivery:
             {
                 "model": student.model.name,
                 "args": network.create_args,
+                "imports": network.module_to_import,
                 "classes": list(self.data.classes),
                 "mean": list(network.mean),
                 "std": list(network.std),
                 "size": list(network.size),
-                "channels": self.data.channels,
+                "channels": network.channels,
                 "sha256": sha256_file(self.folder.path("student.safetensors")),
             },
         )
@@ -164,24 +173,3 @@ def _timed_forward(model: torch.nn.Module, inputs: torch.Tensor) -> Callable[[],
             torch.cuda.synchronize()
 
     return forward
-
-
-def _paired(student: np.ndarray, control: np.ndarray | None, targets: np.ndarray) -> dict[str, int] | None:
-    """How often student and control are right on the same test samples."""
-    if control is None:
-        return None
-    s, c = student.argmax(1) == targets, control.argmax(1) == targets
-    counts = {"both": s & c, "student_only": s & ~c, "control_only": ~s & c, "neither": ~s & ~c}
-    return {name: int(mask.sum()) for name, mask in counts.items()}
-
-
-def _per_class(logits: Mapping[str, np.ndarray], targets: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
-    shown = {label: value for label, value in logits.items() if label in ("teacher", "control", "student")}
-    accuracy = {
-        label: [
-            float((value.argmax(1)[targets == k] == k).mean() * 100) if (targets == k).any() else None
-            for k in range(len(classes))
-        ]
-        for label, value in shown.items()
-    }
-    return {"classes": list(classes), "top1_percent": accuracy}

@@ -106,6 +106,12 @@ class Network(nn.Module):
     def _title(self) -> str:
         return f"model '{self.spec.name}'"
 
+    @property
+    def module_to_import(self) -> str | None:
+        """The module whose import registers this model with timm; None for timm's own."""
+        module = timm.model_entrypoint(self.spec.name).__module__
+        return None if module.split(".")[0] == "timm" else module
+
     def with_model(self, model: nn.Module) -> Network:
         """The same preprocessing around another copy of the model, e.g. a moving average of its weights."""
         other = copy.copy(self)
