@@ -89,7 +89,7 @@ class DataSet:
     def __init__(self, source: DataSource, splits: DataSplits, recipe: DataRecipe, seed: int) -> None:
         self.name = source.name
         self.classes = tuple(splits.classes)
-        self.channels, self.size = splits.channels, tuple(splits.size)
+        self.channels, self.size = splits.channels, (splits.size[0], splits.size[1])
         self.mean, self.std = tuple(splits.mean), tuple(splits.std)
         self.source, self.licence = splits.source, splits.licence
         self.notes: list[str] = []
@@ -418,19 +418,23 @@ class FileReader:
             generator=torch.Generator(),  # its base seed must not come out of the global one
         )
         iterator = iter(loader)
-        while True:
-            try:
-                images = next(iterator)
-            except StopIteration:
-                return
-            except RuntimeError as error:  # a worker that hangs or was killed
-                raise DataError(
-                    f"{self.workers} workers gave no batch within data.timeout_s: {self.timeout_s:g}, or died; set "
-                    f"data.workers: 0 to see what hangs, or raise data.timeout_s\n  {error}"
-                ) from error
-            if isinstance(images, str):
-                raise DataError(images)
-            yield images.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        try:
+            while (images := self._next(iterator)) is not None:
+                if isinstance(images, str):
+                    raise DataError(images)
+                yield images.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        finally:
+            del iterator  # the workers end now, not when an error's traceback is collected
+
+    def _next(self, iterator: Iterator[Tensor | str]) -> Tensor | str | None:
+        """The next batch, a problem, or None at the end."""
+        try:
+            return next(iterator, None)
+        except RuntimeError as error:  # a worker that hangs or was killed
+            return (
+                f"{self.workers} workers gave no batch within data.timeout_s: {self.timeout_s:g}, or died; set "
+                f"data.workers: 0 to see what hangs, or raise data.timeout_s\n  {error}"
+            )
 
 
 class Samples(torch.utils.data.Dataset[Any]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -138,7 +139,7 @@ class Delivery:
             candidates[label] = _timed_forward(network.model, network.prepare(sample))
         prepared = networks["student"].prepare(sample).cpu().numpy()
         for entry, run in exports:
-            candidates[entry["label"]] = lambda run=run: run(prepared)
+            candidates[entry["label"]] = partial(run, prepared)
         times = measure_latency(candidates)
         for entry in [*entries.values(), *(entry for entry, _ in exports)]:
             entry["latency_ms"] = times[entry["label"]]

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -157,10 +158,10 @@ class Engine:
         self.trained: dict[str, nn.Module] = {"student": job.student.model}
         self.trained |= {f"peer_{i}": peer.model for i, peer in enumerate(job.peers)}
         own = dict(job.algorithm.networks())
-        for name, network in own.items():
+        for name, mine in own.items():
             if name in self.trained:
                 raise ContractError(f"{_title(job.algorithm)}: networks() may not name '{name}', which the core trains")
-            self.trained[name] = network.module
+            self.trained[name] = mine.module
         optimizer = job.train.optimizer
         common = {"name": optimizer.name, "lr": optimizer.lr, "weight_decay": optimizer.weight_decay}
         common |= optimizer.options
@@ -170,8 +171,8 @@ class Engine:
         self.optimized = {"student": Optimized(with_student, common, job)}
         for i, peer in enumerate(job.peers):
             self.optimized[f"peer_{i}"] = Optimized(peer.model, common, job)
-        for name, network in own.items():
-            self.optimized[name] = Optimized(network.module, network.optimizer, job)
+        for name, mine in own.items():
+            self.optimized[name] = Optimized(mine.module, mine.optimizer, job)
         self._check_disjoint()
         decay = job.train.ema_decay
         self.ema = None
@@ -394,13 +395,15 @@ class Engine:
         job = self.job
         if batch is not None and job.algorithm.needs.data == "unlabelled":
             batch = replace(batch, targets=torch.full_like(batch.targets, -1))
-        student, teachers, peers = None, (), ()
+        student: Any = None
+        teachers: tuple[Outputs, ...] = ()
+        peers: tuple[Outputs, ...] = ()
         if batch is not None:
             begin = time.perf_counter()
             teachers = tuple(teacher.outputs(batch) for teacher in job.teachers)
             self._time["teacher"] += time.perf_counter() - begin
-            student = self._run(self._forward_student, batch.inputs, job.student_levels)
-            peers = tuple(self._run(p, batch.inputs, lv) for p, lv in zip(job.peers, job.peer_levels, strict=True))
+            student = self._run(self._forward_student, job.student_levels, batch.inputs)
+            peers = tuple(self._run(p, lv, batch.inputs) for p, lv in zip(job.peers, job.peer_levels, strict=True))
 
         def task_loss(logits: Tensor) -> Tensor:
             if batch is None or job.algorithm.needs.data == "unlabelled":
@@ -410,8 +413,9 @@ class Engine:
         def random(name: str) -> torch.Generator:
             return self._random(name, clock.step, job.ranks.rank)
 
+        handed: Any = batch  # None where the algorithm is handed no data; its author knows
         return StepContext(
-            batch=batch,
+            batch=handed,
             student=student,
             teachers=teachers,
             peers=peers,
@@ -435,17 +439,17 @@ class Engine:
     def _networks(self) -> dict[str, Callable[[Tensor], Outputs]]:
         job = self.job
         networks: dict[str, Callable[[Tensor], Outputs]] = {
-            "student": lambda inputs: self._run(self._forward_student, inputs, job.student_levels)
+            "student": partial(self._run, self._forward_student, job.student_levels)
         }
         for i, (peer, levels) in enumerate(zip(job.peers, job.peer_levels, strict=True)):
-            networks[f"peer_{i}"] = lambda inputs, peer=peer, levels=levels: self._run(peer, inputs, levels)
+            networks[f"peer_{i}"] = partial(self._run, peer, levels)
         for i, teacher in enumerate(job.teachers):
             networks[f"teacher_{i}"] = teacher.through
         if job.teachers:
             networks["teacher"] = job.teachers[0].through
         return networks
 
-    def _run(self, network: nn.Module, inputs: Tensor, levels: tuple[int, ...]) -> Outputs:
+    def _run(self, network: nn.Module, levels: tuple[int, ...], inputs: Tensor) -> Outputs:
         """A trained network's outputs in float32, whatever it runs in."""
         with self.job.precision.autocast():
             outputs = network(inputs, levels=levels, pre_logits=self.job.algorithm.needs.pre_logits)
@@ -456,10 +460,11 @@ class Engine:
         ranks = self.job.ranks
         if ranks.world == 1 or ctx.batch is None:
             return ctx
-        batch = replace(ctx.batch, **{f: ranks.gather(getattr(ctx.batch, f)) for f in ("inputs", "targets", "index")})
+        shares: Any = {name: ranks.gather(getattr(ctx.batch, name)) for name in ("inputs", "targets", "index")}
+        batch = replace(ctx.batch, **shares)
 
         def whole(outputs: Outputs) -> Outputs:
-            pre_logits = None if outputs.pre_logits is None else ranks.gather(outputs.pre_logits.detach())
+            pre_logits: Any = None if outputs.pre_logits is None else ranks.gather(outputs.pre_logits.detach())
             features = tuple(ranks.gather(feature.detach()) for feature in outputs.features)
             return Outputs(ranks.gather(outputs.logits.detach()), features, pre_logits)
 
@@ -467,7 +472,7 @@ class Engine:
             ctx,
             random=lambda name: self._random(name, ctx.clock.step, 0),  # the same draws on every rank
             batch=batch,
-            student=whole(ctx.student) if ctx.student else None,
+            student=whole(ctx.student),
             teachers=tuple(map(whole, ctx.teachers)),
             peers=tuple(map(whole, ctx.peers)),
         )

@@ -47,14 +47,14 @@ class Ranks:
         for parameter in parameters:  # a rank without a gradient still takes part in the sum
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        flat = torch.cat([p.grad.reshape(-1) for p in parameters])
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
         dist.all_reduce(flat)
         flat /= self.world
         offset = 0
-        for parameter in parameters:
-            count = parameter.numel()
-            parameter.grad.copy_(flat[offset : offset + count].view_as(parameter.grad))
-            offset += count
+        for gradient in gradients:
+            gradient.copy_(flat[offset : offset + gradient.numel()].view_as(gradient))
+            offset += gradient.numel()
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank; called at step boundaries only."""
@@ -118,12 +118,13 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         channels, total = values.shape[1], sums[-1]
         mean = sums[:channels] / total
         variance = sums[channels : 2 * channels] / total - mean.square()
-        if self.track_running_stats:
+        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
+            momentum = 0.1 if self.momentum is None else self.momentum
             with torch.no_grad():
                 self.num_batches_tracked.add_(1)
-                self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
                 unbiased = variance * total / (total - 1).clamp(min=1)
-                self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+                self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
         scale = (variance + self.eps).rsqrt()
         if self.affine:
             scale = scale * self.weight

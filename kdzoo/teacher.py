@@ -105,11 +105,9 @@ class CachedTeacher(Teacher):
             self._views[batch.view] = self._load(batch.view)
         stored = self._views[batch.view]
         index = batch.index
-        outputs = Outputs(
-            stored["logits"][index],
-            tuple(stored[f"features_{i}"][index] for i in range(len(self.levels))),
-            stored["pre_logits"][index] if self.pre_logits else None,
-        )
+        pre_logits: Any = stored["pre_logits"][index] if self.pre_logits else None
+        features = tuple(stored[f"features_{i}"][index] for i in range(len(self.levels)))
+        outputs = Outputs(stored["logits"][index], features, pre_logits)
         self.hits.samples += len(index)
         self._verify(batch, outputs)
         return outputs
