@@ -82,6 +82,7 @@ def _run(
         probe_writable(out)
     plan, zoo = _resolve(recipe, overrides)
 
+    from kdzoo.errors import Interrupted
     from kdzoo.parallel import Ranks
     from kdzoo.recipe import dump_recipe, recipe_hash
     from kdzoo.run_folder import RunFolder
@@ -121,6 +122,8 @@ def _run(
         write_report(folder.root)
         folder.finish()
     ranks.close()
+    if stop():  # too late to stop anything, but whoever asked must not take it for a run that was left alone
+        raise Interrupted(f"the run had finished when it was asked to stop: {folder.root}", 128 + stop())
     return folder.root, results
 
 
@@ -456,10 +459,12 @@ def verify(
     results = []
     for seed in range(seeds or expected.seeds):
         folder, result = _run(path, [*(override or []), f"seed={seed}"], out)
-        if result is None:
-            return
+        if result is None:  # every process but the first only takes part
+            continue
         results.append(result)
         print(f"seed {seed}: student {result['student']['top1_percent']:.2f} %  ({folder})")
+    if not results:
+        return
     verdict = hold_against(expected, results)
     print(verdict.text)
     if not verdict.reproduced:
@@ -533,14 +538,14 @@ def main() -> None:
     debug = "--debug" in sys.argv or bool(os.environ.get("KDZOO_DEBUG"))
     if "--debug" in sys.argv:
         sys.argv.remove("--debug")
-    from kdzoo.errors import KdzooError
+    from kdzoo.errors import Interrupted, KdzooError
 
     try:
         app(standalone_mode=True)
     except KdzooError as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(error if isinstance(error, Interrupted) else f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except BrokenPipeError:
         os._exit(1)

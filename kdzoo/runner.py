@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +29,9 @@ from kdzoo.store import Store, read_tensors, write_json, write_tensors
 from kdzoo.teacher import CachedTeacher
 from kdzoo.types import ModelSpec, Stage, StagePlan, StageResult, stable_hash
 from kdzoo.zoo import Zoo
+
+#: What every interrupted run ends with.
+GO_ON = "state saved, the same command goes on from there"
 
 
 class Display(Protocol):
@@ -92,7 +96,8 @@ class Runner:
             teachers = tuple(self._teacher(i, spec) for i, spec in enumerate(self.plan.teachers))
             control = self.train(Stage("control", self.plan.student)) if self.recipe.control else None
             student = self.drive(teachers)
-            delivery = Delivery(self.build, self.folder, self.display.stage)
+            self._heed("before the evaluation")
+            delivery = Delivery(self.build, self.folder, self._say)
             results = delivery.measure(teachers, control, student)
         finally:
             for tracker in self._trackers:
@@ -204,14 +209,26 @@ class Runner:
         self.display.stage(name, "weights loaded")
         return self._finish(name, key, spec, (), folder)
 
+    def _heed(self, where: str) -> None:
+        """Stop here if a signal asks for it; all that is done so far is in the store."""
+        if self.ranks.any(bool(self.stop())):
+            raise Interrupted(f"stopped {where}; {GO_ON}", 128 + (self.stop() or signal.SIGTERM))
+
+    def _say(self, name: str, state: str) -> None:
+        if self.ranks.world == 1:  # only the first process exports, so that no other would take part in a vote
+            self._heed(f"before '{name}'")
+        self.display.stage(name, state)
+
     def train(self, stage: Stage) -> StageResult:
         """Run one stage, or take its result from the store."""
+        self._heed(f"before stage '{stage.name}'")
         chosen = resolve_choice(stage.algorithm, self.zoo) if stage.algorithm is not None else None
         train = self.build.train_section(stage)
         key = self.build.stage_key(stage, chosen, train)
         folder = self.store.find("stage", key)
         if folder is not None:
             self.display.stage(stage.name, "taken from the store")
+            self._drop_checkpoints(stage.name)  # of a run killed after its result was stored
             return self._finish(stage.name, key, stage.model, stage.peers, folder)
         self.display.stage(stage.name, "training")
         job, pairing = self.build.job(stage, chosen, train)
@@ -220,8 +237,8 @@ class Runner:
         self._restore(engine, stage.name, key)
         finished = self._run_engine(engine, stage.name, key)
         if not finished:
-            number = self.stop() or 15
-            raise Interrupted(f"stopped in stage '{stage.name}' at step {engine.step}; state saved", 128 + number)
+            number = self.stop() or signal.SIGTERM
+            raise Interrupted(f"stopped in stage '{stage.name}' at step {engine.step}; {GO_ON}", 128 + number)
         for teacher in job.teachers:
             teacher.check_untouched(stage.name)
         metrics = self._metrics(engine)
@@ -237,10 +254,13 @@ class Runner:
         folder = None
         if self.ranks.first:
             folder = self._publish(key, stage.name, engine.result_weights(), metrics, engine.rows, facts)
-            if self.folder is not None:
-                self.folder.drop_checkpoints(stage.name)
+            self._drop_checkpoints(stage.name)
         self.ranks.barrier()
         return self._finish(stage.name, key, stage.model, stage.peers, folder or self.store.find("stage", key))
+
+    def _drop_checkpoints(self, name: str) -> None:
+        if self.folder is not None and self.ranks.first and self.folder.has_checkpoints(name):
+            self.folder.drop_checkpoints(name)
 
     def _run_engine(self, engine: Engine, name: str, key: str) -> bool:
         checkpoints = self.folder.checkpoints(name) if self.folder is not None and self.ranks.first else None
