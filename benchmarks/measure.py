@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -50,8 +51,9 @@ def measure(path: Path, seeds: int, out: Path) -> None:
     for who in ("teacher", "control", "student"):
         if all(result.get(who) for result in results):
             content[who] = [round(result[who]["top1_percent"], 4) for result in results]
-    for who in ("control", "student"):
-        content[f"{who}_step_ms"] = [round(1000 * step_seconds(result, who), 3) for result in results]
+    if all(result.get("control") for result in results):
+        ratios = [step_seconds(result, "student") / step_seconds(result, "control") for result in results]
+        content["step_time_over_control"] = round(statistics.median(ratios), 2)
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{recipe.name}.json").write_text(json.dumps(content, indent=1) + "\n")
     print(recipe.name, "student", content["student"], "control", content.get("control"), flush=True)

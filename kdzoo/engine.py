@@ -323,8 +323,9 @@ class Engine:
             total, terms = self._weigh(update)
             self._check_finite(terms, part)
             optimized.scaler.scale(total / len(parts)).backward()
+            prefix = f"{update.network}." if update.network.startswith("peer_") else ""
             for term, value in terms.items():
-                values[term] = values.get(term, 0.0) + value / len(parts)
+                values[prefix + term] = values.get(prefix + term, 0.0) + value / len(parts)
         if network is not None:
             self._optimizer_step(network, parts, values)
         return network
