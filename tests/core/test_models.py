@@ -1,0 +1,545 @@
+"""Networks round plain timm models: built, loaded, paired, folded, hashed."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from kdzoo.errors import ModelError, NeedsError, UnknownName
+from kdzoo.models import (
+    Network,
+    build_network,
+    count_parameters,
+    fold_batchnorm,
+    freeze,
+    load_weights,
+    pair_levels,
+    save_ready,
+    shapes_of,
+    weights_sha256,
+)
+from kdzoo.types import ModelSpec
+
+CONVNETS = ("test_resnet", "test_efficientnet", "test_convnext")
+KINDS = (*CONVNETS, "test_vit")
+
+
+def network(name: str = "test_resnet", weights: str = "train", **changes: object) -> Network:
+    spec = ModelSpec(name, weights, changes.pop("args", {}))
+    settings = {"num_classes": 7, "channels": 3, "size": (32, 32), "data_mean": (0.5,) * 3, "data_std": (0.25,) * 3}
+    return build_network(spec, **{**settings, "seed": 0, **changes})
+
+
+def lively(module: nn.Module) -> nn.Module:
+    """Give every BatchNorm statistics, and every weight left at zero a value: fresh timm networks hide mistakes."""
+    drawn = torch.Generator().manual_seed(1)
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean.normal_(0, 0.2, generator=drawn)
+            part.running_var.uniform_(0.5, 2, generator=drawn)
+            nn.init.uniform_(part.weight, 0.5, 1.5, generator=drawn)
+            nn.init.normal_(part.bias, 0, 0.2, generator=drawn)
+    return module
+
+
+def pixels(samples: int = 3, channels: int = 3, size: tuple[int, int] = (32, 32)) -> torch.Tensor:
+    return torch.rand(samples, channels, *size, generator=torch.Generator().manual_seed(2))
+
+
+# --- the network ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_levels_and_embedding_change_no_logit(name: str) -> None:
+    net = lively(network(name)).eval()
+    plain = net.model(net.prepare(pixels()))
+    whole = net(pixels(), levels=range(len(net.levels)), pre_logits=True)
+    torch.testing.assert_close(net(pixels()).logits, plain)
+    torch.testing.assert_close(whole.logits, plain)
+    torch.testing.assert_close(net.model.get_classifier()(whole.pre_logits), plain)
+    assert whole.pre_logits.shape == (3, net.pre_logits_width)
+    for level, feature in zip(net.levels, whole.features, strict=True):
+        assert feature.shape == (3, level.channels, level.height, level.width)
+
+
+def test_levels_come_in_the_order_that_is_asked_for() -> None:
+    net = lively(network()).eval()
+    every = net(pixels(), levels=range(5)).features
+    assert all(torch.equal(a, every[i]) for i, a in zip((4, 1), net(pixels(), levels=(4, 1)).features, strict=True))
+
+
+def test_levels_say_name_channels_size_and_stride() -> None:
+    levels = [(v.name, v.channels, v.height, v.width, v.stride) for v in network(size=(64, 32)).levels]
+    assert levels == [
+        ("act1", 32, 32, 16, 2),
+        ("layer1", 32, 16, 8, 4),
+        ("layer2", 48, 8, 4, 8),
+        ("layer3", 192, 4, 2, 16),
+        ("layer4", 96, 2, 1, 32),
+    ]
+
+
+def test_strides_hold_where_maps_collapse_to_one_pixel() -> None:
+    levels = network(size=(8, 8)).levels
+    assert [(level.height, level.stride) for level in levels] == [(4, 2), (2, 4), (1, 8), (1, 16), (1, 32)]
+
+
+def test_tokens_are_levels_on_a_grid() -> None:
+    levels = network("test_vit", size=(64, 64)).levels
+    assert {(level.channels, level.height, level.width, level.stride) for level in levels} == {(64, 4, 4, 16)}
+    assert len(levels) == 6
+
+
+def test_pixels_are_normalised_with_the_network_s_own_numbers() -> None:
+    net = network(mean=(0.1, 0.2, 0.3), std=(0.5, 1.0, 2.0))
+    assert (net.mean, net.std) == ((0.1, 0.2, 0.3), (0.5, 1.0, 2.0))
+    prepared = net.prepare(torch.full((1, 3, 32, 32), 0.6))
+    torch.testing.assert_close(prepared[0, :, 5, 7], torch.tensor([1.0, 0.4, 0.15]))
+    assert network().mean == (0.5, 0.5, 0.5)
+
+
+def test_pixels_are_resized_only_to_another_size() -> None:
+    net = network(size=(16, 16), mean=(0.0,) * 3, std=(1.0,) * 3)
+    assert torch.equal(net.prepare(pixels(size=(16, 16))), pixels(size=(16, 16)))
+    halved = net.prepare(pixels())
+    assert halved.shape == (3, 3, 16, 16)
+    torch.testing.assert_close(halved.mean((2, 3)), pixels().mean((2, 3)), atol=0.02, rtol=0)
+
+
+def test_grey_images_go_into_one_channel_or_three_equal_ones() -> None:
+    grey = {"channels": 1, "data_mean": (0.4,), "data_std": (0.2,)}
+    fresh = network(**grey)
+    assert fresh.create_args["in_chans"] == 1
+    assert fresh.prepare(pixels(channels=1)).shape[1] == 1
+    wide = network(args={"in_chans": 3}, **grey)
+    prepared = wide.prepare(pixels(channels=1))
+    assert (wide.mean, prepared.shape[1]) == ((0.4,) * 3, 3)
+    assert torch.equal(prepared[:, 0], prepared[:, 2])
+    assert wide(pixels(channels=1)).logits.shape == (3, 7)
+
+
+def test_macs_and_parameters_are_those_of_the_plain_model() -> None:
+    net = network("test_vit")
+    assert count_parameters(net) == sum(p.numel() for p in net.model.parameters())
+    layer = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+    model = nn.Sequential(layer, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 7))
+    settings = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "size": (6, 5), "channels": 3, "num_classes": 7}
+    assert Network(model, ModelSpec("own"), **settings, create_args={}).macs == 3 * 9 * 8 * 6 * 5 + 8 * 7
+
+
+def test_a_model_without_levels_still_answers() -> None:
+    settings = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "size": (6, 5), "channels": 3, "num_classes": 7}
+    bare = Network(nn.Sequential(nn.Flatten(), nn.Linear(90, 7)), ModelSpec("bare"), **settings, create_args={})
+    assert (bare.levels, bare(pixels(size=(6, 5))).logits.shape) == ((), (3, 7))
+    with pytest.raises(NeedsError) as caught:
+        pair_levels(network(), [bare])
+    assert str(caught.value) == (
+        "model 'bare': has no features to pair, as it offers no forward_intermediates; choose another model, or an "
+        "algorithm that reads logits only"
+    )
+
+
+# --- building -------------------------------------------------------------------------------
+
+
+def test_the_seed_decides_the_weights_and_the_global_state_does_not() -> None:
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = weights_sha256(network().model)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    assert weights_sha256(network().model) == first
+    assert weights_sha256(network(seed=1).model) != first
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_timm_alone_rebuilds_what_was_built(name: str) -> None:
+    net = lively(network(name)).eval()
+    args = json.loads(json.dumps(net.create_args))
+    rebuilt = timm.create_model(name, **args).eval()
+    rebuilt.load_state_dict(net.model.state_dict(), strict=True)
+    assert torch.equal(rebuilt(net.prepare(pixels())), net(pixels()).logits)
+
+
+def test_arguments_of_a_recipe_may_be_lists() -> None:
+    net = network(args={"channels": [8, 8, 8, 16], "stem_width": 8, "zero_init_last": False})
+    assert [level.channels for level in net.levels] == [16, 8, 8, 32, 16]
+
+
+def test_an_unknown_name_is_answered_with_the_nearest() -> None:
+    with pytest.raises(UnknownName) as caught:
+        network("test_resnt")
+    assert str(caught.value) == (
+        f"unknown model 'test_resnt'; did you mean 'test_resnet'?; known: {len(timm.list_models())} networks of timm "
+        "and of the plugins, see kdzoo list models"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"args": {"num_classes": 3}}, "args may not hold 'num_classes'; the data set says how many classes there are"),
+        ({"args": {"pretrained": True}}, "args may not hold 'pretrained'; say weights: pretrained"),
+        ({"args": {"in_chans": 4}}, "takes 4 channels, the data has 3; leave out in_chans"),
+        ({"mean": (0.1, 0.2), "std": (1.0, 1.0)}, "takes 3 channels, its mean has 2 numbers and its std 2"),
+    ],
+)
+def test_what_a_network_cannot_be_told(changes: dict, text: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        network(**changes)
+    assert str(caught.value) == f"model 'test_resnet': {text}"
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "start"),
+    [
+        (
+            "test_resnet",
+            {"args": {"depht": 3}},
+            "model 'test_resnet': cannot be built with in_chans=3, depht=3, num_classes=7: TypeError: ",
+        ),
+        ("test_resnet.no_such", {}, "model 'test_resnet.no_such': Invalid pretrained tag (no_such) for test_resnet."),
+        (
+            "vit_tiny_patch16_224",
+            {"args": {"img_size": 48, "depth": 1}},
+            "model 'vit_tiny_patch16_224': does not run on inputs of 3 x 32 x 32: AssertionError: ",
+        ),
+    ],
+)
+def test_what_timm_refuses_is_a_model_error(name: str, changes: dict, start: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        network(name, **changes)
+    assert str(caught.value).startswith(start)
+
+
+# --- weights --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth", ".th"])
+@pytest.mark.parametrize("shape", ["plain", "wrapped"])
+def test_weights_from_a_file(tmp_path: Path, suffix: str, shape: str) -> None:
+    saved = lively(network(seed=5)).model.state_dict()
+    path = tmp_path / f"weights{suffix}"
+    content = saved if shape == "plain" else {f"module.{key}": value for key, value in saved.items()}
+    if suffix == ".safetensors":
+        save_file(content, path)
+    else:
+        torch.save(content if shape == "plain" else {"state_dict": content, "epoch": 3}, path)
+    loaded = network(weights=str(path))
+    assert weights_sha256(loaded.model) == weights_sha256(lively(network(seed=5)).model)
+    assert weights_sha256(network(weights=str(path), load=False).model) == weights_sha256(network().model)
+
+
+def test_files_from_before_batchnorm_counted_its_batches(tmp_path: Path) -> None:
+    saved = {k: v for k, v in network(seed=5).model.state_dict().items() if "num_batches_tracked" not in k}
+    torch.save(saved, tmp_path / "old.th")
+    assert weights_sha256(network(weights=str(tmp_path / "old.th")).model) == weights_sha256(network(seed=5).model)
+
+
+def test_differences_are_listed_and_nothing_is_loaded(tmp_path: Path) -> None:
+    saved = network("test_resnet", num_classes=9, seed=5).model.state_dict()
+    for i in range(7):
+        saved[f"head.{i}"] = torch.zeros(1)
+    del saved["conv1.0.weight"]
+    path = tmp_path / "other.safetensors"
+    save_file(saved, path)
+    net = network()
+    before = weights_sha256(net.model)
+    with pytest.raises(ModelError) as caught:
+        load_weights(net, path)
+    assert str(caught.value) == (
+        f"{path}: not weights of 'test_resnet' with 7 classes\n"
+        "  missing: conv1.0.weight\n"
+        "  unexpected: head.0, head.1, head.2, head.3, head.4 and 2 more\n"
+        "  other shape: fc.weight (9, 96), the model's (7, 96), fc.bias (9,), the model's (7,)"
+    )
+    assert weights_sha256(net.model) == before
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    saved = network().model.state_dict()
+    saved["fc.bias"] = torch.full((7,), torch.nan)
+    save_file(saved, tmp_path / "nan.safetensors")
+    with pytest.raises(ModelError) as caught:
+        network(weights=str(tmp_path / "nan.safetensors"))
+    assert str(caught.value) == f"{tmp_path / 'nan.safetensors'}: weights that are not finite: fc.bias"
+
+
+class Payload:
+    """Pickles as a call of os.system."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+def test_a_file_that_would_run_code_is_refused_and_does_not(tmp_path: Path) -> None:
+    marker, path = tmp_path / "ran", tmp_path / "weights.pt"
+    torch.save({"state_dict": Payload(marker)}, path)
+    with pytest.raises(ModelError) as caught:
+        network(weights=str(path))
+    assert str(caught.value) == (
+        f"{path}: holds more than tensors, so it could run code and was not read; save model.state_dict() instead"
+    )
+    assert not marker.exists()
+    torch.load(path, weights_only=False)  # the payload is a real one
+    assert marker.exists()
+
+
+def test_files_that_are_no_weights(tmp_path: Path) -> None:
+    def refusal(name: str, content: object) -> str:
+        path = tmp_path / name
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        elif content is not None:
+            torch.save(content, path)
+        with pytest.raises(ModelError) as caught:
+            network(weights=str(path))
+        return str(caught.value).removeprefix(f"{path}: ")
+
+    assert refusal("none.pt", None) == (
+        "no such file of weights; weights are train, pretrained, hf-hub:<name> or a file"
+    )
+    assert refusal("a.bin", b"x") == "weights are read from .safetensors, .pt, .pth and .th files, not '.bin'"
+    assert refusal("cut.safetensors", b"\x08\0\0").startswith("cannot be read as weights: ")
+    assert refusal("empty.pt", b"").startswith("cannot be read as weights: ")
+    assert refusal("list.pt", [torch.zeros(1)]) == "holds no tensors by name; model.state_dict() would be right"
+    assert refusal("mixed.pt", {"a": 1}) == "holds no tensors by name; model.state_dict() would be right"
+
+
+@pytest.fixture
+def offline_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub's cache in a folder, and no network."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return tmp_path
+
+
+def published(cache: Path, name: str = "someone/net") -> dict[str, torch.Tensor]:
+    """Put a network of 5 classes into the hub's cache, as a download leaves it there."""
+    model = lively(timm.create_model("test_resnet", num_classes=5, stem_width=8))
+    folder = cache / f"models--{name.replace('/', '--')}"
+    snapshot = folder / "snapshots" / "0123456789abcdef0123456789abcdef01234567"
+    snapshot.mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(snapshot.name)
+    config = {"input_size": [3, 32, 32], "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "fixed_input_size": False}
+    config |= {"first_conv": "conv1.0", "classifier": "fc"}
+    described = {"architecture": "test_resnet", "num_classes": 5, "pretrained_cfg": config}
+    (snapshot / "config.json").write_text(json.dumps({**described, "model_args": {"stem_width": 8}}))
+    save_file(model.state_dict(), snapshot / "model.safetensors")
+    return model.state_dict()
+
+
+def test_weights_from_the_hub_bring_arguments_and_normalisation(offline_hub: Path) -> None:
+    saved = published(offline_hub)
+    net = network(weights="hf-hub:someone/net", num_classes=5)
+    assert all(torch.equal(value, saved[key]) for key, value in net.model.state_dict().items())
+    assert (net.mean, net.std, net.fresh_head) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), False)
+    assert net.create_args["stem_width"] == 8
+    bare = network(weights="hf-hub:someone/net", num_classes=5, load=False)
+    assert (bare.mean, bare.create_args) == (net.mean, net.create_args)
+    assert weights_sha256(bare.model) != weights_sha256(net.model)
+
+
+def test_ready_weights_of_other_classes_get_a_fresh_head_and_see_grey_in_colour(offline_hub: Path) -> None:
+    saved = published(offline_hub)
+    net = network(weights="hf-hub:someone/net", channels=1, data_mean=(0.5,), data_std=(0.5,))
+    assert net.fresh_head
+    assert torch.equal(net.model.state_dict()["conv1.0.weight"], saved["conv1.0.weight"])
+    assert (net.mean, net(pixels(channels=1)).logits.shape) == ((0.1, 0.2, 0.3), (3, 7))
+    assert network(weights="hf-hub:someone/net", mean=(0.5,) * 3, std=(0.5,) * 3).mean == (0.5,) * 3
+
+
+def test_the_hub_s_network_must_be_the_one_that_is_named(offline_hub: Path) -> None:
+    published(offline_hub)
+    with pytest.raises(ModelError) as caught:
+        network("test_vit", weights="hf-hub:someone/net")
+    assert str(caught.value) == (
+        "model 'test_vit': 'hf-hub:someone/net' holds weights of another; name: test_resnet would be right"
+    )
+
+
+@pytest.mark.parametrize("weights", ["hf-hub:someone/absent", "pretrained"])
+def test_without_network_the_ways_out_are_named(offline_hub: Path, weights: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        network(weights=weights)
+    first, second = str(caught.value).split("\n")
+    assert first.startswith(f"model 'test_resnet': no weights from '{weights}': ")
+    assert second == (
+        "  Fetch them once where there is a network (they stay in the cache), or give a file: weights: "
+        "<path>.safetensors"
+    )
+
+
+def test_pretrained_is_timm_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from timm.models import _registry
+
+    saved = lively(timm.create_model("test_resnet", num_classes=7)).state_dict()
+    torch.save(saved, tmp_path / "weights.pth")
+    config = copy.deepcopy(_registry._model_pretrained_cfgs["test_resnet"])
+    config.file, config.hf_hub_id, config.num_classes = str(tmp_path / "weights.pth"), None, 7
+    monkeypatch.setitem(_registry._model_pretrained_cfgs, "test_resnet", config)
+    monkeypatch.setitem(_registry._model_default_cfgs["test_resnet"].cfgs, "r160_in1k", config)
+    net = network(weights="pretrained")
+    assert all(torch.equal(value, saved[key]) for key, value in net.model.state_dict().items())
+    assert (net.mean, net.std) == (config.mean, config.std)
+
+
+# --- out again ------------------------------------------------------------------------------
+
+
+def test_save_ready_makes_what_safetensors_takes(tmp_path: Path) -> None:
+    net = network().to(memory_format=torch.channels_last)
+    weight = net.model.fc.weight
+    state = {**net.model.state_dict(), "tied": weight, "part": weight[:2], "turned": weight.T}
+    save_file(save_ready(state), tmp_path / "all.safetensors")
+    loaded = load_file(tmp_path / "all.safetensors")
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(loaded[key], value) for key, value in state.items())
+
+
+def test_the_hash_sees_every_bit_and_no_layout() -> None:
+    net = network()
+    first = weights_sha256(net.model)
+    assert weights_sha256(copy.deepcopy(net.model).to(memory_format=torch.channels_last)) == first
+    for key, value in net.model.state_dict().items():
+        if key in ("fc.bias", "layer1.0.bn1.running_mean", "layer1.0.bn1.num_batches_tracked"):
+            kept = value.clone()
+            value.reshape(-1).view(torch.uint8)[0] ^= 1
+            assert weights_sha256(net.model) != first, key
+            value.copy_(kept)
+    assert weights_sha256(net.model) == first
+    assert len(weights_sha256(net.model.bfloat16())) == 64
+
+
+# --- pairing --------------------------------------------------------------------------------
+
+
+def test_convnets_are_paired_by_stride() -> None:
+    student, teacher = network("test_convnext"), network("test_resnet")
+    pairing = pair_levels(student, [teacher])
+    assert pairing.describe() == [
+        "stride 4: stages.0 (24, 8, 8) <- layer1 (32, 8, 8)",
+        "stride 8: stages.1 (32, 4, 4) <- layer2 (48, 4, 4)",
+        "stride 16: stages.2 (48, 2, 2) <- layer3 (192, 2, 2)",
+        "stride 32: stages.3 (64, 1, 1) <- layer4 (96, 1, 1)",
+    ]
+    assert pairing.indices == ((0, 1, 2, 3), (1, 2, 3, 4))
+    features = teacher(pixels(), levels=pairing.indices[1]).features
+    assert [f.shape[1] for f in features] == [level.channels for level in pairing.levels[1]]
+
+
+def test_a_convnet_learns_from_a_transformer_by_depth() -> None:
+    pairing = pair_levels(network("test_resnet"), [network("test_vit")])
+    assert pairing.describe() == [
+        "by depth: act1 (32, 16, 16) <- blocks.0 (64, 2, 2)",
+        "by depth: layer1 (32, 8, 8) <- blocks.2 (64, 2, 2)",
+        "by depth: layer2 (48, 4, 4) <- blocks.3 (64, 2, 2)",
+        "by depth: layer4 (96, 1, 1) <- blocks.5 (64, 2, 2)",
+    ]
+
+
+def test_a_transformer_learns_from_a_convnet_and_a_transformer() -> None:
+    pairing = pair_levels(network("test_vit"), [network("test_resnet"), network("test_vit")])
+    assert pairing.indices[0] == pairing.indices[2]
+    assert len(pairing.indices[1]) == 4
+    assert pairing.indices[1][-1] == 4
+    assert pairing.describe()[-1] == "by depth: blocks.5 (64, 2, 2) <- layer4 (96, 1, 1) <- blocks.5 (64, 2, 2)"
+
+
+def test_a_network_alone_has_all_its_strides() -> None:
+    assert pair_levels(network(), []).indices == ((0, 1, 2, 3, 4),)
+
+
+def test_shapes_are_those_of_the_paired_levels() -> None:
+    student, teacher, peer = network("test_convnext"), network(), network()
+    pairing = pair_levels(student, [teacher, peer])
+    shapes = shapes_of(student, [teacher], [peer], pairing, 100, (3, 32, 32))
+    assert shapes.student.levels == student.levels
+    assert shapes.teacher.levels == shapes.peers[0].levels == teacher.levels[1:]
+    assert (shapes.student.pre_logits, shapes.teacher.pre_logits, shapes.num_classes) == (64, 96, 7)
+    assert (shapes.num_samples, shapes.image) == (100, (3, 32, 32))
+    assert shapes_of(student, [teacher], [], None, 0, (3, 32, 32)).student.levels == ()
+
+
+# --- folding --------------------------------------------------------------------------------
+
+
+def batchnorms(module: nn.Module) -> int:
+    return sum(isinstance(part, nn.BatchNorm2d) for part in module.modules())
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "mobilenetv3_small_050"])
+def test_batchnorm_folds_into_convolutions_and_changes_no_answer(name: str) -> None:
+    net = lively(network(name))
+    before = weights_sha256(net.model)
+    folded = fold_batchnorm(net)
+    assert batchnorms(folded) == 0 < batchnorms(net)
+    assert (weights_sha256(net.model), net.training, folded.training) == (before, True, False)
+    net.eval()
+    levels = range(len(net.levels))
+    one, other = (n(pixels(), levels=levels, pre_logits=True) for n in (net, folded))
+    torch.testing.assert_close(other.logits, one.logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(other.pre_logits, one.pre_logits, rtol=1e-4, atol=1e-5)
+    for a, b in zip(one.features, other.features, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-4)
+
+
+class Branching(nn.Module):
+    """A BatchNorm that shares its convolution's output, two that do not, and a convolution that runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared, self.alone, self.twice = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+        self.norm_shared, self.norm_alone, self.norm_twice = (nn.BatchNorm2d(3) for _ in range(3))
+        self.fc = nn.Linear(3, 7)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.shared(x)
+        out = self.norm_shared(out) + out
+        out = self.norm_alone(self.alone(out)).relu()
+        out = self.norm_twice(self.twice(out)) + self.twice(x)
+        return self.fc(out.mean((2, 3)))
+
+
+def test_only_a_batchnorm_that_alone_takes_a_convolution_s_output_is_folded() -> None:
+    settings = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "size": (6, 5), "channels": 3, "num_classes": 7}
+    net = lively(Network(Branching(), ModelSpec("own"), **settings, create_args={}))
+    folded = fold_batchnorm(net)
+    left = [name for name, part in folded.model.named_modules() if isinstance(part, nn.BatchNorm2d)]
+    assert left == ["norm_shared", "norm_twice"]
+    torch.testing.assert_close(folded(pixels(size=(6, 5))).logits, net.eval()(pixels(size=(6, 5))).logits)
+
+
+def test_what_does_not_answer_alike_is_left_unfolded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdzoo.models.same", lambda values, expected: values.dim() != 2)
+    net = lively(network())
+    assert batchnorms(fold_batchnorm(net)) == batchnorms(net)
+
+
+def test_a_frozen_network_takes_no_gradient_and_no_step() -> None:
+    net = network()
+    freeze(net)
+    assert not any(parameter.requires_grad for parameter in net.parameters())
+    assert not any(part.training for part in net.modules())
+
+
+def test_another_copy_of_the_model_keeps_the_preprocessing() -> None:
+    net, other = network(mean=(0.1, 0.2, 0.3), std=(0.5, 1.0, 2.0)), lively(network()).model
+    joined = net.with_model(other)
+    assert joined.model is other
+    assert net.model is not other
+    assert joined.mean == net.mean
