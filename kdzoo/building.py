@@ -66,7 +66,8 @@ class Builder:
         """The recipe's train section with the model's and the stage's overrides."""
         return self.recipe.train.merged(stage.model.train).merged(stage.train)
 
-    def network(self, spec: ModelSpec, salt: str = "") -> Network:
+    def network(self, spec: ModelSpec, salt: str = "", load: bool = True) -> Network:
+        """Build a network; ``load=False`` leaves out its ready weights, for a caller that has others."""
         return build_network(
             spec,
             num_classes=len(self.data.classes),
@@ -77,18 +78,19 @@ class Builder:
             data_mean=self.data.mean,
             data_std=self.data.std,
             seed=derive_seed(self.recipe.seed, "init", salt),
+            load=load,
         )
 
     def _channels_last(self) -> bool:
         """Whether batches are laid out channels last: when the student runs so, they need not be turned."""
-        return self.precision(self.network(fresh(self.plan.student))).channels_last
+        return self.precision(self.network(self.plan.student, load=False)).channels_last
 
     def precision(self, network: Network) -> Precision:
         return choose_precision(self.recipe.precision, self.recipe.train.channels_last, network, self.device)
 
     def trained_network(self, result: StageResult, which: str = "student", spec: ModelSpec | None = None) -> Network:
         """The stored network of a stage, its weights checked against the store's manifest."""
-        network = self.network(fresh(spec or result.model))
+        network = self.network(spec or result.model, load=False)
         network.model.load_state_dict(read_tensors(result.weights[which]), strict=True)
         return network
 
@@ -112,6 +114,8 @@ class Builder:
                 f"(data.batch_size {self.recipe.data.batch_size}, {self.ranks.world} processes, train.accumulate "
                 f"{train.accumulate})"
             )
+        if train.select == "best" and not self.data.split_sizes.get("validation"):
+            raise NeedsError("train.select: 'best' is chosen on the validation split, and data.validation leaves none")
         if len(self.data.classes) < needs.min_classes:
             raise NeedsError(
                 f"algorithm '{cls.name}': needs at least {needs.min_classes} classes, the data set has "
@@ -239,11 +243,6 @@ class Builder:
                 "code": _core_hash(),
             }
         )
-
-
-def fresh(spec: ModelSpec) -> ModelSpec:
-    """The same network without its initial weights, which are about to be replaced."""
-    return ModelSpec(spec.name, "train", spec.args, spec.train, spec.mean, spec.std, spec.size)
 
 
 def _source_hash(cls: type) -> str:

@@ -44,17 +44,15 @@ class Ranks:
         if self.world == 1:
             return
         parameters = [p for p in parameters if p.requires_grad]
-        for parameter in parameters:  # a rank without a gradient still takes part in the sum
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        reached = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
+        values = [torch.zeros_like(p).reshape(-1) if p.grad is None else p.grad.reshape(-1) for p in parameters]
+        flat = torch.cat([*values, reached])
         dist.all_reduce(flat)
-        flat /= self.world
         offset = 0
-        for gradient in gradients:
-            gradient.copy_(flat[offset : offset + gradient.numel()].view_as(gradient))
-            offset += gradient.numel()
+        for parameter, ranks in zip(parameters, flat[-len(parameters) :].tolist(), strict=True):
+            mean = flat[offset : offset + parameter.numel()].view_as(parameter) / self.world
+            parameter.grad = mean if ranks else None  # reached on no rank: the optimizer skips it, as it would alone
+            offset += parameter.numel()
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank; called at step boundaries only."""

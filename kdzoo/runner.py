@@ -15,12 +15,13 @@ from typing import Any, Protocol
 import torch
 
 import kdzoo
-from kdzoo.building import STAGE_FORMAT, Builder, fresh
+from kdzoo.building import STAGE_FORMAT, Builder
 from kdzoo.delivery import Delivery
-from kdzoo.engine import Engine, Progress
+from kdzoo.engine import Engine, Job, Progress
 from kdzoo.errors import ContractError, DivergedError, Interrupted, ModelError, OutputError, ResumeError
 from kdzoo.evaluation import predict
-from kdzoo.models import count_parameters, save_ready, weights_sha256
+from kdzoo.levels import Pairing
+from kdzoo.models import Network, count_parameters, save_ready, weights_sha256
 from kdzoo.parallel import Ranks
 from kdzoo.recipe import recipe_hash
 from kdzoo.resolve import Plan, resolve_choice
@@ -362,6 +363,17 @@ class Runner:
 
     # --- without training ---------------------------------------------------------------------
 
+    def rehearse(self, taught: Sequence[Network] | None = None) -> tuple[Job, Pairing | None]:
+        """Build the student's stage with untrained networks, so that whatever it needs is refused before training."""
+        plan = self.plan
+        taught = [self.build.network(spec) for spec in plan.teachers] if taught is None else taught
+        chosen = plan.delegate or plan.algorithm
+        stage = Stage("student", plan.student, chosen.choice, peers=plan.peers)
+        least = chosen.cls.needs.teachers
+        wanted = least if isinstance(least, int) else max(least[0], len(taught))
+        teachers = (taught or [self.build.network(plan.student, "teacher")])[:wanted]
+        return self.build.job(stage, chosen, self.build.train_section(stage), teachers)
+
     def check(self) -> list[str]:
         """Build everything, run one dry forward, and say what a run would do."""
         plan = self.plan
@@ -381,12 +393,7 @@ class Runner:
                 f"{network.size[0]}x{network.size[1]}, mean {_few(network.mean)}, std {_few(network.std)}, "
                 f"{precision.name}{', channels last' if precision.channels_last else ''}"
             )
-        chosen = plan.delegate or plan.algorithm
-        stage = Stage("check", plan.student, chosen.choice, peers=plan.peers)
-        least = chosen.cls.needs.teachers
-        wanted = least if isinstance(least, int) else max(least[0], len(taught))
-        teachers = (taught or [self.build.network(plan.student, "teacher")])[:wanted]
-        job, pairing = self.build.job(stage, chosen, self.recipe.train, teachers)
+        job, pairing = self.rehearse(taught)
         lines += [f"paired    {line}" for line in (pairing.describe() if pairing else [])]
         lines.append(f"steps     {job.train.epochs} epochs of {job.steps_per_epoch} steps, on {self.build.device}")
         terms = Engine(job).dry_step()
@@ -396,7 +403,7 @@ class Runner:
     def export_again(self) -> list[dict[str, Any]]:
         """Export the delivered student of a finished run folder, verified on the whole test split."""
         assert self.folder is not None
-        network = self.build.network(fresh(self.plan.student))
+        network = self.build.network(self.plan.student, load=False)
         path = self.folder.path("student.safetensors")
         network.model.load_state_dict(read_tensors(path, self.folder.read_json("student.json")["sha256"]), strict=True)
         self.data.test_gate.open()
