@@ -82,7 +82,7 @@ def _run(
         probe_writable(out)
     plan, zoo = _resolve(recipe, overrides)
 
-    from kdzoo.errors import Interrupted
+    from kdzoo.errors import Interrupted, KdzooError
     from kdzoo.parallel import Ranks
     from kdzoo.recipe import dump_recipe, recipe_hash
     from kdzoo.run_folder import RunFolder
@@ -113,8 +113,14 @@ def _run(
             return folder.root, folder.read_json("results.json")
         if folder.resumed:
             display.note(f"resuming {folder.root}")
+        try:
+            runner = Runner(plan, zoo, folder, Store(out / ".store"), ranks, display, stop)
+            runner.rehearse()
+        except KdzooError:
+            folder.abandon()  # nothing was trained, so the mended recipe need not be a new run
+            raise
         with display:
-            results = Runner(plan, zoo, folder, Store(out / ".store"), ranks, display, stop).run()
+            results = runner.run()
         if not ranks.first:
             return folder.root, None
         from kdzoo.report import write_report

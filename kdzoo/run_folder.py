@@ -413,6 +413,14 @@ class RunFolder:
         write_sealed(self.path("manifest.json"), {"run_id": self.run_id, "files": files})
         self._update(status="finished")
 
+    def abandon(self) -> None:
+        """Remove a run that began just now and did nothing, so that it is in nobody's way."""
+        if self.outcome == "new":
+            temporary = temporary_in(self.root.parent)
+            with writing(self.root, 0, "it could not be removed"):
+                os.rename(self.root, temporary)  # first, so that one half removed is never taken for a damaged one
+            discard(temporary)
+
     def record(self, *names: str) -> None:
         """Take files that were made again after the end into the manifest."""
         files = self._manifest()
@@ -490,6 +498,9 @@ def _same_recipe(root: Path, record: Mapping[str, Any], recipe: Mapping[str, Any
 def diff_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return one line a field that differs, e.g. ``train.optimizer.lr 0.1 -> 0.2``."""
     before, after = dict(_leaves(old, "")), dict(_leaves(new, ""))
+    for empty, other in ((before, after), (after, before)):  # where one side has nothing, the other's leaves say it all
+        for path in [path for path, value in empty.items() if not value and any(p.startswith(f"{path}.") for p in other)]:
+            del empty[path]
     return [
         f"{plain(path, 200)} {_side(before, path)} -> {_side(after, path)}"
         for path in dict.fromkeys([*before, *after])
