@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import resource
+import sys
 import time
 from typing import Any
 
-from kdzoo import engine
+from kdzoo import building, delivery, engine
+from kdzoo.data import Loader
 
 
 def slow_steps() -> None:
@@ -32,34 +37,24 @@ def forget_the_optimizer() -> None:
 
 def order_by_the_clock() -> None:
     """Samples come in another order each time the program is started."""
-    from kdzoo.data import Loader
-
     order, started = Loader.order, time.time_ns()
     Loader.order = lambda self, epoch: order(self, epoch + started % 1_000_003)
 
 
 def slow_delivery() -> None:
     """Say that the evaluation has begun, and wait a second before it ends."""
-    import sys
-
-    from kdzoo.delivery import Delivery
-
-    whole = Delivery._latency
+    whole = delivery.Delivery._latency
 
     def slow(self: Any, *arguments: Any) -> None:
         print("measuring", file=sys.stderr)
         time.sleep(1)
         whole(self, *arguments)
 
-    Delivery._latency = slow
+    delivery.Delivery._latency = slow
 
 
 def slow_data() -> None:
     """Opening the data set takes a second."""
-    import sys
-
-    from kdzoo import building
-
     whole = building.open_data
 
     def slow(*arguments: Any) -> Any:
@@ -72,8 +67,6 @@ def slow_data() -> None:
 
 def endless_step() -> None:
     """The fortieth optimizer step takes a minute, and says so."""
-    import sys
-
     whole = engine.Engine._train_step
 
     def slow(self: Any, *arguments: Any) -> None:
@@ -83,3 +76,76 @@ def endless_step() -> None:
         whole(self, *arguments)
 
     engine.Engine._train_step = slow
+
+
+# --- disks --------------------------------------------------------------------------------------
+
+
+def small_files() -> None:
+    """No file can grow past 16 KiB, as if the disk were full."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16 * 1024, resource.RLIM_INFINITY))
+
+
+def full_disk() -> None:
+    """Run the command on a disk of 100 KiB, then, as if somebody had made room, once more on the same disk.
+
+    Where the system lets nobody mount a disk, files cannot grow in the first go instead.
+    """
+    mounted = _own_mounts() and _mount("./out", "size=100k")
+    pid = os.fork()
+    if pid == 0:
+        if not mounted:
+            small_files()
+        return
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    print(f"first: exit code {code}, {'a small disk' if mounted else 'small files'}", file=sys.stderr)
+    if mounted:
+        assert _mount("./out", "size=64m", REMOUNT)
+
+
+def read_only_disk() -> None:
+    """The folder ./out lies on a disk that cannot be written."""
+    assert _own_mounts(), "no mounts"
+    assert _mount("./out", "size=1m")
+    assert _mount("./out", "size=1m", REMOUNT | READ_ONLY)
+
+
+READ_ONLY, REMOUNT = 1, 32
+
+
+def _own_mounts() -> bool:
+    """Give this process mounts of its own; False where the system does not allow it."""
+    system = ctypes.CDLL(None, use_errno=True)
+    user, group = os.getuid(), os.getgid()
+    new_user = 0 if user == 0 else 0x10000000
+    if system.unshare(0x00020000 | new_user):
+        return False
+    if new_user:
+        for name, text in (("setgroups", "deny"), ("uid_map", f"0 {user} 1"), ("gid_map", f"0 {group} 1")):
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+    return system.mount(b"none", b"/", None, 0x44000, None) == 0  # nothing done here is seen outside
+
+
+def _mount(place: str, options: str, flags: int = 0) -> bool:
+    system = ctypes.CDLL(None, use_errno=True)
+    os.makedirs(place, exist_ok=True)
+    return system.mount(b"small", os.fsencode(place), b"tmpfs", flags, options.encode()) == 0
+
+
+def no_models() -> None:
+    """Building a network is an error."""
+
+    def refuse(*arguments: Any, **settings: Any) -> None:
+        raise AssertionError("a network was built")
+
+    building.build_network = refuse
+
+
+def no_steps() -> None:
+    """Training is an error."""
+
+    def refuse(*arguments: Any, **settings: Any) -> None:
+        raise AssertionError("a step was taken")
+
+    engine.Engine._train_step = refuse
