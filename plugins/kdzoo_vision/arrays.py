@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -100,12 +102,12 @@ class Arrays(DataSource):
 def load_pair(path: Path, *keys: str) -> list[np.ndarray]:
     """Read arrays out of an .npz without running code in it; raise DataError naming file and key otherwise."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             missing = [key for key in keys if key not in file.files]
             if missing:
                 raise DataError(f"{path}: holds no '{missing[0]}', but {', '.join(file.files) or 'nothing'}")
             return [file[key] for key in keys]
-    except (OSError, ValueError, EOFError, AttributeError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: cannot be read as plain arrays: {error}") from error
 
 
