@@ -78,7 +78,7 @@ class AlgorithmRecipe(_Section):
     """Which algorithm, with which options and weights of its loss terms."""
 
     name: Line = Field(description="Name of the algorithm; `kdzoo list` shows them.")
-    options: Options = Field({}, description="Options of the algorithm; `kdzoo info NAME` shows them.")
+    options: Options = Field({}, description="Options of the algorithm; `kdzoo show NAME` shows them.")
     loss_weights: dict[Line, Annotated[Real, Field(ge=0, le=1e6)]] = Field(
         {}, description="Weight of each loss term; what is left out keeps the algorithm's default."
     )
