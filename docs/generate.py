@@ -1,0 +1,691 @@
+"""Write the pages that the code knows best: command line, recipe, errors, a card per algorithm, a page per recipe.
+
+Run ``python docs/generate.py`` before the site is built. ``docs/reference/`` is under version control, so that a
+change of the command line or of the recipe shows in review; the folders in GENERATED_FOLDERS are not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import inspect
+import json
+import os
+import re
+import statistics
+import sys
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from kdzoo import card, cli, errors
+from kdzoo.algorithm import Algorithm
+from kdzoo.offers import Offer
+from kdzoo.recipe import Recipe, load_recipe
+from kdzoo.zoo import BUILT_IN, Zoo, load_zoo
+
+DOCS = Path(__file__).resolve().parent
+RECIPES = DOCS.parent / "recipes"
+RESULTS = DOCS / "results"
+README = DOCS.parent / "README.md"
+GENERATED_FOLDERS = ("algorithms", "exporters", "recipes")
+
+#: The hand-written half of a card, in the order of the page; the generated half stands in between.
+IN_BRIEF, WHEN, DIFFERS, NOTES = HAND_WRITTEN = (
+    "In one paragraph",
+    "When to use it, when not",
+    "How ours differs from the paper",
+    "Notes from running it",
+)
+
+Row = Sequence[str]
+
+
+# --- Markdown ---------------------------------------------------------------------------------
+
+
+def table(head: Row, rows: Iterable[Row]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(_cell, row)) + " |" for row in lines)
+
+
+def _cell(text: str) -> str:
+    """A bar in a cell would end it, and Markdown dialects disagree on escaping one in code."""
+    text = re.sub(r"`([^`]*\|[^`]*)`", lambda found: f"<code>{html.escape(found.group(1))}</code>", text)
+    return text.replace("|", "&#124;").replace("\n", " ")
+
+
+def prose(text: str) -> str:
+    """Text from a docstring as Markdown: code stays code, addresses become links, nothing else is markup."""
+    parts = re.split(r"(`+[^`]+`+)", text)
+    return "".join(part if part.startswith("`") else _plain(part) for part in parts)
+
+
+def _plain(text: str) -> str:
+    text = re.sub(r"([*_\[\]])", r"\\\1", html.escape(text, quote=False))
+    return re.sub(r"https?://[^\s,;)]+[^\s,;).]", lambda found: f"<{found.group().replace(chr(92), '')}>", text)
+
+
+def code(value: object) -> str:
+    return f"`{value}`"
+
+
+def link(text: str, page: str, here: str) -> str:
+    """A link from one page to another, both relative to docs/."""
+    return f"[{text}]({os.path.relpath(page, os.path.dirname(here) or '.')})"
+
+
+def fenced(text: str, language: str = "") -> str:
+    return f"```{language}\n{text.rstrip()}\n```"
+
+
+def flow(value: Any) -> str:
+    """A value as a recipe would write it on one line."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {flow(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(flow, value)) + "]"
+    return json.dumps(value) if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z][\w.-]*", value) else value
+
+
+def page(*parts: str) -> str:
+    return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
+
+
+# --- the command line ---------------------------------------------------------------------------
+
+KINDS = {str: "TEXT", int: "NUMBER", float: "NUMBER", Path: "PATH"}
+
+
+def cli_page() -> str:
+    root = typer.main.get_command(cli.app)
+    sections = [_command(name, command) for name, command in _commands("kdzoo", root)]
+    return page(
+        "# Command line",
+        (root.help or "").strip(),
+        "This page is written from the program itself (`python docs/generate.py`), and a test compares the two. "
+        "Every command also takes `--help`.",
+        fenced((cli.__doc__ or "").split("\n\n")[1]),
+        "What each exit code means is on the page [errors and exit codes](errors.md).",
+        *sections,
+    )
+
+
+def _commands(name: str, command: Any) -> Iterator[tuple[str, Any]]:
+    """A command, and those below it."""
+    yield name, command
+    for below, child in getattr(command, "commands", {}).items():
+        yield from _commands(f"{name} {below}", child)
+
+
+def _command(name: str, command: Any) -> str:
+    arguments = [p for p in command.params if not p.opts[0].startswith("-")]
+    options = [p for p in command.params if p.opts[0].startswith("-")]
+    if hasattr(command, "commands"):
+        usage = f"{name} [OPTIONS] COMMAND ..."
+    else:
+        usage = " ".join([name, *(["[OPTIONS]"] if options else []), *map(_argument, arguments)])
+    text = inspect.cleandoc(command.help or "") if name != "kdzoo" else "Options of every command, written before it."
+    rows = [[code(_argument(p)), "", prose(p.help or "")] for p in arguments]
+    rows += [[", ".join(map(code, _spellings(p, command))), _default(p), prose(p.help or "")] for p in options]
+    return page(
+        f"## {name}", text, fenced(usage), table(("argument or option", "default", "what it is"), rows) if rows else ""
+    )
+
+
+def _argument(parameter: Any) -> str:
+    name = parameter.metavar or parameter.name.upper()
+    return name if parameter.required else f"[{name}]"
+
+
+def _spellings(parameter: Any, command: Any) -> list[str]:
+    if parameter.is_flag:
+        return [*parameter.opts, *parameter.secondary_opts]
+    hint = typing.get_type_hints(command.callback).get(parameter.name, str)
+    kinds = [kind for kind in (hint, *typing.get_args(hint)) if kind in KINDS]
+    value = parameter.metavar or KINDS[kinds[0] if kinds else str]
+    return [f"{spelling} {value}" for spelling in parameter.opts]
+
+
+def _default(parameter: Any) -> str:
+    unset = parameter.default is None or parameter.default == "" or parameter.is_flag
+    return "" if unset else code(parameter.default)
+
+
+# --- the recipe -----------------------------------------------------------------------------------
+
+
+def recipe_page() -> str:
+    schema = Recipe.model_json_schema()
+    top = schema["properties"]
+    sections = [_section("The top level", "", top, set(schema["required"]))]
+    for path, name in _sections(top, schema["$defs"], ""):
+        part = schema["$defs"][name]
+        sections.append(_section(path, part["description"], part["properties"], set(part.get("required", []))))
+    return page(RECIPE_INTRODUCTION, *sections)
+
+
+RECIPE_INTRODUCTION = """# Recipe
+
+Every key of a recipe: its type and range, its default, what it does. This page is written from `kdzoo.recipe.Recipe`
+(`python docs/generate.py`), and a test compares the two. `kdzoo show RECIPE` prints a recipe with every default filled
+in, `kdzoo schema` prints a JSON Schema with the options of every installed plugin in it, for editors, and
+`-o KEY=VALUE` overrides any key through the same validation.
+
+## How it is read
+
+A recipe is one YAML document of names and numbers, at most 256 KiB and 32 levels deep. It cannot run code: there are no
+tags, anchors, aliases, merge keys, includes or import paths. Unknown keys, and a key that is written twice, are errors.
+`1e-3` is a number; `no`, `on` and `yes` are text; `012` and `1:30`, which YAML readers disagree about, are refused.
+Every number has a range, and `.inf` and `.nan` are in none. All that is wrong with a recipe comes out at once, e.g.:
+
+```text
+recipes/x.yaml: 3 problems
+  line 7  algorithm.options.tempreature: unknown key; did you mean 'temperature'?
+  line 12 train.optimizer.lr: must be greater than 0, got -1
+  line 15 data.name: unknown data set 'cifar'; did you mean 'cifar10'? known: cifar10, cifar100, digits ...
+```
+"""
+
+
+def _sections(properties: Mapping[str, Any], defs: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
+    """Yield (path, name of the section's schema) for every section below, each schema once."""
+    seen: set[str] = set()
+
+    def walk(properties: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
+        for key, field in properties.items():
+            name = _reference(field)
+            if name is None or name in seen or name.startswith("Partial"):
+                continue
+            seen.add(name)
+            path = f"{prefix}{key}"
+            yield path, name
+            yield from walk(defs[name]["properties"], f"{path}.")
+
+    yield from walk(properties, prefix)
+
+
+def _reference(field: Mapping[str, Any]) -> str | None:
+    """The section that a field holds, itself, or null, or in a list."""
+    for part in (field, field.get("items", {}), *field.get("anyOf", [])):
+        if "$ref" in part:
+            return str(part["$ref"]).rsplit("/", 1)[-1]
+    return None
+
+
+def _section(path: str, text: str, properties: Mapping[str, Any], required: set[str]) -> str:
+    rows = []
+    for key, field in properties.items():
+        default = field.get("default")
+        shown = "the section's defaults" if default and _reference(field) else code(flow(default))
+        shown = "required" if key in required else shown
+        rows.append([code(key), kind(field), shown, prose(field.get("description", ""))])
+    title = path if path.startswith("The ") else f"`{path}`"
+    return page(f"## {title}", prose(text), table(("key", "type and range", "default", "what it does"), rows))
+
+
+WORDS = {"integer": "whole number", "string": "text", "boolean": "true or false"}
+LIMITS = {
+    "exclusiveMinimum": "greater than",
+    "minimum": "at least",
+    "exclusiveMaximum": "less than",
+    "maximum": "at most",
+}
+
+
+def kind(field: Mapping[str, Any]) -> str:
+    """Type and range of a field of a JSON Schema, in words."""
+    if "anyOf" in field:
+        return ", or ".join(kind(part) for part in field["anyOf"])
+    if "$ref" in field:
+        name = _reference(field) or ""
+        return "any keys of `train`" if name.startswith("Partial") else "section"
+    if "const" in field:
+        return code(field["const"])
+    if "enum" in field:
+        return " or ".join(map(code, field["enum"]))
+    if field.get("type") == "array":
+        return f"list, each {kind(field['items'])}" if "$ref" not in field["items"] else "list of sections"
+    if field.get("type") == "object":
+        values = field.get("additionalProperties")
+        return "mapping of names to " + (f"one {kind(values)} each" if isinstance(values, Mapping) else "values")
+    limits = ", ".join(f"{sign} {_number(field[key])}" for key, sign in LIMITS.items() if key in field)
+    return f"{WORDS.get(field['type'], field['type'])} {limits}".strip()
+
+
+def _number(value: float) -> str:
+    return f"{int(value)}" if float(value).is_integer() else f"{value:g}"
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+
+def errors_page() -> str:
+    classes = [cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, errors.KdzooError)]
+    classes.sort(key=lambda cls: (cls is errors.Interrupted, cls.exit_code, cls is not errors.KdzooError, cls.__name__))
+    rows = []
+    for cls in classes:
+        number = "128 + the signal" if cls is errors.Interrupted else str(cls.exit_code)
+        rows.append([code(cls.__name__), number, prose(_first(cls))])
+    return page(ERRORS_INTRODUCTION, table(("class", "exit code", "raised for"), rows), ERRORS_END)
+
+
+ERRORS_INTRODUCTION = """# Errors and exit codes
+
+Whatever a user can cause ends in one of these: a message of what was wrong, where, what was got and what would be
+right, on standard error, without a traceback. `--debug` (or the environment variable `KDZOO_DEBUG`) shows the traceback
+too. Anything else that ends a command is a bug of kdzoo or of a plugin.
+
+This page is written from `kdzoo.errors` (`python docs/generate.py`), and a test compares the two. Exit codes do not
+change their meaning.
+"""
+
+ERRORS_END = """Exit code 0 is done; a run that had already finished counts as done. Exit code 1 also stands for an
+algorithm that `kdzoo test-plugin` found not to keep the contract.
+
+`kdzoo run` ends with 130 after SIGINT (Ctrl-C) and with 143 after SIGTERM, when the step under way is finished and the
+state is saved; the same command resumes. A second signal ends it at once, and it resumes from its last checkpoint.
+"""
+
+
+def _first(thing: Any) -> str:
+    """The first paragraph of a docstring, on one line."""
+    return " ".join(inspect.cleandoc(thing.__doc__ or "").split("\n\n")[0].split())
+
+
+# --- results ----------------------------------------------------------------------------------------
+
+
+class Measured:
+    """What was measured for one recipe, a number a seed; everything else is computed from them here."""
+
+    def __init__(self, path: Path) -> None:
+        data = json.loads(path.read_text())
+        self.path = path
+        self.recipe, self.command, self.commit = str(data["recipe"]), str(data["command"]), str(data["commit"])
+        self.hardware = str(data["hardware"])
+        self.seeds: list[int] = list(data["seeds"])
+        self.student: list[float] = list(data["student"])
+        self.control: list[float] = list(data.get("control") or [])
+        self.teacher: list[float] = list(data.get("teacher") or [])
+        for name in ("student", "control", "teacher"):
+            values = getattr(self, name)
+            if len(values) != len(self.seeds) and (values or name == "student"):
+                raise ValueError(f"{path}: '{name}' has {len(values)} values for {len(self.seeds)} seeds")
+
+    @property
+    def gains(self) -> list[float]:
+        return [s - c for s, c in zip(self.student, self.control, strict=True)] if self.control else []
+
+    def summary(self) -> str:
+        gains = self.gains
+        if not gains:
+            return f"student {mean_std(self.student)} over {len(self.seeds)} seeds; there was no control run"
+        wins = sum(gain > 0 for gain in gains)
+        both = f"student {mean_std(self.student)}, control {mean_std(self.control)}"
+        return f"{both}; paired gain {mean_std(gains, '+')} points, better on {wins} of {len(gains)} seeds"
+
+    def table(self) -> str:
+        columns = ((self.teacher, ""), (self.control, ""), (self.student, ""), (self.gains, "+"))
+        rows = [[str(seed), *(_at(values, i, sign) for values, sign in columns)] for i, seed in enumerate(self.seeds)]
+        rows.append(["**mean, std**", *(mean_std(values, sign) for values, sign in columns)])
+        return table(("seed", "teacher %", "control %", "student %", "student - control"), rows)
+
+
+def _at(values: Sequence[float], index: int, sign: str) -> str:
+    return f"{values[index]:{sign}.2f}" if values else ""
+
+
+def mean_std(values: Sequence[float], sign: str = "") -> str:
+    """Mean and sample standard deviation; one value has no spread to show, and none has neither."""
+    if not values:
+        return ""
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):{sign}.2f}{spread}"
+
+
+def measured(name: str, folder: Path = RESULTS) -> Measured | None:
+    path = folder / f"{name}.json"
+    return Measured(path) if path.is_file() else None
+
+
+# --- recipes ----------------------------------------------------------------------------------------
+
+
+def read_recipes() -> dict[str, Recipe]:
+    """Every bundled recipe by its path below recipes/, without the ending."""
+    paths = sorted(RECIPES.rglob("*.yaml"))
+    return {path.relative_to(RECIPES).with_suffix("").as_posix(): load_recipe(path).recipe for path in paths}
+
+
+def recipe_pages(recipes: Mapping[str, Recipe]) -> dict[str, str]:
+    pages = {f"recipes/{name}.md": _recipe(name, recipe) for name, recipe in recipes.items()}
+    pages["recipes/index.md"] = _recipe_index(recipes)
+    return pages
+
+
+def _recipe(name: str, recipe: Recipe) -> str:
+    here = f"recipes/{name}.md"
+    text = (RECIPES / f"{name}.yaml").read_text()
+    comment = "\n".join(line[1:].strip() for line in text.split("\n\n")[0].splitlines() if line.startswith("#"))
+    algorithm = recipe.algorithm.name
+    facts = [
+        ["Algorithm", link(algorithm, f"algorithms/{algorithm}.md", here)],
+        ["Teacher", _names(recipe.models.all_teachers) or "none"],
+        ["Assistants", _names(recipe.models.assistants)],
+        ["Peers", _names(recipe.models.peers)],
+        ["Student", _names((recipe.models.student,))],
+        ["Data", code(recipe.data.name)],
+    ]
+    return page(
+        f"# {recipe.name}",
+        link("all recipes", "recipes/index.md", here),
+        prose(recipe.description),
+        prose(comment.replace("Run: ", "Run it: ")) if comment else "",
+        table(("what", "which"), [row for row in facts if row[1]]),
+        "## Result",
+        _result(recipe, here),
+        "## The recipe",
+        fenced(text, "yaml"),
+    )
+
+
+def _names(models: Iterable[Any]) -> str:
+    return ", ".join(f"{code(m.name)} {code(flow(m.args))}" if m.args else code(m.name) for m in models)
+
+
+def _result(recipe: Recipe, here: str) -> str:
+    found = measured(recipe.name)
+    if found is None:
+        return "Not measured yet."
+    raw = link("the numbers as data", f"results/{found.path.name}", here)
+    return page(
+        "Top-1 accuracy on the test split, read once after training. The control is the same student under the same "
+        "budget without the teacher.",
+        found.table(),
+        f"In short: {found.summary()}.",
+        f"Measured by `{found.command}` at commit `{found.commit}` on {prose(found.hardware)} ({raw}). "
+        + ("`kdzoo verify` re-checks it." if recipe.expected else ""),
+    )
+
+
+def _recipe_index(recipes: Mapping[str, Recipe]) -> str:
+    rows = []
+    for name, recipe in recipes.items():
+        found = measured(recipe.name)
+        numbers = (mean_std(found.student), mean_std(found.control), str(len(found.seeds))) if found else None
+        rows.append(
+            [
+                link(name, f"recipes/{name}.md", "recipes/index.md"),
+                link(recipe.algorithm.name, f"algorithms/{recipe.algorithm.name}.md", "recipes/index.md"),
+                _names((recipe.models.student,)),
+                code(recipe.data.name),
+                *(numbers or ("not measured yet", "", "")),
+            ]
+        )
+    head = ("recipe", "algorithm", "student", "data", "student %", "control %", "seeds")
+    return page(RECIPES_INTRODUCTION, table(head, rows))
+
+
+RECIPES_INTRODUCTION = """# Recipes
+
+The recipes that come with kdzoo. Run one with `kdzoo run NAME`; `kdzoo new recipe NAME --algorithm ALGORITHM` writes
+one to start from. Accuracies are top-1 percent on the test split, mean and standard deviation over seeds; the control
+is the same student under the same budget without the teacher.
+"""
+
+
+# --- algorithms -------------------------------------------------------------------------------------
+
+
+def algorithm_pages(zoo: Zoo, recipes: Mapping[str, Recipe]) -> dict[str, str]:
+    pages = {f"algorithms/{name}.md": _algorithm(offer, zoo, recipes) for name, offer in zoo.algorithms.items()}
+    pages["algorithms/index.md"] = _algorithm_index(zoo, recipes)
+    return pages
+
+
+def hand_written(cls: type) -> dict[str, str]:
+    """The sections of ``<name>.md`` beside a class; empty where its plugin ships none."""
+    path = Path(inspect.getfile(cls)).with_name(f"{cls.name}.md")  # type: ignore[attr-defined]
+    if not path.is_file():
+        return {}
+    parts = re.split(r"(?m)^## (.+)$", path.read_text())
+    return {title.strip(): text.strip() for title, text in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+def uses(name: str, recipes: Mapping[str, Recipe], zoo: Zoo) -> list[str]:
+    """The recipes that use an algorithm, themselves or as the one that theirs hands its work to."""
+    return [path for path, recipe in recipes.items() if name in (recipe.algorithm.name, _delegate(recipe, zoo))]
+
+
+def _delegate(recipe: Recipe, zoo: Zoo) -> str | None:
+    cls = zoo.algorithm(recipe.algorithm.name)
+    if cls.delegate is None:
+        return None
+    return recipe.algorithm.options.get(cls.delegate, cls.Options.model_fields[cls.delegate].default)
+
+
+def _algorithm(offer: Offer, zoo: Zoo, recipes: Mapping[str, Recipe]) -> str:
+    cls: type[Algorithm] = offer.thing
+    here = f"algorithms/{cls.name}.md"
+    parts, notes = card.docstring_parts(cls), hand_written(cls)
+    summary, _, idea = parts[""].partition("\n\n")
+    own = {title: _linked(text, cls.name, zoo) for title, text in notes.items()}
+    shown_by_hand = {"Differs from the paper"} if DIFFERS in notes else set()
+    labels = [label for label in card.LABELS if parts.get(label) and label not in shown_by_hand]
+    described = [f"**{label}:** {prose(' '.join(parts[label].split()))}" for label in labels]
+
+    def by_hand(title: str) -> tuple[str, ...]:
+        return (f"## {title}", own[title]) if title in own else ()
+
+    known = f" Also known as {', '.join(map(code, cls.also_known_as))}." if cls.also_known_as else ""
+    return page(
+        f"# {cls.name}",
+        link("all algorithms", "algorithms/index.md", here),
+        prose(" ".join(summary.split())),
+        f"{prose(cls.paper.authors)}, [{_plain(cls.paper.title)}]({cls.paper.url}), {cls.paper.year}. From the plugin "
+        f"`{offer.plugin}` of `{offer.distribution}`.{known}",
+        *by_hand(IN_BRIEF),
+        *by_hand(WHEN),
+        "## Can I use it?",
+        table(("what", "answer"), [[name, prose(value)] for name, value in card.abilities(cls)]),
+        "## In a recipe",
+        _recipe_form(cls),
+        _recipes_of(cls.name, recipes, zoo, here),
+        "## As a function",
+        _functions(cls),
+        "## What it matches",
+        prose(idea),
+        *described,
+        *by_hand(DIFFERS),
+        "## Results",
+        _results_of(cls.name, recipes, zoo, here),
+        *by_hand(NOTES),
+        *_exemptions(cls),
+    )
+
+
+def _linked(text: str, own: str, zoo: Zoo) -> str:
+    """Hand-written text with the names of other algorithms as links to their cards."""
+
+    def to_card(found: re.Match[str]) -> str:
+        name = found.group(1)
+        return f"[`{name}`]({name}.md)" if name in zoo.algorithms and name != own else found.group()
+
+    return re.sub(r"(?<![`\[])`([a-z0-9_]+)`(?!`)", to_card, text)
+
+
+def _recipe_form(cls: type[Algorithm]) -> str:
+    fields = cls.Options.model_fields
+    options = {name: field.get_default(call_default_factory=True) for name, field in fields.items()}
+    lines = ["algorithm:", f"  name: {cls.name}"]
+    lines += [f"  options: {flow(options)}"] if options else []
+    lines += [f"  loss_weights: {flow(dict(cls.default_weights))}"] if cls.default_weights else []
+    rows = []
+    for name, words, _, text in card.option_rows(cls):
+        rows.append([code(name), prose(words), code(flow(options[name])), prose(text)])
+    delegate = (
+        f"Options and loss weights that are not listed here go to the algorithm that `{cls.delegate}` names."
+        if cls.delegate
+        else ""
+    )
+    return page(
+        "With every default written out:",
+        fenced("\n".join(lines), "yaml"),
+        table(("option", "type and range", "default", "what it does"), rows) if rows else "It has no options.",
+        delegate,
+    )
+
+
+def _recipes_of(name: str, recipes: Mapping[str, Recipe], zoo: Zoo, here: str) -> str:
+    found = [link(recipe, f"recipes/{recipe}.md", here) for recipe in uses(name, recipes, zoo)]
+    return f"Recipes that use it: {', '.join(found)}." if found else "No bundled recipe uses it."
+
+
+def _functions(cls: type[Algorithm]) -> str:
+    """The pure functions of the class's module."""
+    functions = inspect.getmembers(sys.modules[cls.__module__], inspect.isfunction)
+    own = [f for name, f in functions if name.endswith("_loss") and f.__module__ == cls.__module__]
+    if not own:
+        return "It has no loss of its own."
+    return page(
+        *(
+            page(fenced(f"from {f.__module__} import {f.__name__}\n\n{_signature(f)}", "python"), _documented(f))
+            for f in own
+        )
+    )
+
+
+def _signature(function: Callable[..., Any]) -> str:
+    """The line or lines of ``def``, as they are written."""
+    return re.split(r":\n    (?! )", inspect.getsource(function), maxsplit=1)[0]
+
+
+def _documented(function: Callable[..., Any]) -> str:
+    return "\n\n".join(prose(" ".join(part.split())) for part in inspect.cleandoc(function.__doc__ or "").split("\n\n"))
+
+
+def _results_of(name: str, recipes: Mapping[str, Recipe], zoo: Zoo, here: str) -> str:
+    rows = []
+    for recipe in uses(name, recipes, zoo):
+        found = measured(recipes[recipe].name)
+        if found is not None:
+            numbers = (mean_std(found.control), mean_std(found.student), mean_std(found.gains, "+"))
+            rows.append([link(recipe, f"recipes/{recipe}.md", here), *numbers, str(len(found.seeds))])
+    head = ("recipe", "control %", "student %", "student - control", "seeds")
+    return table(head, rows) if rows else "Not measured yet."
+
+
+def _exemptions(cls: type[Algorithm]) -> list[str]:
+    if not cls.skip_checks:
+        return []
+    lines = [f"- `{check}`: {prose(reason)}" for check, reason in cls.skip_checks.items()]
+    return ["## Exempt from the conformance suite", "The class itself declares these exceptions:", "\n".join(lines)]
+
+
+def _algorithm_index(zoo: Zoo, recipes: Mapping[str, Recipe]) -> str:
+    head = ("algorithm", "what the student is made to match", "year", "teachers", "data", "measured recipes")
+    sections = []
+    for family, offers in _families(zoo).items():
+        rows = [_overview(offer.thing, recipes, zoo) for offer in offers]
+        sections.append(page(f"## {family}", prose(_first(_package(offers))), table(head, rows)))
+    return page(ALGORITHMS_INTRODUCTION, *sections)
+
+
+ALGORITHMS_INTRODUCTION = """# Algorithms
+
+Every algorithm that comes with kdzoo, by family. Each has a card: what it does, when to use it, what it needs, its
+options, how it differs from its paper, and what was measured. `kdzoo show NAME` prints the same in a terminal.
+"""
+
+
+def _families(zoo: Zoo) -> dict[str, list[Offer]]:
+    families: dict[str, list[Offer]] = {}
+    for _, offer in sorted(zoo.algorithms.items()):
+        families.setdefault(offer.plugin, []).append(offer)
+    return dict(sorted(families.items()))
+
+
+def _package(offers: Sequence[Offer]) -> Any:
+    """The package of a family, whose docstring says what the family is."""
+    return sys.modules[offers[0].thing.__module__.split(".")[0]]
+
+
+def _overview(cls: type[Algorithm], recipes: Mapping[str, Recipe], zoo: Zoo) -> Row:
+    summary = " ".join(card.docstring_parts(cls)[""].split("\n\n")[0].split())
+    done = sum(measured(recipes[name].name) is not None for name in uses(cls.name, recipes, zoo))
+    facts = (str(cls.paper.year), card.count(cls.needs.teachers), cls.needs.data, str(done))
+    return [f"[{cls.name}]({cls.name}.md)", prose(summary), *facts]
+
+
+def readme(text: str, zoo: Zoo) -> str:
+    """The README with its list of algorithms as the zoo has them."""
+    before, rest = text.split("<!-- algorithms: written by docs/generate.py -->")
+    _, after = rest.split("<!-- end of algorithms -->")
+    rows = []
+    for family, offers in _families(zoo).items():
+        notes = [Path(inspect.getfile(offer.thing)).parent.name for offer in offers]
+        links = [f"[`{o.name}`](plugins/{folder}/{o.name}.md)" for o, folder in zip(offers, notes, strict=True)]
+        rows.append([family, _first(_package(offers)).split(":")[-1].strip(), ", ".join(links)])
+    listed = table(("family", "what it is", "algorithms"), rows)
+    marks = ("<!-- algorithms: written by docs/generate.py -->", "<!-- end of algorithms -->")
+    return f"{before}{marks[0]}\n\n{listed}\n\n{marks[1]}{after}"
+
+
+# --- export formats -----------------------------------------------------------------------------------
+
+
+def exporter_pages(zoo: Zoo) -> dict[str, str]:
+    return {f"exporters/{name}.md": _exporter(offer) for name, offer in zoo.exporters.items()}
+
+
+def _exporter(offer: Offer) -> str:
+    cls = offer.thing
+    sections = [part for title, text in hand_written(cls).items() for part in (f"## {title}", text)]
+    back = link("evaluate and export", "evaluate-and-export.md", f"exporters/{cls.name}.md")
+    rows = [
+        [code(name), prose(words), code(default), prose(text)] for name, words, default, text in card.option_rows(cls)
+    ]
+    options = ["## Options", table(("option", "type and range", "default", "what it does"), rows)] if rows else []
+    return page(f"# {cls.name}", back, prose(cls.description), *sections, *options)
+
+
+# --- all of it ----------------------------------------------------------------------------------------
+
+
+def reference_pages() -> dict[str, str]:
+    """The pages under version control."""
+    return {"reference/cli.md": cli_page(), "reference/recipe.md": recipe_page(), "reference/errors.md": errors_page()}
+
+
+def built_in() -> Zoo:
+    """The zoo without what third parties have added to this environment."""
+    zoo = load_zoo()
+    own = {name: offer for name, offer in zoo.algorithms.items() if offer.distribution == BUILT_IN}
+    exporters = {name: offer for name, offer in zoo.exporters.items() if offer.distribution == BUILT_IN}
+    return dataclasses.replace(zoo, algorithms=own, exporters=exporters)
+
+
+def gallery_pages() -> dict[str, str]:
+    """A card per algorithm, a page per recipe and one per export format."""
+    zoo, recipes = built_in(), read_recipes()
+    return algorithm_pages(zoo, recipes) | recipe_pages(recipes) | exporter_pages(zoo)
+
+
+def main() -> None:
+    pages = reference_pages() | gallery_pages()
+    stale = {path for folder in GENERATED_FOLDERS for path in (DOCS / folder).rglob("*.md")}
+    for path in stale - {DOCS / name for name in pages}:
+        path.unlink()
+    README.write_text(readme(README.read_text(), built_in()))
+    for name, text in pages.items():
+        (DOCS / name).parent.mkdir(parents=True, exist_ok=True)
+        (DOCS / name).write_text(text)
+    print(f"wrote {len(pages)} pages")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""The built site in a real browser: ``make page-test`` builds it and runs this over a loopback server."""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+SITE = Path(__file__).resolve().parents[2] / "site"
+CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+#: Keep the browser from calling home.
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+pytestmark = pytest.mark.page
+
+
+class Silent(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Keep the server's log off the test's output."""
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    assert (SITE / "index.html").is_file(), f"{SITE}: no built site; run `make docs` first"
+    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Silent, directory=SITE)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+def watched(page, address: str) -> list[str]:
+    """What goes wrong on a page: requests to elsewhere, errors of scripts, files that are missing."""
+    wrong: list[str] = []
+
+    def requested(request) -> None:
+        if not request.url.startswith((address, "data:")):
+            wrong.append(f"asked for {request.url}")
+
+    page.on("request", requested)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("response", lambda response: wrong.append(f"{response.status} {response.url}") if not response.ok else None)
+    return wrong
+
+
+@pytest.fixture
+def page(browser, address):
+    page = browser.new_page()
+    wrong = watched(page, address)
+    yield page
+    page.close()
+    assert wrong == []
+
+
+def test_the_control_a_page_that_loads_from_elsewhere_is_found_out(browser, address):
+    page = browser.new_page()
+    wrong = watched(page, address)
+    page.goto(f"{address}/no-such-page/")
+    page.set_content('<img src="http://elsewhere.invalid/x.png"><script>throw new Error("broken")</script>')
+    page.wait_for_load_state("networkidle")
+    page.close()
+    assert wrong[0].startswith("404 ")
+    assert sorted(wrong[1:]) == ["asked for http://elsewhere.invalid/x.png", "broken"]
+
+
+def pages() -> list[str]:
+    found = (
+        sorted(path.parent.relative_to(SITE).as_posix() for path in SITE.rglob("index.html")) if SITE.is_dir() else []
+    )
+    return found or ["."]
+
+
+@pytest.mark.parametrize("place", pages())
+def test_a_page_opens_and_loads_nothing_from_elsewhere(page, address, place):
+    page.goto(f"{address}/{place}/")
+    assert page.locator("article h1").count() == 1
+    assert len(page.locator("article").inner_text()) > 200
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), (
+        "the page is wider than the window"
+    )
+
+
+def test_the_whole_site_was_looked_at():
+    assert len(pages()) >= 40
+
+
+def test_search_finds_an_algorithm(page, address):
+    page.goto(f"{address}/")
+    page.locator("input.md-search__input").fill("temperature")
+    page.locator(".md-search-result__item").first.wait_for()
+    assert "kd" in page.locator(".md-search-result__list").inner_text()
+
+
+def test_a_card_is_two_clicks_from_home(page, address):
+    page.goto(f"{address}/")
+    page.locator("nav.md-nav--primary a", has_text="Algorithms").first.click()
+    page.locator("article").get_by_role("link", name="kd", exact=True).click()
+    page.wait_for_url("**/algorithms/kd/")
+    assert "temperature" in page.locator("article").inner_text()
+
+
+def test_wide_tables_scroll_on_a_phone(page, address):
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto(f"{address}/reference/recipe/")
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), (
+        "the page is wider than the phone"
+    )
+
+
+def test_both_palettes_are_readable(page, address):
+    page.goto(f"{address}/")
+    page.locator("label[for='__palette_1']").click()
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.locator("label[for='__palette_0']").click()
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != dark
