@@ -192,6 +192,11 @@ class Runner:
     def _import(self, name: str, spec: ModelSpec) -> StageResult:
         """A network whose weights come ready; stored like a trained one, so that later stages treat it alike."""
         network = self.build.network(spec)
+        if network.fresh_head:
+            raise ModelError(
+                f"{name} '{spec.name}': the weights of '{spec.weights}' are for other classes than the data set's "
+                f"{network.num_classes}, so that its answers would be random; give weights of these classes, or train it"
+            )
         validate = self.build.validator(self.build.precision(network))
         identity = {
             "format": STAGE_FORMAT,
