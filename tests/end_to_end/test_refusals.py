@@ -70,9 +70,7 @@ def test_another_recipe_is_not_resumed(cli: CommandLine, waiting: Path) -> None:
 
 def test_there_is_nothing_to_resume(cli: CommandLine) -> None:
     ended = cli("run", cli.recipe(), "--out", "out", "--resume")
-    refused(
-        ended, 2, "nothing to resume: no run of 'tiny' with seed 0 in out; start one without --resume"
-    )
+    refused(ended, 2, "nothing to resume: no run of 'tiny' with seed 0 in out; start one without --resume")
     assert not list((cli.place / "out" / "tiny").iterdir())
 
 
@@ -157,7 +155,10 @@ def test_flipped_bits_in_all_checkpoints_end_the_run(cli: CommandLine, waiting: 
     assert ended.code == 3, ended
     assert "no checkpoint can be used" in ended.err
     for place in checkpoints(waiting):
-        assert f"{place.relative_to(cli.place)}/tensors.safetensors: damaged: its sha256 is not the recorded one" in ended.err
+        assert (
+            f"{place.relative_to(cli.place)}/tensors.safetensors: damaged: its sha256 is not the recorded one"
+            in ended.err
+        )
 
 
 @pytest.mark.parametrize("file", ["student.safetensors", "result.json", "manifest.json"])
@@ -185,7 +186,9 @@ def test_a_folder_that_cannot_be_written_is_refused_before_torch_is_imported(cli
     assert time.monotonic() - begin < 5
     assert "| kdzoo.cli" in ended.err
     assert "| torch" not in ended.err
-    message = "out: cannot be written: File exists; what was there before is unchanged; choose a folder that can be written"
+    message = (
+        "out: cannot be written: File exists; what was there before is unchanged; choose a folder that can be written"
+    )
     refused(ended, 4, message)
 
 
