@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kdzoo.algorithm import Algorithm
 from kdzoo.device import Precision
 from kdzoo.errors import ContractError, DivergedError, OutOfMemory
+from kdzoo.optimization import Optimized, settings_of
 from kdzoo.parallel import Ranks, use_global_batch_norm
 from kdzoo.types import Batch, Clock, Outputs, StepContext, Update, derive_seed
 
@@ -86,50 +85,6 @@ class Progress:
     end_of_epoch: bool = False
 
 
-class Optimized:
-    """One network's parameters with their optimizer and schedule."""
-
-    def __init__(self, modules: nn.Module, settings: Mapping[str, Any], job: Job) -> None:
-        self.parameters = [p for p in modules.parameters() if p.requires_grad]
-        settings = dict(settings)
-        name = settings.pop("name")
-        self.optimizer = create_optimizer_v2(modules, opt=name, **settings)
-        self.schedule = _schedule(self.optimizer, job.train, job.steps_per_epoch)
-        fp16 = job.precision.dtype is torch.float16
-        self.scaler = torch.amp.GradScaler(job.precision.device.type, enabled=fp16)
-
-    def to_step(self, step: int) -> None:
-        """Set the learning rate of optimizer step ``step``."""
-        if self.schedule is not None:
-            self.schedule.step_update(step)
-
-    @property
-    def lr(self) -> float:
-        return float(self.optimizer.param_groups[0]["lr"])
-
-
-def _schedule(optimizer: torch.optim.Optimizer, train: TrainRecipe, steps_per_epoch: int) -> Any:
-    schedule = train.schedule
-    if schedule.name == "constant" and not schedule.warmup_epochs:
-        return None
-    options: dict[str, Any] = {"decay_rate": schedule.decay_rate, "min_lr": schedule.min_lr}
-    if schedule.name in ("multistep", "constant"):
-        options["decay_milestones"] = list(schedule.milestones) or [train.epochs + 1]
-    elif schedule.name == "step":
-        options["decay_epochs"] = schedule.milestones[0] if schedule.milestones else max(1, train.epochs // 3)
-    scheduler, _ = create_scheduler_v2(
-        optimizer,
-        sched="multistep" if schedule.name == "constant" else schedule.name,
-        num_epochs=train.epochs,
-        warmup_epochs=schedule.warmup_epochs,
-        warmup_prefix=False,
-        step_on_epochs=False,
-        updates_per_epoch=steps_per_epoch,
-        **options,
-    )
-    return scheduler
-
-
 class Engine:
     """Runs one stage from its first step, or from a saved state, to its last."""
 
@@ -162,17 +117,14 @@ class Engine:
             if name in self.trained:
                 raise ContractError(f"{_title(job.algorithm)}: networks() may not name '{name}', which the core trains")
             self.trained[name] = mine.module
-        optimizer = job.train.optimizer
-        common = {"name": optimizer.name, "lr": optimizer.lr, "weight_decay": optimizer.weight_decay}
-        common |= optimizer.options
-        if optimizer.momentum is not None:
-            common["momentum"] = optimizer.momentum
+        common = settings_of(job.train.optimizer)
         with_student = nn.ModuleDict({"network": job.student.model, "algorithm": _rest(job.algorithm, own)})
-        self.optimized = {"student": Optimized(with_student, common, job)}
+        optimized = partial(Optimized, train=job.train, steps_per_epoch=job.steps_per_epoch, precision=job.precision)
+        self.optimized = {"student": optimized(with_student, common)}
         for i, peer in enumerate(job.peers):
-            self.optimized[f"peer_{i}"] = Optimized(peer.model, common, job)
+            self.optimized[f"peer_{i}"] = optimized(peer.model, common)
         for name, mine in own.items():
-            self.optimized[name] = Optimized(mine.module, mine.optimizer, job)
+            self.optimized[name] = optimized(mine.module, mine.optimizer)
         self._check_disjoint()
         decay = job.train.ema_decay
         self.ema = None
@@ -564,14 +516,8 @@ class Engine:
         tensors |= {f"best/{key}": value for key, value in self.best_weights.items()}
         optimizers: dict[str, Any] = {}
         for name, optimized in self.optimized.items():
-            scalars: dict[str, Any] = {}
-            for index, slots in optimized.optimizer.state_dict()["state"].items():
-                for slot, value in slots.items():
-                    if isinstance(value, Tensor):
-                        tensors[f"optimizer/{name}/{index}/{slot}"] = value
-                    else:
-                        scalars[f"{index}/{slot}"] = value
-            optimizers[name] = {"scalars": scalars, "scaler": optimized.scaler.state_dict()}
+            slots, optimizers[name] = optimized.state()
+            tensors |= {f"optimizer/{name}/{key}": value for key, value in slots.items()}
         state = {
             "step": self.step,
             "rows": self.rows,
@@ -596,18 +542,7 @@ class Engine:
         device = self.job.precision.device
         self.best_weights = {key: value.to(device) for key, value in _below(tensors, "best/").items()}
         for name, optimized in self.optimized.items():
-            saved = state["optimizers"][name]
-            slots: dict[int, dict[str, Any]] = {}
-            for key, value in _below(tensors, f"optimizer/{name}/").items():
-                index, slot = key.split("/")
-                slots.setdefault(int(index), {})[slot] = value
-            for key, value in saved["scalars"].items():
-                index, slot = key.split("/")
-                slots.setdefault(int(index), {})[slot] = value
-            groups = optimized.optimizer.state_dict()["param_groups"]
-            optimized.optimizer.load_state_dict({"state": slots, "param_groups": groups})
-            if saved["scaler"]:
-                optimized.scaler.load_state_dict(saved["scaler"])
+            optimized.restore(_below(tensors, f"optimizer/{name}/"), state["optimizers"][name])
         self.step = state["step"]
         self.rows, self.warnings = list(state["rows"]), list(state["warnings"])
         self.best = state["best"] or {"top1_percent": -math.inf, "epoch": -1}
