@@ -31,7 +31,19 @@ from kdzoo.types import ModelSpec, Stage, StageResult, derive_seed, stable_hash
 STAGE_FORMAT = 1
 
 #: Modules whose source decides a stage's bits; part of every stage's key.
-DECISIVE = ("algorithm", "augment", "data", "device", "engine", "levels", "models", "optimization", "parallel", "teacher", "types")
+DECISIVE = (
+    "algorithm",
+    "augment",
+    "data",
+    "device",
+    "engine",
+    "levels",
+    "models",
+    "optimization",
+    "parallel",
+    "teacher",
+    "types",
+)
 
 #: Steps of an epoch for an algorithm that is handed no data, unless train.steps_per_epoch says otherwise.
 DATA_FREE_STEPS = 100
