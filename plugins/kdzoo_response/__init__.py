@@ -10,8 +10,9 @@ from kdzoo.api import hookimpl
 
 @hookimpl
 def register_algorithms(register: Callable[[type], Any]) -> None:
+    from kdzoo_response.dist import DIST
     from kdzoo_response.dkd import DKD
     from kdzoo_response.kd import KD
 
-    for algorithm in (DKD, KD):
+    for algorithm in (DIST, DKD, KD):
         register(algorithm)

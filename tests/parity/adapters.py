@@ -23,6 +23,7 @@ from kdzoo_feature.fitnet import HintProjector, fitnet_loss
 from kdzoo_online.dml import dml_loss
 from kdzoo_relation.crd import CRD
 from kdzoo_relation.rkd import rkd_angle_loss, rkd_distance_loss
+from kdzoo_response.dist import dist_inter_loss, dist_intra_loss
 from kdzoo_response.dkd import dkd_non_target_loss, dkd_target_loss
 from kdzoo_response.kd import kd_loss
 
@@ -77,6 +78,12 @@ def kd_ce_form_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
 def dkd_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
     read = inputs["student_logits"], inputs["teacher_logits"], inputs["targets"], hyper["temperature"]
     return Answer(hyper["alpha"] * dkd_target_loss(*read) + hyper["beta"] * dkd_non_target_loss(*read))
+
+
+def dist_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
+    # Every pixel of a segmentation case is a sample.
+    logits = [inputs[name].movedim(1, -1).flatten(0, -2) for name in ("student_logits", "teacher_logits")]
+    return Answer(hyper["beta"] * dist_inter_loss(*logits, 1.0) + hyper["gamma"] * dist_intra_loss(*logits, 1.0))
 
 
 # --- features -------------------------------------------------------------------------------
@@ -205,6 +212,7 @@ ADAPTERS: dict[str, Callable[[Inputs, Hyper], Answer]] = {
     "at": at_adapter,
     "crd": crd_adapter,
     "dafl_generator": dafl_generator_adapter,
+    "dist": dist_adapter,
     "dkd": dkd_adapter,
     "dml": dml_adapter,
     "fitnet": fitnet_adapter,
