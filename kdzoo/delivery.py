@@ -88,6 +88,7 @@ class Delivery:
             },
             "data": {"name": self.recipe.data.name, "test_samples": len(targets), **self.data.split_sizes},
             "algorithm": self.build.plan.algorithm.cls.name,
+            "data_handed": self.build.plan.algorithm.cls.needs.data,
             "test_evaluations": self.data.test_gate.reads,
         }
 

@@ -53,6 +53,19 @@ def set_threads(threads: int | None) -> int:
     return torch.get_num_threads()
 
 
+def seed_generators(device: torch.device, seed: int) -> None:
+    """Seed the generators that a network on ``device`` draws from, e.g. for dropout.
+
+    Like ``torch.manual_seed``, which also leaves a stack trace with every accelerator that is not in use: a third of a
+    small network's step.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed_all(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
 @dataclass(frozen=True)
 class Precision:
     """How one network runs: the autocast type, or None for float32, and its memory format."""
@@ -82,7 +95,8 @@ def choose_precision(wanted: str, channels_last: bool | None, network: Network, 
     """Settle ``auto`` for one network by what is known of its kind, the same on every run of a machine.
 
     Measured on the CPU (benchmarks/step_time.py): bf16 with channels_last pays for plain convnets; depthwise
-    convolutions train slower in bf16, and networks of a few thousand parameters lose to the casts.
+    convolutions train slower in bf16, and networks of a few thousand parameters lose to the casts. A network that
+    bf16 gives wrong gradients stays in float32.
     """
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
     plain = bool(convolutions) and all(module.groups == 1 for module in convolutions)
@@ -92,19 +106,36 @@ def choose_precision(wanted: str, channels_last: bool | None, network: Network, 
     if wanted != "auto":
         return Precision(device, {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[wanted], channels_last)
     fast_bf16 = {
-        "cpu": cpu_has_bf16() and plain,
+        "cpu": cpu_has_bf16() and plain and not network.overstrided,
         "cuda": torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False),
     }.get(device.type, False)
     return Precision(device, torch.bfloat16 if fast_bf16 and large else None, channels_last)
 
 
+def check_gradients(precision: Precision, network: Network) -> None:
+    """Raise DeviceError where a network cannot be trained in this precision, because its gradients would be garbage.
+
+    oneDNN's bf16 gradient of a convolution's weights is left uninitialised where no output sees the input: where the
+    map is smaller than the stride (tests/core/test_speed_parts.py shows it as long as it is so).
+    """
+    if precision.device.type == "cpu" and precision.dtype is torch.bfloat16 and network.overstrided:
+        raise DeviceError(
+            f"precision: bf16 gives model '{network.spec.name}' wrong gradients on the CPU: inputs of "
+            f"{network.size[0]}x{network.size[1]} leave {network.overstrided[0]} a map smaller than its stride; choose "
+            "precision: auto or fp32, or a larger size"
+        )
+
+
 def cpu_has_bf16() -> bool:
     """Whether this CPU multiplies bfloat16 natively."""
+    return bool(bf16_instructions())
+
+
+def bf16_instructions() -> list[str]:
+    """Names of this CPU's instruction sets for bfloat16; results differ between them in the last bits."""
     query = getattr(torch.cpu, "get_capabilities", None)  # torch 2.12 and later
-    if query is None:
-        return False
-    capabilities = query()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("arm_bf16"))
+    capabilities = query() if query is not None else {}
+    return [name for name in ("avx512_bf16", "amx_bf16", "arm_bf16") if capabilities.get(name)]
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -118,6 +149,6 @@ def environment(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "cpu": platform.machine(),
-        "isa": torch.backends.cpu.get_cpu_capability(),
+        "isa": " ".join([torch.backends.cpu.get_cpu_capability(), *bf16_instructions()]),
         "threads": torch.get_num_threads(),
     }

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kdzoo.algorithm import Algorithm
-from kdzoo.device import Precision
+from kdzoo.device import Precision, check_gradients, seed_generators
 from kdzoo.errors import ContractError, DivergedError, OutOfMemory
 from kdzoo.optimization import Optimized, settings_of
 from kdzoo.parallel import Ranks, use_global_batch_norm
@@ -103,9 +103,9 @@ class Engine:
 
     def _build(self) -> None:
         job = self.job
-        job.precision.place(job.student)
-        for peer in job.peers:
-            job.precision.place(peer)
+        for network in (job.student, *job.peers):
+            check_gradients(job.precision, network)
+            job.precision.place(network)
         job.algorithm.to(job.precision.device)
         if job.ranks.world > 1:
             for network in (job.student, *job.peers):
@@ -204,10 +204,10 @@ class Engine:
     def _train_step(self, batch: Batch | None, epoch: int) -> None:
         job = self.job
         begin, teacher_before = time.perf_counter(), self._time["teacher"]
-        torch.manual_seed(derive_seed(job.seed, "step", self.step, job.ranks.rank))
-        for module in self.trained.values():
-            module.train()
-        job.algorithm.train()
+        seed_generators(job.precision.device, derive_seed(job.seed, "step", self.step, job.ranks.rank))
+        for module in (*self.trained.values(), job.algorithm):
+            if not all(part.training for part in module.modules()):  # which is several times faster than train()
+                module.train()
         clock = Clock(epoch, job.train.epochs, self.step, job.steps_per_epoch)
         for optimized in self.optimized.values():
             optimized.to_step(self.step)
@@ -215,7 +215,7 @@ class Engine:
         contexts: list[StepContext] = []
         values: dict[str, float] = {}
         try:
-            generators = [self._start(part, clock, contexts) for part in parts]
+            generators = [self._start(part, clock, contexts, number) for number, part in enumerate(parts)]
             for _ in range(1_000):
                 updates = self._backward(generators, parts, values)
                 if updates is None:
@@ -250,9 +250,9 @@ class Engine:
             )
         )
 
-    def _start(self, batch: Batch | None, clock: Clock, contexts: list[StepContext]) -> Iterator[Update]:
+    def _start(self, batch: Batch | None, clock: Clock, contexts: list[StepContext], part: int) -> Iterator[Update]:
         """One micro-batch's generator; its forward runs when the first update is asked for."""
-        ctx = self.context(batch, clock)
+        ctx = self.context(batch, clock, part)
         contexts.append(ctx)
         yield from self.job.algorithm.step(ctx)
 
@@ -343,7 +343,7 @@ class Engine:
 
     # --- what a step sees ---------------------------------------------------------------------
 
-    def context(self, batch: Batch | None, clock: Clock) -> StepContext:
+    def context(self, batch: Batch | None, clock: Clock, part: int = 0) -> StepContext:
         """Run the networks on a batch and wrap all that the algorithm may read."""
         job = self.job
         if batch is not None and job.algorithm.needs.data == "unlabelled":
@@ -364,7 +364,7 @@ class Engine:
             return F.cross_entropy(logits, batch.targets, label_smoothing=job.train.label_smoothing)
 
         def random(name: str) -> torch.Generator:
-            return self._random(name, clock.step, job.ranks.rank)
+            return self._random(name, clock.step, job.ranks.rank, part)
 
         handed: Any = batch  # None where the algorithm is handed no data; its author knows
         return StepContext(
@@ -386,8 +386,8 @@ class Engine:
             },
         )
 
-    def _random(self, name: str, step: int, rank: int) -> torch.Generator:
-        return torch.Generator().manual_seed(derive_seed(self.job.seed, "random", name, step, rank))
+    def _random(self, name: str, step: int, rank: int, part: int) -> torch.Generator:
+        return torch.Generator().manual_seed(derive_seed(self.job.seed, "random", name, step, rank, part))
 
     def _networks(self) -> dict[str, Callable[[Tensor], Outputs]]:
         job = self.job
@@ -423,7 +423,7 @@ class Engine:
 
         return replace(
             ctx,
-            random=lambda name: self._random(name, ctx.clock.step, 0),  # the same draws on every rank
+            random=lambda name: self._random(name, ctx.clock.step, 0, 0),  # the same draws on every rank
             batch=batch,
             student=whole(ctx.student),
             teachers=tuple(map(whole, ctx.teachers)),

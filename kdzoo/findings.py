@@ -203,6 +203,14 @@ def verdict(results: Mapping[str, Any]) -> Verdict:
     if not control:
         headline = "No control, no verdict"
         sentence = f"{reached}. The run has no control, so it cannot say whether distillation was worth it."
+    elif results.get("data_handed") == "none":
+        gap = student["top1_percent"] - control["top1_percent"]
+        facts.append((f"{gap:+.2f}", "points against the same network trained on the data"))
+        headline = "Trained without data"
+        sentence = (
+            f"{reached} and was handed no training sample; the control, the same network trained on them, reaches "
+            f"{control['top1_percent']:.2f} %."
+        )
     else:
         gain = student["top1_percent"] - control["top1_percent"]
         facts.append((f"{gain:+.2f}", "points against the same network trained alone"))

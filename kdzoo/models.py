@@ -46,9 +46,11 @@ class Network(nn.Module):
 
     ``forward`` takes pixels in [0, 1] of any size, as the data set has them; ``model`` is what is trained, saved and
     exported, and knows nothing of this class. ``levels`` are all its levels, shallow to deep; ``macs`` are the
-    multiply-accumulates of one sample; ``create_args`` rebuild ``model`` by ``timm.create_model``.
+    multiply-accumulates of one sample; ``overstrided`` names the convolutions whose input map is smaller than their
+    stride; ``create_args`` rebuild ``model`` by ``timm.create_model``.
     """
 
+    overstrided: tuple[str, ...]
     _mean: Tensor
     _std: Tensor
 
@@ -126,7 +128,7 @@ class Network(nn.Module):
         inputs = torch.randn(1, self.channels, *self.size, generator=generator)
         with evaluating(model):
             try:
-                with FlopCounterMode(display=False) as counter:
+                with FlopCounterMode(display=False) as counter, _overstrided(model) as names:
                     logits = model(inputs)
             except Exception as error:  # whatever a model raises, it does not run on such inputs
                 shape = f"{self.channels} x {self.size[0]} x {self.size[1]}"
@@ -135,6 +137,7 @@ class Network(nn.Module):
                 shape = f"{tuple(logits.shape)}, not (1, {self.num_classes})"
                 raise ModelError(f"{self._title}: gives logits of shape {shape}")
             macs = counter.get_total_flops() // 2
+            self.overstrided = tuple(names)
             if not hasattr(model, "forward_intermediates") or not hasattr(model, "forward_head"):
                 return (), 0, macs
             last, features = model.forward_intermediates(inputs, output_fmt="NCHW")
@@ -153,6 +156,29 @@ class Network(nn.Module):
             stride = entry.get("reduction") or max(1, round(self.size[0] / height))
             levels.append(Level(str(entry["module"]), channels, height, width, int(stride)))
         return tuple(levels)
+
+
+@contextmanager
+def _overstrided(model: nn.Module) -> Iterator[list[str]]:
+    """Collect the names of convolutions that meet an input map smaller than their stride."""
+    names: list[str] = []
+
+    def ran(name: str) -> Any:
+        def hook(module: nn.Conv2d, args: tuple[Tensor, ...]) -> None:
+            if max(module.kernel_size) > 1 and any(
+                side < stride for side, stride in zip(args[0].shape[2:], module.stride, strict=True)
+            ):
+                names.append(name)
+
+        return hook
+
+    convolutions = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    handles = [module.register_forward_pre_hook(ran(name)) for name, module in convolutions]
+    try:
+        yield names
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 # --- building -------------------------------------------------------------------------------

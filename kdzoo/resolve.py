@@ -129,6 +129,9 @@ def _resolve(
     if delegate is not None and delegate.delegate is not None:
         report(f"options.{cls.delegate}", f"'{via}' hands its work to another algorithm itself; name that one")
         return None
+    if delegate is not None and plans_stages(delegate):
+        report(f"options.{cls.delegate}", f"'{via}' plans stages of its own; name one that is a single stage")
+        return None
     known = [*cls.Options.model_fields, *(delegate.Options.model_fields if delegate else ())]
     for key in [key for key in rest if key not in known]:
         report(f"options.{key}", unknown_key(key, known))
@@ -142,6 +145,13 @@ def _resolve(
     if chosen is None or (delegate is not None and delegated is None):
         return None
     return chosen, delegated
+
+
+def plans_stages(cls: type[Algorithm]) -> bool:
+    """Whether an algorithm overrides the topmost rung, so that it cannot be a stage of another."""
+    from kdzoo.algorithm import Algorithm
+
+    return cls.stages.__func__ is not Algorithm.stages.__func__  # type: ignore[attr-defined]
 
 
 def _bind(

@@ -499,7 +499,9 @@ def diff_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return one line a field that differs, e.g. ``train.optimizer.lr 0.1 -> 0.2``."""
     before, after = dict(_leaves(old, "")), dict(_leaves(new, ""))
     for empty, other in ((before, after), (after, before)):  # where one side has nothing, the other's leaves say it all
-        for path in [path for path, value in empty.items() if not value and any(p.startswith(f"{path}.") for p in other)]:
+        for path in [
+            path for path, value in empty.items() if not value and any(p.startswith(f"{path}.") for p in other)
+        ]:
             del empty[path]
     return [
         f"{plain(path, 200)} {_side(before, path)} -> {_side(after, path)}"

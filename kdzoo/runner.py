@@ -194,7 +194,7 @@ class Runner:
         network = self.build.network(spec)
         if network.fresh_head:
             raise ModelError(
-                f"{name} '{spec.name}': '{spec.weights}' is for other classes than the {network.num_classes} of the data, "
+                f"{name} '{spec.name}': '{spec.weights}' is for other classes than the data's {network.num_classes}, "
                 "so that its answers would be random; give weights of these classes, or train it"
             )
         validate = self.build.validator(self.build.precision(network))
