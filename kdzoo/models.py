@@ -128,8 +128,9 @@ class Network(nn.Module):
         inputs = torch.randn(1, self.channels, *self.size, generator=generator)
         with evaluating(model):
             try:
-                with FlopCounterMode(display=False) as counter, _overstrided(model) as names:
-                    logits = model(inputs)
+                # The counter follows parameters that are handed on as arguments, which takes gradients.
+                with torch.enable_grad(), FlopCounterMode(display=False) as counter, _overstrided(model) as names:
+                    logits = model(inputs).detach()
             except Exception as error:  # whatever a model raises, it does not run on such inputs
                 shape = f"{self.channels} x {self.size[0]} x {self.size[1]}"
                 raise ModelError(f"{self._title}: does not run on inputs of {shape}: {_words(error)}") from error

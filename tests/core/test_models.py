@@ -135,6 +135,10 @@ def test_macs_and_parameters_are_those_of_the_plain_model() -> None:
     assert Network(model, ModelSpec("own"), **settings, create_args={}).macs == 3 * 9 * 8 * 6 * 5 + 8 * 7
 
 
+def test_macs_are_counted_where_a_parameter_is_an_argument() -> None:
+    assert network("pit_ti_224").macs > 0
+
+
 def test_a_model_without_levels_still_answers() -> None:
     settings = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "size": (6, 5), "channels": 3, "num_classes": 7}
     bare = Network(nn.Sequential(nn.Flatten(), nn.Linear(90, 7)), ModelSpec("bare"), **settings, create_args={})
