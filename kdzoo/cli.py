@@ -141,7 +141,13 @@ def _run(
 def _resolve(recipe: Path, overrides: list[str]) -> tuple[Any, Any]:
     from kdzoo.recipe import load_recipe
 
-    loaded = load_recipe(_find_recipe(recipe), overrides)
+    def also(data: Any, problems: Any) -> None:
+        from kdzoo.resolve import further_problems
+        from kdzoo.zoo import load_zoo
+
+        further_problems(data, problems, load_zoo())
+
+    loaded = load_recipe(_find_recipe(recipe), overrides, also)
     from kdzoo.resolve import resolve
     from kdzoo.zoo import load_zoo
 

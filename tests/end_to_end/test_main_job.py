@@ -8,7 +8,6 @@ import re
 import shutil
 import sys
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 from command_line import RECIPES, CommandLine, Ended, lasting, results, run_folder

@@ -6,7 +6,6 @@ import json
 import shutil
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from command_line import CommandLine, Ended, Trained, lasting, newest_step, results, run_folder, stock
@@ -245,8 +244,8 @@ def test_a_typo_is_refused_with_its_line(cli: CommandLine) -> None:
         2,
         "typo.yaml: 2 problems\n"
         "  line 5 algorithm.options.tempreature: unknown key; did you mean 'temperature'?\n"
-        "  line 9 data.name: unknown data set 'digit'; did you mean 'digits'? known: arrays, cifar10, cifar100, digits, "
-        "fashion_mnist, image_folder, mnist",
+        "  line 9 data.name: unknown data set 'digit'; did you mean 'digits'? known: arrays, cifar10, cifar100, "
+        "digits, fashion_mnist, image_folder, mnist",
     )
     assert not (cli.place / "out" / "typo").exists()
 
@@ -304,7 +303,8 @@ def test_needs_that_are_not_met_are_refused_before_any_training(cli: CommandLine
     refused(
         ended,
         2,
-        "algorithm 'rkd': needs at least 3 samples at a time, got 2 (data.batch_size 4, 1 processes, train.accumulate 2)",
+        "algorithm 'rkd': needs at least 3 samples at a time, got 2 (data.batch_size 4, 1 processes, "
+        "train.accumulate 2)",
     )
 
 

@@ -60,7 +60,7 @@ def test_a_signal_stops_within_a_step_and_the_run_goes_on(
 def test_a_signal_after_training_never_ends_as_if_nothing_was(
     cli: CommandLine, trained: Trained, number: int, code: int
 ) -> None:
-    command, running = begun(cli, trained, "slow_delivery")
+    _, running = begun(cli, trained, "slow_delivery")
     said(running, "measuring")
     running.signal(number)
     ended = running.wait(30)

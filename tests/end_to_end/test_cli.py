@@ -1,0 +1,270 @@
+"""Every command, as it is typed."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from command_line import RECIPES, CommandLine, Trained, base_environment, results, run_folder
+from test_refusals import refused
+
+from kdzoo.checks import ALL
+from kdzoo.run_folder import RunFolder
+
+COMMANDS = {"run", "check", "show", "list", "schema", "plugins", "report", "compare", "export", "verify"}
+COMMANDS |= {"test-plugin", "new"}
+
+
+def built_in() -> set[str]:
+    return {entry.name for entry in metadata.entry_points(group="kdzoo") if entry.dist and entry.dist.name == "kdzoo"}
+
+
+@pytest.fixture
+def finished(cli: CommandLine, trained: Trained) -> Path:
+    """A copy of the finished run with its store, for this test alone; returns its folder."""
+    shutil.copytree(trained.folder.parent.parent, cli.place / "out")
+    return run_folder(cli.place / "out")
+
+
+# --- fast --------------------------------------------------------------------------------------
+
+
+def test_help_is_there_at_once_and_without_torch(cli: CommandLine) -> None:
+    took = []
+    for _ in range(5):
+        begin = children()
+        ended = cli.cold("--help")
+        took.append(children() - begin)
+        assert ended.code == 0, ended
+    assert statistics.median(took) < 0.3, f"processor seconds: {took}"
+    ended = cli.cold("--help", env={"PYTHONPROFILEIMPORTTIME": "1"})
+    imported = {line.split("|")[-1].strip() for line in ended.err.splitlines()}
+    assert "kdzoo.cli" in imported
+    assert not imported & {"torch", "timm", "numpy", "pydantic", "yaml", "kdzoo.zoo", "matplotlib"}
+    for name in COMMANDS:
+        assert f" {name} " in ended.out
+
+
+def children() -> float:
+    """Processor time of the children that ended, in seconds: what a busy machine does not stretch."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS | {"new algorithm", "new recipe"}))
+def test_each_command_has_help(cli: CommandLine, command: str) -> None:
+    ended = cli(*command.split(), "--help")
+    assert ended.code == 0, ended
+    assert ended.out.strip().startswith("Usage: kdzoo " + command)
+
+
+def test_the_version_is_that_of_the_package(cli: CommandLine) -> None:
+    assert cli("--version").out == f"kdzoo {metadata.version('kdzoo')}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["runn"], ["run"], ["run", "x.yaml", "--unknown"], ["list", "--json=1"], ["new", "thing"]]
+)
+def test_wrong_usage_ends_with_2_and_no_traceback(cli: CommandLine, arguments: list[str]) -> None:
+    ended = cli(*arguments)
+    assert ended.code == 2, ended
+    assert "─ Error ─" in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_a_traceback_is_shown_when_it_is_asked_for(cli: CommandLine) -> None:
+    refused(cli("show", "nowhere.yaml"), 2, "nowhere.yaml: no such file")
+    for where in (["--debug", "show", "nowhere.yaml"], ["show", "nowhere.yaml", "--debug"]):
+        ended = cli(*where)
+        assert ended.code == 1
+        assert "Traceback" in ended.err
+        assert "RecipeError" in ended.err
+
+
+def test_a_reader_that_leaves_early_is_no_error(cli: CommandLine) -> None:
+    command = [sys.executable, "-m", "kdzoo", "schema"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **base_environment()}
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(10)
+        process.stdout.close()
+        error = process.stderr.read().decode()
+    assert "Traceback" not in error
+    assert "BrokenPipe" not in error
+
+
+# --- recipes -----------------------------------------------------------------------------------
+
+
+def test_check_builds_all_and_says_what_a_run_would_do(cli: CommandLine) -> None:
+    changes = {"algorithm": {"name": "fitnet"}, "control": True}
+    ended = cli("check", cli.recipe(changes))
+    assert ended.code == 0, ended
+    lines = ended.out.splitlines()
+    assert [line.split()[0] for line in lines] == ["data", "teacher", "student", "paired", "paired", "steps", "forward"]
+    assert lines[0] == "data      digits: 10 classes, train 900, validation 100"
+    assert any(line.startswith("steps     2 epochs of 28 steps, on cpu") for line in lines)
+    assert lines[-1].startswith("forward   task 2.")
+    assert not (cli.place / "runs").exists(), "checking writes nothing"
+
+
+def test_show_fills_in_every_default_and_what_it_prints_can_be_run(cli: CommandLine) -> None:
+    ended = cli("show", RECIPES / "quickstart.yaml", "-o", "train.epochs=7")
+    assert ended.code == 0, ended
+    shown = yaml.safe_load(ended.out)
+    assert shown["train"]["epochs"] == 7
+    assert shown["train"]["optimizer"]["momentum"] == 0.9
+    assert shown["control"] is True
+    (cli.place / "whole.yaml").write_text(ended.out)
+    assert cli("show", "whole.yaml").out == ended.out
+    assert cli("show", "quickstart").out == cli("show", "recipes/quickstart.yaml").out, "bundled ones by name"
+
+
+def test_show_tells_what_an_algorithm_is(cli: CommandLine) -> None:
+    ended = cli("show", "kd")
+    assert ended.code == 0, ended
+    for text in ("temperature", "https://arxiv.org/abs/1503.02531", "task", "0.9"):
+        assert text in ended.out
+    ended = cli("show", "kdd")
+    assert ended.code == 2
+    assert ended.err.startswith("error: unknown algorithm 'kdd'; did you mean 'kd'? known: ")
+
+
+def test_the_schema_accepts_every_bundled_recipe(cli: CommandLine) -> None:
+    ended = cli("schema")
+    assert ended.code == 0, ended
+    schema = json.loads(ended.out)
+    assert schema["properties"].keys() >= {"algorithm", "models", "data", "train"}
+    assert "temperature" in ended.out
+
+
+@pytest.mark.parametrize("kind", ["algorithms", "models", "datasets", "exporters", "trackers", "recipes"])
+def test_list_prints_objects(cli: CommandLine, kind: str) -> None:
+    ended = cli("list", kind, "--json")
+    assert ended.code == 0, ended
+    rows = json.loads(ended.out)
+    assert len(rows) >= {"algorithms": 10, "models": 10, "datasets": 3, "recipes": 10}.get(kind, 1)
+    for row in rows:
+        assert row.keys() >= {"name", "family", "plugin", "version", "description"}
+        assert row["plugin"] in built_in() or kind == "recipes"
+    names = [row["name"] for row in rows]
+    assert names == sorted(set(names))
+    plain = cli("list", kind).out.splitlines()
+    assert [line.split()[0] for line in plain] == names
+
+
+def test_list_refuses_another_kind(cli: CommandLine) -> None:
+    ended = cli("list", "algorithm")
+    refused(
+        ended,
+        2,
+        "list: unknown kind 'algorithm'; did you mean 'algorithms'? known: algorithms, models, datasets, exporters, "
+        "trackers, recipes",
+    )
+
+
+def test_plugins_tells_that_each_loads(cli: CommandLine) -> None:
+    rows = json.loads(cli("plugins", "--json").out)
+    assert {row["name"] for row in rows} >= built_in() >= {"response", "vision", "export"}
+    assert {row["status"] for row in rows if row["name"] in built_in()} == {"ok"}
+    assert rows[0].keys() == {"name", "distribution", "version", "status", "cause"}
+    only = cli("plugins", "--json", env={"KDZOO_PLUGINS": "response,vision"})
+    disabled = {row["name"] for row in json.loads(only.out) if row["status"] == "disabled"}
+    assert disabled == {row["name"] for row in rows} - {"response", "vision"}
+
+
+def test_a_conforming_algorithm_passes_every_check(cli: CommandLine) -> None:
+    ended = cli("test-plugin", "kd", "--json")
+    assert ended.code == 0, ended
+    rows = json.loads(ended.out)
+    assert [row["check"] for row in rows] == [check.__name__ for check in ALL]
+    assert {row["status"] for row in rows} <= {"passed", "vacuous"}
+    assert sum(row["status"] == "passed" for row in rows) >= 18
+
+
+def test_a_new_recipe_runs_as_it_is(cli: CommandLine) -> None:
+    ended = cli("new", "recipe", "mine", "--algorithm", "dkd")
+    assert ended.code == 0, ended
+    assert ended.out == "mine.yaml\n"
+    assert cli("check", "mine.yaml").code == 0
+    shown = yaml.safe_load(cli("show", "mine.yaml").out)
+    assert (shown["name"], shown["algorithm"]["name"]) == ("mine", "dkd")
+    refused(cli("new", "recipe", "mine"), 4, "mine.yaml: exists already; nothing was written")
+    assert yaml.safe_load(cli("show", "mine.yaml").out) == shown
+
+
+# --- finished runs -----------------------------------------------------------------------------
+
+
+def test_a_report_can_be_written_again(cli: CommandLine, finished: Path) -> None:
+    before = (finished / "report.html").read_bytes()
+    (finished / "report.html").unlink()
+    ended = cli("report", finished)
+    assert ended.code == 0, ended
+    assert ended.out == f"{finished}/report.html\n"
+    assert (finished / "report.html").read_bytes() == before
+    refused(cli("report", "."), 2, "results.json: is missing; a report needs it, and a finished run has it")
+
+
+def test_compare_puts_runs_side_by_side(cli: CommandLine, finished: Path) -> None:
+    ended = cli("run", cli.recipe({"name": "tiny", "algorithm": {"loss_weights": {"kd": 0.5}}}), "--out", "out")
+    assert ended.code == 0, ended
+    second = run_folder(cli.place / "out")
+    ended = cli("compare", finished, second)
+    assert ended.code == 0, ended
+    for folder in (finished, second):
+        assert f"{results(folder)['student']['top1_percent']:.2f}" in ended.out
+    refused(cli("compare", finished), 2, "compare: needs at least two run folders, got 1")
+
+
+def test_export_adds_a_verified_file_and_the_run_still_verifies(cli: CommandLine, finished: Path) -> None:
+    ended = cli("export", finished, "--quantize", "int8")
+    assert ended.code == 0, ended
+    entry = json.loads(ended.out)
+    assert (entry["label"], entry["file"]) == ("onnx int8", "student.int8.onnx")
+    assert (finished / "export" / "student.int8.onnx").stat().st_size > 0
+    student = results(finished)["student"]["top1_percent"]
+    assert abs(entry["top1_percent"] - student) < 5
+    files = json.loads((finished / "manifest.json").read_text())["files"]
+    assert "export/student.int8.onnx" in files
+    assert cli("report", finished).code == 0
+    assert RunFolder.view(finished).verify() == len(files)
+    (finished / "student.safetensors").write_bytes(b"x" + (finished / "student.safetensors").read_bytes()[1:])
+    ended = cli("export", finished)
+    assert ended.code == 3, ended
+    assert "student.safetensors: damaged: its sha256 is not the recorded one" in ended.err
+
+
+EXPECTED: dict[str, Any] = {"train": {"epochs": 1}, "expected": {"top1_percent": 5.0, "std": 0.5, "seeds": 2}}
+
+
+def test_verify_holds_the_seeds_against_what_is_expected(cli: CommandLine) -> None:
+    path = cli.recipe(EXPECTED)
+    ended = cli("verify", path, "--out", "out")
+    assert ended.code == 0, ended
+    assert [line.split(":")[0] for line in ended.out.splitlines()[:2]] == ["seed 0", "seed 1"]
+    assert ended.out.splitlines()[-1] == "reproduced"
+    assert {path.name for path in (cli.place / "out" / "tiny").iterdir()} == {"0001-seed0", "0002-seed1"}
+    path = cli.recipe({**EXPECTED, "expected": {"top1_percent": 99.0, "std": 0.5, "seeds": 2}})
+    ended = cli("verify", path, "--out", "out")
+    refused(ended, 1, f"{path}: the published result was not reproduced")
+    assert "NOT reproduced: " in ended.out
+    assert "taken from the store" in ended.err, "what is expected does not decide a stage's bits"
+    path = cli.recipe()
+    refused(
+        cli("verify", path),
+        2,
+        f"{path}: has no 'expected' section, so there is nothing to verify; it was never reproduced",
+    )
