@@ -165,7 +165,7 @@ class StepContext:
     """All that one training step may read. Fields may be added; none is ever removed.
 
     Where the algorithm is handed no data, ``batch`` and ``student`` are None and the tuples are empty.
-    ``networks`` maps "student", "teacher", "teacher_<i>" and "peer_<i>" to a callable that runs that
+    ``networks`` maps "student", "teacher", ``teacher_<i>`` and ``peer_<i>`` to a callable that runs that
     network on new inputs of the data's range [0, 1]; a teacher there lets gradients through to its
     inputs but has frozen weights.
     """
@@ -191,7 +191,7 @@ class StepContext:
 class Update:
     """One optimizer step: of which network, on which loss.
 
-    ``network`` is "student", "peer_<i>" or a name in ``Algorithm.networks()``. ``loss`` maps term names to
+    ``network`` is "student", ``peer_<i>`` or a name in ``Algorithm.networks()``. ``loss`` maps term names to
     unweighted scalars; the core weighs, sums and logs them.
     """
 
@@ -246,7 +246,7 @@ class Stage:
 class StageResult:
     """A stored stage: a handle, not a live model.
 
-    ``weights`` maps "student" and "peer_<i>" to safetensors files; ``metrics`` are of the validation split.
+    ``weights`` maps "student" and ``peer_<i>`` to safetensors files; ``metrics`` are of the validation split.
     """
 
     name: str
