@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -339,8 +339,15 @@ class LoadedRecipe:
         return RecipeProblems(self.path, self.positions)
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
-    """Read a recipe and apply ``overrides`` (``train.epochs=2``); raise RecipeError with every problem."""
+#: Adds problems that only the plugins know of to those found in the raw content of an invalid recipe.
+Also = Callable[[Mapping[str, Any], RecipeProblems], None]
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = (), also: Also | None = None) -> LoadedRecipe:
+    """Read a recipe and apply ``overrides`` (``train.epochs=2``); raise RecipeError with every problem.
+
+    ``also`` is asked for further problems when there is one, so that one error says them all.
+    """
     path = Path(path)
     try:
         with open(path, "rb") as file:
@@ -351,10 +358,12 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise RecipeError(f"{plain(str(path), 1000)}: cannot be read: {reason}") from None
-    return parse_recipe(content, path, overrides)
+    return parse_recipe(content, path, overrides, also)
 
 
-def parse_recipe(content: bytes, path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
+def parse_recipe(
+    content: bytes, path: Path, overrides: Sequence[str] = (), also: Also | None = None
+) -> LoadedRecipe:
     """Read a recipe from the bytes of the file at ``path``; as ``load_recipe``."""
     positions = Positions()
     problems = RecipeProblems(path, positions)
@@ -381,6 +390,8 @@ def parse_recipe(content: bytes, path: Path, overrides: Sequence[str] = ()) -> L
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
         problems.add_invalid(error, Recipe, data)
+    if problems and also is not None:
+        also(data, problems)
     problems.raise_if_any()
     return LoadedRecipe(recipe, path, positions)
 

@@ -9,14 +9,14 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from kdzoo.errors import KdzooError, PluginError, RecipeError, UnknownName
 from kdzoo.offers import DataSource, Exporter, Offer, Tracker
 from kdzoo.problems import RecipeProblems, explain, shown, unknown_key
-from kdzoo.recipe import LoadedRecipe, ModelRecipe, Recipe
+from kdzoo.recipe import AlgorithmRecipe, DataRecipe, LoadedRecipe, ModelRecipe, Recipe
 from kdzoo.types import AlgorithmChoice, ModelSpec
 from kdzoo.zoo import Zoo
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from kdzoo.algorithm import Algorithm, AlgorithmOptions
 
 Report = Callable[[str, str], None]  # path, message
+Section = TypeVar("Section", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def resolve(loaded: LoadedRecipe, zoo: Zoo) -> Plan:
     if chosen and chosen[1]:
         for path, message in _unmet_batch(chosen[1].cls, recipe):
             problems.add(path, message)
-    source = _source(recipe, zoo, problems)
+    source = _source(recipe.data, zoo, problems)
     exporters = _exporters(recipe, zoo, problems)
     names = [(f"trackers.{i}", name) for i, name in enumerate(recipe.trackers)]
     trackers = [_lookup(zoo.tracker, name, path, problems.add) for path, name in names]
@@ -88,6 +89,24 @@ def resolve(loaded: LoadedRecipe, zoo: Zoo) -> Plan:
         trackers=tuple(filter(None, trackers)),
         provenance=_provenance(recipe, chosen, zoo),
     )
+
+
+def further_problems(data: Mapping[str, Any], problems: RecipeProblems, zoo: Zoo) -> None:
+    """Report what the plugins find wrong in a recipe that is invalid elsewhere, section by section."""
+    algorithm, source = _section(AlgorithmRecipe, data.get("algorithm")), _section(DataRecipe, data.get("data"))
+    if algorithm is not None:
+        given = algorithm.name, algorithm.options, algorithm.loss_weights
+        _resolve(*given, zoo, _below("algorithm", problems))
+    if source is not None:
+        _source(source, zoo, problems)
+
+
+def _section(model: type[Section], content: Any) -> Section | None:
+    """A section that is valid by itself."""
+    try:
+        return model.model_validate(content)
+    except ValidationError:
+        return None  # what is wrong with it has been reported
 
 
 # --- the algorithm --------------------------------------------------------------------------------
@@ -198,9 +217,9 @@ def _unmet_batch(cls: type[Algorithm], recipe: Recipe) -> list[tuple[str, str]]:
 # --- the rest -----------------------------------------------------------------------------------------
 
 
-def _source(recipe: Recipe, zoo: Zoo, problems: RecipeProblems) -> DataSource | None:
-    cls = _lookup(zoo.dataset, recipe.data.name, "data.name", problems.add)
-    return _made(cls, recipe.data.options, _below("data", problems)) if cls is not None else None
+def _source(data: DataRecipe, zoo: Zoo, problems: RecipeProblems) -> DataSource | None:
+    cls = _lookup(zoo.dataset, data.name, "data.name", problems.add)
+    return _made(cls, data.options, _below("data", problems)) if cls is not None else None
 
 
 def _exporters(recipe: Recipe, zoo: Zoo, problems: RecipeProblems) -> list[Exporter]:

@@ -25,7 +25,7 @@ from kdzoo.api import (
 from kdzoo.errors import PluginError, RecipeError, UnknownName
 from kdzoo.offers import Offer
 from kdzoo.recipe import parse_recipe
-from kdzoo.resolve import Plan, resolve, resolve_algorithm, resolve_choice, unmet_needs
+from kdzoo.resolve import Plan, further_problems, resolve, resolve_algorithm, resolve_choice, unmet_needs
 from kdzoo.schema import recipe_schema
 from kdzoo.types import ModelSpec
 from kdzoo.zoo import PluginInfo, Zoo
@@ -440,3 +440,19 @@ def test_the_schema_of_an_empty_zoo():
     definitions = recipe_schema(Zoo({}, {}, {}, {}, {}, ()))["$defs"]
     assert "allOf" not in definitions["AlgorithmRecipe"]
     assert "enum" not in definitions["DataRecipe"]["properties"]["name"]
+
+
+def test_what_plugins_find_comes_out_with_what_is_wrong_in_the_recipe_itself():
+    text = RECIPE.replace("{name: soft}", "{name: soft, options: {tempreature: 2}}").replace("dots", "dotz")
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(
+            (text + "train: {epochs: 0}\n").encode(),
+            Path("x.yaml"),
+            also=lambda data, problems: further_problems(data, problems, ZOO),
+        )
+    assert [line.split(":")[0] for line in str(caught.value).splitlines()] == [
+        "x.yaml",
+        "  line 3 algorithm.options.tempreature",
+        "  line 7 data.name",
+        "  line 9 train.epochs",
+    ]
