@@ -126,6 +126,11 @@ class Builder:
                 f"(data.batch_size {self.recipe.data.batch_size}, {self.ranks.world} processes, train.accumulate "
                 f"{train.accumulate})"
             )
+        if self.recipe.data.batch_size // self.ranks.world % train.accumulate:
+            raise NeedsError(
+                f"train.accumulate: {self.recipe.data.batch_size // self.ranks.world} samples cannot be split into "
+                f"{train.accumulate} parts of one size"
+            )
         if train.select == "best" and not self.data.split_sizes.get("validation"):
             raise NeedsError("train.select: 'best' is chosen on the validation split, and data.validation leaves none")
         if len(self.data.classes) < needs.min_classes:

@@ -124,7 +124,8 @@ class Engine:
         for i, peer in enumerate(job.peers):
             self.optimized[f"peer_{i}"] = optimized(peer.model, common)
         for name, mine in own.items():
-            self.optimized[name] = optimized(mine.module, mine.optimizer)
+            where = f"{_title(job.algorithm)}: optimizer of network '{name}'"
+            self.optimized[name] = optimized(mine.module, mine.optimizer, where=where)
         self._check_disjoint()
         decay = job.train.ema_decay
         self.ema = None
@@ -262,15 +263,20 @@ class Engine:
         """Backward of every micro-batch's next update, then that network's step; None when there is none."""
         job = self.job
         network: str | None = None
-        for generator, part in zip(generators, parts, strict=True):
+        for number, (generator, part) in enumerate(zip(generators, parts, strict=True)):
             update = next(generator, None)
-            if update is None:
-                if network is not None:
-                    raise ContractError(f"{_title(job.algorithm)}: step() yielded fewer updates for one part")
+            optimized = None if update is None else self._optimized(update)
+            got = None if update is None else update.network
+            if number == 0:
+                network = got
+            elif got != network:
+                raise ContractError(
+                    f"{_title(job.algorithm)}: step() yielded '{got or 'nothing'}' for one part of a batch, "
+                    f"'{network or 'nothing'}' for the first"
+                )
+            if update is None or optimized is None:
                 continue
-            optimized = self._optimized(update)
-            if network is None:
-                network = update.network
+            if number == 0:
                 optimized.optimizer.zero_grad(set_to_none=True)
             total, terms = self._weigh(update)
             self._check_finite(terms, part)
@@ -310,7 +316,7 @@ class Engine:
         broken = [name for name, value in terms.items() if not math.isfinite(value)]
         if broken:
             named = ", ".join(f"'{name}' is {terms[name]}" for name in broken)
-            raise self._diverged(f"loss term {named}", batch)
+            raise self._diverged(f"loss term {named}", [batch])
 
     def _optimizer_step(self, network: str, parts: list[Batch | None], values: dict[str, float]) -> None:
         job, optimized = self.job, self.optimized[network]
@@ -320,14 +326,14 @@ class Engine:
         gradients = [p.grad for p in optimized.parameters if p.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
         if not math.isfinite(norm) and not optimized.scaler.is_enabled():
-            raise self._diverged(f"the gradient norm of '{network}' is {norm}", parts[0])
+            raise self._diverged(f"the gradient norm of '{network}' is {norm}", parts)
         if norm > limit:
             torch.nn.utils.clip_grads_with_norm_(optimized.parameters, limit, torch.tensor(norm))
         values["grad_norm" if network == "student" else f"grad_norm_{network}"] = norm
         optimized.scaler.step(optimized.optimizer)
         optimized.scaler.update()
 
-    def _diverged(self, what: str, batch: Batch | None) -> DivergedError:
+    def _diverged(self, what: str, parts: Sequence[Batch | None]) -> DivergedError:
         error = DivergedError(
             f"stage '{self.job.name}', step {self.step}: {what}; no update was made. Lower train.optimizer.lr, set "
             "train.grad_clip_norm, or lower the weight of the term. The batch's sample indices are in nan_dump.json"
@@ -336,8 +342,8 @@ class Engine:
             "stage": self.job.name,
             "step": self.step,
             "what": what,
-            "sample_indices": [] if batch is None else batch.index.tolist(),
-            "view": None if batch is None else batch.view,
+            "sample_indices": [i for batch in parts if batch is not None for i in batch.index.tolist()],
+            "view": next((batch.view for batch in parts if batch is not None), None),
         }
         return error
 
@@ -377,7 +383,7 @@ class Engine:
             task_loss=task_loss,
             random=random,
             device=job.precision.device,
-            batch_size=job.batch_size,
+            batch_size=len(batch.index) if batch is not None else job.batch_size // job.train.accumulate,
             modules={
                 "student": job.student.model,
                 **{f"peer_{i}": peer.model for i, peer in enumerate(job.peers)},
