@@ -105,7 +105,9 @@ def _optimizer(modules: nn.Module, settings: dict[str, Any], where: str) -> torc
     name = str(settings.pop("name", ""))
     known = list_optimizers()
     if name not in known:
-        raise RecipeError(f"{where}.name: unknown optimizer '{name}'{nearest(name, known) or ';'} timm knows {len(known)}")
+        raise RecipeError(
+            f"{where}.name: unknown optimizer '{name}'{nearest(name, known) or ';'} timm knows {len(known)}"
+        )
     if get_optimizer_info(name).second_order:
         raise RecipeError(f"{where}.name: '{name}' needs second derivatives, which are not taken; choose another")
     if name == "sgd" and settings.get("momentum") == 0:
