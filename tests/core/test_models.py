@@ -92,6 +92,11 @@ def test_strides_hold_where_maps_collapse_to_one_pixel() -> None:
     assert [(level.height, level.stride) for level in levels] == [(4, 2), (2, 4), (1, 8), (1, 16), (1, 32)]
 
 
+def test_convolutions_that_step_over_their_whole_map_are_named() -> None:
+    assert network(size=(32, 32)).overstrided == ()
+    assert network(size=(8, 8)).overstrided == ("layer3.0.conv2", "layer4.0.conv1")
+
+
 def test_tokens_are_levels_on_a_grid() -> None:
     levels = network("test_vit", size=(64, 64)).levels
     assert {(level.channels, level.height, level.width, level.stride) for level in levels} == {(64, 4, 4, 16)}
