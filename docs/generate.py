@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import html
 import inspect
+import itertools
 import json
 import os
 import re
@@ -370,7 +371,9 @@ def recipe_pages(recipes: Mapping[str, Recipe]) -> dict[str, str]:
 def _recipe(name: str, recipe: Recipe) -> str:
     here = f"recipes/{name}.md"
     text = (RECIPES / f"{name}.yaml").read_text()
-    comment = "\n".join(line[1:].strip() for line in text.split("\n\n")[0].splitlines() if line.startswith("#"))
+    head = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+    comment, _, command = " ".join(line.lstrip("# ") for line in head).partition("Run: ")
+    comment = comment.removeprefix(recipe.description).strip()
     algorithm = recipe.algorithm.name
     facts = [
         ["Algorithm", link(algorithm, f"algorithms/{algorithm}.md", here)],
@@ -384,7 +387,8 @@ def _recipe(name: str, recipe: Recipe) -> str:
         f"# {recipe.name}",
         link("all recipes", "recipes/index.md", here),
         prose(recipe.description),
-        prose(comment.replace("Run: ", "Run it: ")) if comment else "",
+        prose(comment),
+        fenced(command, "bash") if command else "",
         table(("what", "which"), [row for row in facts if row[1]]),
         "## Result",
         _result(recipe, here),

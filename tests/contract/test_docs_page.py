@@ -97,6 +97,7 @@ def test_a_page_opens_and_loads_nothing_from_elsewhere(page, address, place):
     page.goto(f"{address}/{place}/")
     assert page.locator("article h1").count() == 1
     assert len(page.locator("article").inner_text()) > 200
+    assert page.locator("article i").count() == 0, "a placeholder such as <i> was taken for markup"
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), (
         "the page is wider than the window"
     )
