@@ -115,8 +115,8 @@ def choose_precision(wanted: str, channels_last: bool | None, network: Network, 
 def check_gradients(precision: Precision, network: Network) -> None:
     """Raise DeviceError where a network cannot be trained in this precision, because its gradients would be garbage.
 
-    oneDNN's bf16 gradient of a convolution's weights is left uninitialised where no output sees the input: where the
-    map is smaller than the stride (tests/core/test_speed_parts.py shows it as long as it is so).
+    oneDNN (of torch 2.15) returns uninitialised memory in the bf16 gradient of the weights of a convolution whose
+    input map is smaller than its stride.
     """
     if precision.device.type == "cpu" and precision.dtype is torch.bfloat16 and network.overstrided:
         raise DeviceError(

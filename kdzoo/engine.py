@@ -127,6 +127,7 @@ class Engine:
             where = f"{_title(job.algorithm)}: optimizer of network '{name}'"
             self.optimized[name] = optimized(mine.module, mine.optimizer, where=where)
         self._check_disjoint()
+        self._modes = [(module, tuple(module.modules())) for module in (*self.trained.values(), job.algorithm)]
         decay = job.train.ema_decay
         self.ema = None
         if decay is not None:
@@ -206,8 +207,8 @@ class Engine:
         job = self.job
         begin, teacher_before = time.perf_counter(), self._time["teacher"]
         seed_generators(job.precision.device, derive_seed(job.seed, "step", self.step, job.ranks.rank))
-        for module in (*self.trained.values(), job.algorithm):
-            if not all(part.training for part in module.modules()):  # which is several times faster than train()
+        for module, inner in self._modes:
+            if not all(part.training for part in inner):  # which is many times faster than train()
                 module.train()
         clock = Clock(epoch, job.train.epochs, self.step, job.steps_per_epoch)
         for optimized in self.optimized.values():
