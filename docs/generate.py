@@ -348,8 +348,9 @@ def mean_std(values: Sequence[float], sign: str = "") -> str:
     return f"{statistics.fmean(values):{sign}.2f}{spread}"
 
 
-def measured(name: str, folder: Path = RESULTS) -> Measured | None:
-    path = folder / f"{name}.json"
+def measured(name: str) -> Measured | None:
+    """What was measured for the recipe of this name; None when nothing was."""
+    path = RESULTS / f"{name}.json"
     return Measured(path) if path.is_file() else None
 
 
