@@ -28,7 +28,7 @@ fix: $(READY)
 
 docs: $(VENV)/.docs  ## generate the pages and build the site, broken links are errors
 	$(BIN)/python docs/generate.py
-	$(BIN)/properdocs build --strict
+	$(BIN)/properdocs build --strict -f mkdocs.yml
 
 page-test: docs
 	$(BIN)/pip install -q -c constraints.txt -e ".[page]"

@@ -25,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kdzoo.errors import ModelError, UnknownName, nearest
 from kdzoo.levels import Pairing, pair
+from kdzoo.problems import plain
 from kdzoo.types import Level, ModelShapes, ModelSpec, Outputs, Shapes
 
 #: Arguments of timm.create_model that the recipe says elsewhere, and where.
@@ -337,7 +338,7 @@ def load_weights(network: Network, path: Path) -> None:
         for what, found in (("missing", missing), ("unexpected", unexpected), ("other shape", shapes)):
             if found:
                 more = f" and {len(found) - 5} more" if len(found) > 5 else ""
-                lines.append(f"{what}: {', '.join(found[:5])}{more}")
+                lines.append(f"{what}: {', '.join(plain(key, 100) for key in found[:5])}{more}")  # a stranger's names
         raise ModelError("\n  ".join(lines))
     broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:

@@ -35,7 +35,7 @@ PAPER = Paper("A paper", "An author", 2020, "https://example.org")
 
 class Soft(Algorithm):
     name, paper = "soft", PAPER
-    default_weights = {"task": 0.1, "soft": 0.9}  # noqa: RUF012
+    default_weights = {"task": 0.1, "soft": 0.9}
     needs = Needs(min_batch=2)
 
     class Options(AlgorithmOptions):
