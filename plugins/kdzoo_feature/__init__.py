@@ -11,5 +11,7 @@ from kdzoo.api import hookimpl
 @hookimpl
 def register_algorithms(register: Callable[[type], Any]) -> None:
     from kdzoo_feature.fitnet import FitNet
+    from kdzoo_feature.review_kd import ReviewKD
 
-    register(FitNet)
+    for algorithm in (FitNet, ReviewKD):
+        register(algorithm)

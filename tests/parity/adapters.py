@@ -20,6 +20,7 @@ from kdzoo_adversarial.adversarial_logits import adv_discriminator_loss, adv_gen
 from kdzoo_attention.at import at_loss
 from kdzoo_data_free.dafl import dafl_activation_loss, dafl_balance_loss, dafl_one_hot_loss
 from kdzoo_feature.fitnet import HintProjector, fitnet_loss
+from kdzoo_feature.review_kd import ReviewKD, review_kd_loss
 from kdzoo_online.dml import dml_loss
 from kdzoo_relation.crd import CRD
 from kdzoo_relation.rkd import rkd_angle_loss, rkd_distance_loss
@@ -105,6 +106,30 @@ def level_of(features: Tensor) -> Level:
 def hint_mse_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
     pairs = zip(numbered(inputs, "student_features"), numbered(inputs, "teacher_features"), strict=True)
     return Answer(torch.stack([fitnet_loss(student, teacher) for student, teacher in pairs]).sum())
+
+
+def review_kd_hcl_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
+    return Answer(review_kd_loss(numbered(inputs, "student_features"), numbered(inputs, "teacher_features")))
+
+
+def review_kd_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
+    # The first map of a case is the stem's, which nothing reviews; its modules are numbered from the deepest up.
+    maps = {
+        who: [*numbered(inputs, f"{who}_features")[1:], inputs[f"{who}_pooled"][:, :, None, None]]
+        for who in ("student", "teacher")
+    }
+    student, teacher = (
+        ModelShapes(tuple(level_of(own) for own in found[:-1]), found[-1].shape[1], 2) for found in maps.values()
+    )
+    options = ReviewKD.Options(warmup_epochs=0)
+    algorithm = ReviewKD(options, Shapes(student, (teacher,), (), 2, 4, (3, 8, 8))).to(maps["student"][0].dtype)
+    ours = {"conv1": "enter", "conv2": "leave", "att_conv.0": "attention"}
+    for name, value in parameters_in(inputs).items():
+        from_deepest, _, rest = name.partition(".")
+        for theirs, mine in ours.items():
+            rest = rest.replace(theirs, mine)
+        plant(algorithm, f"fusions.{len(algorithm.fusions) - 1 - int(from_deepest)}.{rest}", value)
+    return Answer(review_kd_loss(algorithm.review(maps["student"]), maps["teacher"]))
 
 
 def at_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
@@ -220,6 +245,8 @@ ADAPTERS: dict[str, Callable[[Inputs, Hyper], Answer]] = {
     "kd": kd_adapter,
     "kd_ce_form": kd_ce_form_adapter,
     "kd_hybrid": kd_hybrid_adapter,
+    "reviewkd": review_kd_adapter,
+    "reviewkd_hcl": review_kd_hcl_adapter,
     "rkd": rkd_adapter,
     "rkd_angle": rkd_angle_adapter,
     "rkd_distance": rkd_distance_adapter,
