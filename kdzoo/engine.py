@@ -362,18 +362,13 @@ class Engine:
             begin = time.perf_counter()
             teachers = tuple(teacher.outputs(batch) for teacher in job.teachers)
             self._time["teacher"] += time.perf_counter() - begin
-            student = self._run(self._forward_student, job.student_levels, batch.inputs)
-            peers = tuple(self._run(p, lv, batch.inputs) for p, lv in zip(job.peers, job.peer_levels, strict=True))
-
-        def task_loss(logits: Tensor) -> Tensor:
-            if batch is None or job.algorithm.needs.data == "unlabelled":
-                raise ContractError(f"{_title(job.algorithm)}: asked for the task loss, but declared to read no labels")
-            return F.cross_entropy(logits, batch.targets, label_smoothing=job.train.label_smoothing)
-
-        def random(name: str) -> torch.Generator:
-            return self._random(name, clock.step, job.ranks.rank, part)
-
+            student = self._network(self._forward_student, job.student_levels)(batch.inputs)
+            peers = tuple(
+                self._network(p, lv)(batch.inputs) for p, lv in zip(job.peers, job.peer_levels, strict=True)
+            )
+        labels = None if batch is None or job.algorithm.needs.data == "unlabelled" else batch.targets
         handed: Any = batch  # None where the algorithm is handed no data; its author knows
+        # Nothing in here may lead back to this engine: from it one comes to the data, which needs.data may forbid.
         return StepContext(
             batch=handed,
             student=student,
@@ -381,8 +376,8 @@ class Engine:
             peers=peers,
             clock=clock,
             networks=self._networks(),
-            task_loss=task_loss,
-            random=random,
+            task_loss=partial(_task_loss, labels, job.train.label_smoothing, _title(job.algorithm)),
+            random=partial(_random, job.seed, clock.step, job.ranks.rank, part),
             device=job.precision.device,
             batch_size=len(batch.index) if batch is not None else job.batch_size // job.train.accumulate,
             modules={
@@ -393,27 +388,21 @@ class Engine:
             },
         )
 
-    def _random(self, name: str, step: int, rank: int, part: int) -> torch.Generator:
-        return torch.Generator().manual_seed(derive_seed(self.job.seed, "random", name, step, rank, part))
-
     def _networks(self) -> dict[str, Callable[[Tensor], Outputs]]:
         job = self.job
         networks: dict[str, Callable[[Tensor], Outputs]] = {
-            "student": partial(self._run, self._forward_student, job.student_levels)
+            "student": self._network(self._forward_student, job.student_levels)
         }
         for i, (peer, levels) in enumerate(zip(job.peers, job.peer_levels, strict=True)):
-            networks[f"peer_{i}"] = partial(self._run, peer, levels)
+            networks[f"peer_{i}"] = self._network(peer, levels)
         for i, teacher in enumerate(job.teachers):
             networks[f"teacher_{i}"] = teacher.through
         if job.teachers:
             networks["teacher"] = job.teachers[0].through
         return networks
 
-    def _run(self, network: nn.Module, levels: tuple[int, ...], inputs: Tensor) -> Outputs:
-        """A trained network's outputs in float32, whatever it runs in."""
-        with self.job.precision.autocast():
-            outputs = network(inputs, levels=levels, pre_logits=self.job.algorithm.needs.pre_logits)
-        return outputs.float()
+    def _network(self, network: nn.Module, levels: tuple[int, ...]) -> Callable[[Tensor], Outputs]:
+        return partial(_forward, network, levels, self.job.algorithm.needs.pre_logits, self.job.precision)
 
     def _global(self, ctx: StepContext) -> StepContext:
         """The context of the global batch, detached: what ``update`` sees on every rank alike."""
@@ -430,7 +419,7 @@ class Engine:
 
         return replace(
             ctx,
-            random=lambda name: self._random(name, ctx.clock.step, 0, 0),  # the same draws on every rank
+            random=partial(_random, self.job.seed, ctx.clock.step, 0, 0),  # the same draws on every rank
             batch=batch,
             student=whole(ctx.student),
             teachers=tuple(map(whole, ctx.teachers)),
@@ -557,6 +546,25 @@ class Engine:
 
 
 _END: Any = object()
+
+
+def _forward(
+    network: nn.Module, levels: tuple[int, ...], pre_logits: bool, precision: Precision, inputs: Tensor
+) -> Outputs:
+    """A trained network's outputs in float32, whatever it runs in."""
+    with precision.autocast():
+        outputs = network(inputs, levels=levels, pre_logits=pre_logits)
+    return outputs.float()
+
+
+def _task_loss(labels: Tensor | None, smoothing: float, title: str, logits: Tensor) -> Tensor:
+    if labels is None:
+        raise ContractError(f"{title}: asked for the task loss, but declared to read no labels")
+    return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+
+
+def _random(seed: int, step: int, rank: int, part: int, name: str) -> torch.Generator:
+    return torch.Generator().manual_seed(derive_seed(seed, "random", name, step, rank, part))
 
 
 def _split(batch: Batch | None, parts: int) -> list[Batch | None]:
