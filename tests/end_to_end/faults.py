@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import gc
+import json
 import os
 import resource
 import sys
 import time
+import types
 from typing import Any
 
-from kdzoo import building, delivery, engine
+import numpy as np
+import torch
+
+from kdzoo import building, delivery, engine, runner
 from kdzoo.data import Loader
 
 
@@ -149,3 +155,90 @@ def no_steps() -> None:
         raise AssertionError("a step was taken")
 
     engine.Engine._train_step = refuse
+
+
+# --- what an algorithm can reach ------------------------------------------------------------------
+
+
+def shut_training_data() -> None:
+    """Asking for a training batch is an error once the teacher is ready."""
+    train = runner.Runner.train
+    shut = []
+
+    def watched(self: Any, stage: Any) -> Any:
+        shut.append(stage.name != "teacher")
+        try:
+            return train(self, stage)
+        finally:
+            shut.pop()
+
+    def guarded(name: str) -> None:
+        whole = getattr(Loader, name)
+
+        def batches(self: Any, *arguments: Any, **settings: Any) -> Any:
+            if shut and shut[-1]:
+                raise AssertionError(f"{name} was called after the teacher was ready")
+            return whole(self, *arguments, **settings)
+
+        setattr(Loader, name, batches)
+
+    runner.Runner.train = watched
+    for name in ("train_batches", "canonical_batches"):
+        guarded(name)
+
+
+def look_for_images() -> None:
+    """In the student's first step, look for training images in all that the algorithm can reach from its arguments."""
+    train, context = runner.Runner.train, engine.Engine.context
+    data: list[Any] = []
+
+    def watched(self: Any, stage: Any) -> Any:
+        data.append(self.data)
+        return train(self, stage)
+
+    def looking(self: Any, *arguments: Any, **settings: Any) -> Any:
+        ctx = context(self, *arguments, **settings)
+        if self.job.name == "student" and not os.path.exists("reached.json"):
+            with open("reached.json", "w") as file:
+                json.dump(look(data[-1], ctx, self.job.algorithm), file)
+        return ctx
+
+    runner.Runner.train = watched
+    engine.Engine.context = looking
+
+
+def look(data: Any, *starts: Any) -> dict[str, int]:
+    """Count the objects and tensors below ``starts``, and the training images among the tensors' rows."""
+    part = data.parts["train"]
+    known = {np.ascontiguousarray(image).tobytes() for image in part.split.images[part.rows]}
+    pixels = part.split.images[0].size
+    counts = {"objects": 0, "tensors": 0, "images": 0}
+    seen: set[int] = set()
+    kept = list(starts)
+    stack = list(starts)
+    while stack:
+        thing = stack.pop()
+        if id(thing) in seen or isinstance(thing, (type, types.ModuleType, types.CodeType)):
+            continue
+        seen.add(id(thing))
+        kept.append(thing)  # so that no number is given twice
+        counts["objects"] += 1
+        if isinstance(thing, torch.Tensor):
+            counts["tensors"] += 1
+            counts["images"] += images_in(thing.detach().cpu().numpy(), pixels, known)
+        elif isinstance(thing, np.ndarray) and thing.dtype != object:
+            counts["tensors"] += 1
+            counts["images"] += images_in(thing, pixels, known)
+        everywhere = getattr(thing, "__globals__", None)  # of a function: what its whole module sees
+        stack += [below for below in gc.get_referents(thing) if below is not everywhere]
+    return counts
+
+
+def images_in(array: np.ndarray, pixels: int, known: set[bytes]) -> int:
+    """How many rows of an array, as bytes or as shares of 255, are one of the known images."""
+    if array.dtype.kind not in "uif" or array.size == 0 or array.size % pixels:
+        return 0
+    rows = array.reshape(-1, pixels)
+    if array.dtype.kind == "f":
+        rows = np.where(np.abs(rows) <= 1, rows * 255, 0).round()
+    return sum(row.astype(np.uint8).tobytes() in known for row in rows if row.min() >= 0 and row.max() <= 255)
