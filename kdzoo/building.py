@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -182,7 +183,7 @@ class Builder:
 
     def _teacher_object(self, network: Network, levels: Sequence[int], pre_logits: bool, handed: bool) -> Teacher:
         precision = self.precision(network)
-        cache = self.recipe.cache
+        cache = None if os.environ.get("KDZOO_CACHE") == "off" else self.recipe.cache  # the same bits, computed live
         if cache is None or not handed:
             return Teacher(network, levels, pre_logits, precision)
         identity = {"data": self.data_identity(), "seed": self.recipe.seed, "environment": self.environment}
