@@ -23,7 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kdzoo.algorithm import Algorithm
 from kdzoo.device import Precision, check_gradients, seed_generators
-from kdzoo.errors import ContractError, DivergedError, OutOfMemory
+from kdzoo.errors import ContractError, CorruptError, DivergedError, OutOfMemory
 from kdzoo.optimization import Optimized, settings_of
 from kdzoo.parallel import Ranks, use_global_batch_norm
 from kdzoo.types import Batch, Clock, Outputs, StepContext, Update, derive_seed
@@ -522,11 +522,15 @@ class Engine:
             "sums": self._sums,
             "extremes": self._extremes,
             "optimizers": optimizers,
+            "tensors": sorted(tensors),
         }
         return tensors, state
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Continue from a saved state; bit-identical to never having stopped."""
+        absent = sorted(set(state["tensors"]) - tensors.keys())
+        if absent:
+            raise CorruptError(f"stage '{self.job.name}': the saved state lacks {', '.join(absent[:5])}")
         for name, module in self.trained.items():
             module.load_state_dict(_below(tensors, f"network/{name}/"), strict=True)
         own = self.job.algorithm.state_dict(keep_vars=True)

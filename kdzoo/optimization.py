@@ -7,12 +7,16 @@ from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
-from timm.scheduler import create_scheduler_v2
+from timm.scheduler import MultiStepLRScheduler, create_scheduler_v2
 from torch import Tensor, nn
 
 from kdzoo.device import Precision
 from kdzoo.errors import RecipeError, nearest
 from kdzoo.recipe import OptimizerRecipe, TrainRecipe
+
+
+#: Learning rate of the first step of a warm-up, as in timm.
+WARMUP_LR = 1e-5
 
 
 class Optimized:
@@ -123,19 +127,27 @@ def _schedule(optimizer: torch.optim.Optimizer, train: TrainRecipe, steps_per_ep
     schedule = train.schedule
     if schedule.name == "constant" and not schedule.warmup_epochs:
         return None
-    options: dict[str, Any] = {"decay_rate": schedule.decay_rate, "min_lr": schedule.min_lr}
-    if schedule.name == "step":
-        options["decay_epochs"] = schedule.milestones[0]
-    elif schedule.name != "cosine":  # a constant rate with warm-up is one that never reaches its milestone
-        options["decay_milestones"] = list(schedule.milestones) or [train.epochs + 1]
+    if schedule.name in ("multistep", "constant"):
+        return MultiStepLRScheduler(
+            optimizer,
+            decay_t=[milestone * steps_per_epoch + 1 for milestone in schedule.milestones],  # timm's come a step early
+            decay_rate=schedule.decay_rate,
+            warmup_t=schedule.warmup_epochs * steps_per_epoch,
+            warmup_lr_init=WARMUP_LR,
+            warmup_prefix=False,
+            t_in_epochs=False,
+        )
     scheduler, _ = create_scheduler_v2(
         optimizer,
-        sched="multistep" if schedule.name == "constant" else schedule.name,
+        sched=schedule.name,
         num_epochs=train.epochs,
+        decay_epochs=schedule.milestones[0] if schedule.milestones else None,
+        decay_rate=schedule.decay_rate,
+        min_lr=schedule.min_lr,
+        warmup_lr=WARMUP_LR,
         warmup_epochs=schedule.warmup_epochs,
         warmup_prefix=False,
         step_on_epochs=False,
         updates_per_epoch=steps_per_epoch,
-        **options,
     )
     return scheduler
