@@ -14,7 +14,6 @@ from kdzoo.device import Precision
 from kdzoo.errors import RecipeError, nearest
 from kdzoo.recipe import OptimizerRecipe, TrainRecipe
 
-
 #: Learning rate of the first step of a warm-up, as in timm.
 WARMUP_LR = 1e-5
 
