@@ -21,6 +21,7 @@ from kdzoo_attention.at import at_loss
 from kdzoo_data_free.dafl import dafl_activation_loss, dafl_balance_loss, dafl_one_hot_loss
 from kdzoo_feature.fitnet import HintProjector, fitnet_loss
 from kdzoo_feature.review_kd import ReviewKD, review_kd_loss
+from kdzoo_graph.irg import irg_edge_loss, irg_transformation_loss, irg_vertex_loss
 from kdzoo_online.dml import dml_loss
 from kdzoo_relation.crd import CRD
 from kdzoo_relation.rkd import rkd_angle_loss, rkd_distance_loss
@@ -195,6 +196,14 @@ def crd_step(crd: CRD, inputs: Inputs, step: str) -> None:
     crd.remember(*embeddings_of(inputs, step), inputs[f"aux_index{step}"])
 
 
+def irg_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
+    first, second = ((inputs[f"{who}_fm1"], inputs[f"{who}_fm2"]) for who in ("student", "teacher"))
+    layers = [(*maps, inputs[f"{who}_features"]) for who, maps in (("student", first), ("teacher", second))]
+    vertex = irg_vertex_loss(inputs["student_logits"], inputs["teacher_logits"])
+    edge, transformation = irg_edge_loss(*layers), irg_transformation_loss(first, second)
+    return Answer(hyper["w_vert"] * vertex + hyper["w_edge"] * edge + hyper["w_tran"] * transformation)
+
+
 # --- other schemes --------------------------------------------------------------------------
 
 
@@ -242,6 +251,7 @@ ADAPTERS: dict[str, Callable[[Inputs, Hyper], Answer]] = {
     "dml": dml_adapter,
     "fitnet": fitnet_adapter,
     "hint_mse": hint_mse_adapter,
+    "irg": irg_adapter,
     "kd": kd_adapter,
     "kd_ce_form": kd_ce_form_adapter,
     "kd_hybrid": kd_hybrid_adapter,

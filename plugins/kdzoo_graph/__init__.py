@@ -1,0 +1,14 @@
+"""Graph distillation: the student builds the graph of a batch, samples and their relations, that the teacher builds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from kdzoo.api import hookimpl
+from kdzoo_graph.irg import IRG
+
+
+@hookimpl
+def register_algorithms(register: Callable[[type], Any]) -> None:
+    register(IRG)
