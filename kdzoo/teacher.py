@@ -172,7 +172,7 @@ class CachedTeacher(Teacher):
         return [f"features_{i}" for i in range(len(self.levels))]
 
     def _same(self, new: Tensor, old: Tensor) -> bool:
-        # On the CPU one sample's outputs do not depend on the others of its batch, bit for bit; on a GPU they are close.
+        # On the CPU a sample's outputs do not depend on the others of its batch, bit for bit; on a GPU they are close.
         if self.precision.device.type == "cpu":
             return torch.equal(new, old)
         tolerance = 1e-4 if self.precision.dtype is None else 3e-2
