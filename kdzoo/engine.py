@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 #: A weighted term this many times larger than every other is warned about.
 DOMINANT_RATIO = 50.0
+#: Share of the time that saves at the ends of epochs may take; very short epochs are not all saved.
+SAVING_SHARE = 0.05
 
 
 class Plain(Algorithm):
@@ -155,7 +157,7 @@ class Engine:
     def run(self, save: Callable[[Engine], None], stop: Callable[[], bool]) -> bool:
         """Train to the end. ``save`` is called at checkpoints; returns False when ``stop`` asked to stop."""
         job = self.job
-        last_save = time.monotonic()
+        last_save, saving = time.monotonic(), 0.0
         while self.step < job.train.epochs * job.steps_per_epoch:
             epoch, start = divmod(self.step, job.steps_per_epoch)
             if start == 0:
@@ -168,10 +170,13 @@ class Engine:
                 if job.ranks.any(stop()):
                     save(self)
                     return False
-                overdue = time.monotonic() - last_save > job.train.checkpoint_seconds
-                if self.step % job.steps_per_epoch == 0 or job.ranks.any(overdue):
+                now = time.monotonic()
+                overdue = now - last_save > job.train.checkpoint_seconds
+                epoch_over = self.step % job.steps_per_epoch == 0 and now - last_save >= saving / SAVING_SHARE
+                if epoch_over or job.ranks.any(overdue):
                     save(self)
                     last_save = time.monotonic()
+                    saving = last_save - now
         return True
 
     def dry_step(self) -> dict[str, float]:
@@ -363,9 +368,7 @@ class Engine:
             teachers = tuple(teacher.outputs(batch) for teacher in job.teachers)
             self._time["teacher"] += time.perf_counter() - begin
             student = self._network(self._forward_student, job.student_levels)(batch.inputs)
-            peers = tuple(
-                self._network(p, lv)(batch.inputs) for p, lv in zip(job.peers, job.peer_levels, strict=True)
-            )
+            peers = tuple(self._network(p, lv)(batch.inputs) for p, lv in zip(job.peers, job.peer_levels, strict=True))
         labels = None if batch is None or job.algorithm.needs.data == "unlabelled" else batch.targets
         handed: Any = batch  # None where the algorithm is handed no data; its author knows
         # Nothing in here may lead back to this engine: from it one comes to the data, which needs.data may forbid.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 import traceback
 from dataclasses import replace
 from pathlib import Path
@@ -71,6 +72,26 @@ def test_every_step_trains_in_training_mode(tmp_path: Path) -> None:
         engine.run(lambda _: None, lambda: True)
     assert modes == [True, True]
     assert all(part.training for part in job.student.model.modules())
+
+
+# --- checkpoints ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("saving_s", "expected"), [(0.0, [4, 8, 12, 16]), (100.0, [4])])
+def test_saves_at_the_ends_of_epochs_take_a_small_share_of_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saving_s: float, expected: list[int]
+) -> None:
+    passed = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: time.perf_counter() + passed)
+    saved = []
+
+    def save(engine: Engine) -> None:
+        nonlocal passed
+        saved.append(engine.step)
+        passed += saving_s
+
+    assert Engine(tiny_job(tmp_path, {"train": {"epochs": 4}})).run(save, lambda: False)
+    assert saved == expected
 
 
 # --- bf16 -----------------------------------------------------------------------------------
