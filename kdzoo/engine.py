@@ -110,8 +110,8 @@ class Engine:
             job.precision.place(network)
         job.algorithm.to(job.precision.device)
         if job.ranks.world > 1:
-            for network in (job.student, *job.peers):
-                use_global_batch_norm(network)
+            for module in (job.student, *job.peers, job.algorithm):
+                use_global_batch_norm(module)
         self.trained: dict[str, nn.Module] = {"student": job.student.model}
         self.trained |= {f"peer_{i}": peer.model for i, peer in enumerate(job.peers)}
         own = dict(job.algorithm.networks())

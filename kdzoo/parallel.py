@@ -104,36 +104,73 @@ class Ranks:
             dist.destroy_process_group()
 
 
-class GlobalBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation over the global batch, on any device (torch's own SyncBatchNorm needs a GPU)."""
+# --- batch normalisation over the global batch (torch's own SyncBatchNorm needs a GPU) ------------
+
+
+def normalise(norm: nn.BatchNorm1d | nn.BatchNorm2d, input: Tensor) -> Tensor:
+    """Normalise (N, C, ...) by the statistics of all ranks' batches together, and keep them as running ones."""
+    values = input.float()
+    others = [dim for dim in range(input.dim()) if dim != 1]
+    count = torch.tensor(float(values.numel() // values.shape[1]), device=input.device)
+    sums = all_reduce(torch.cat([values.sum(others), count[None]]))
+    total = sums[-1]
+    mean = sums[:-1] / total
+    shape = (-1, *[1] * (input.dim() - 2))
+    centred = values - mean.view(shape)
+    variance = all_reduce(centred.square().sum(others)) / total  # the mean of squares would lose all digits
+    if norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None:
+        with torch.no_grad():
+            norm.num_batches_tracked.add_(1)
+            momentum = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+            norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
+            unbiased = variance * total / (total - 1).clamp(min=1)
+            norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), momentum)
+    normalised = centred * (variance + norm.eps).rsqrt().view(shape)
+    if norm.affine:
+        normalised = normalised * norm.weight.view(shape) + norm.bias.view(shape)
+    return normalised.to(input.dtype)
+
+
+class GlobalBatchNorm1d(nn.BatchNorm1d):
+    """nn.BatchNorm1d over the global batch."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(input)
-        values = input.float()
-        count = torch.tensor(float(values.numel() // values.shape[1]), device=input.device)
-        sums = all_reduce(torch.cat([values.sum((0, 2, 3)), values.square().sum((0, 2, 3)), count[None]]))
-        channels, total = values.shape[1], sums[-1]
-        mean = sums[:channels] / total
-        variance = sums[channels : 2 * channels] / total - mean.square()
-        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
-            momentum = 0.1 if self.momentum is None else self.momentum
-            with torch.no_grad():
-                self.num_batches_tracked.add_(1)
-                self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
-                unbiased = variance * total / (total - 1).clamp(min=1)
-                self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
-        scale = (variance + self.eps).rsqrt()
-        if self.affine:
-            scale = scale * self.weight
-            shift = self.bias - mean * scale
-        else:
-            shift = -mean * scale
-        return (values * scale[:, None, None] + shift[:, None, None]).to(input.dtype)
+        return normalise(self, input) if self.training else super().forward(input)
+
+
+class GlobalBatchNorm2d(nn.BatchNorm2d):
+    """nn.BatchNorm2d over the global batch."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return normalise(self, input) if self.training else super().forward(input)
+
+
+class GlobalBatchNormAct2d(GlobalBatchNorm2d):
+    """timm's BatchNormAct2d, which ends in a dropout and an activation, over the global batch."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(input)))
+
+
+GLOBAL = {
+    "BatchNorm1d": GlobalBatchNorm1d,
+    "BatchNorm2d": GlobalBatchNorm2d,
+    "BatchNormAct2d": GlobalBatchNormAct2d,
+}
 
 
 def use_global_batch_norm(module: nn.Module) -> None:
-    """Turn every BatchNorm2d below ``module`` into one over the global batch; weights and names stay."""
+    """Turn every batch normalisation below ``module`` into one over the global batch; weights and names stay.
+
+    Raises DistributedError for a kind that is unknown here: each process would learn statistics of its own.
+    """
     for child in module.modules():
-        if type(child) is nn.BatchNorm2d:
-            child.__class__ = GlobalBatchNorm2d
+        if not isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) or type(child) in GLOBAL.values():
+            continue
+        kind = type(child).__name__
+        if kind not in GLOBAL:
+            raise DistributedError(
+                f"{kind} cannot be normalised over several processes; known: {', '.join(GLOBAL)}. Run one process, or "
+                "choose another model"
+            )
+        child.__class__ = GLOBAL[kind]
