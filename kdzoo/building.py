@@ -155,7 +155,8 @@ class Builder:
             algorithm = cls(chosen.options if chosen else cls.Options(), shapes)
         precision = self.precision(student)
         teachers = [
-            self._teacher_object(network, levels[1 + i], needs.pre_logits, handed) for i, network in enumerate(taught)
+            self._teacher_object(network, levels[1 + i], needs.pre_logits, handed, part)
+            for i, network in enumerate(taught)
         ]
         steps = self.loader.steps_per_epoch if handed else (train.steps_per_epoch or DATA_FREE_STEPS)
         if train.steps_per_epoch is not None and handed:
@@ -181,7 +182,9 @@ class Builder:
         )
         return job, pairing
 
-    def _teacher_object(self, network: Network, levels: Sequence[int], pre_logits: bool, handed: bool) -> Teacher:
+    def _teacher_object(
+        self, network: Network, levels: Sequence[int], pre_logits: bool, handed: bool, part: int
+    ) -> Teacher:
         precision = self.precision(network)
         cache = None if os.environ.get("KDZOO_CACHE") == "off" else self.recipe.cache  # the same bits, computed live
         if cache is None or not handed:
@@ -197,11 +200,12 @@ class Builder:
             identity=identity,
             verify_fraction=cache.verify_fraction,
             seed=self.recipe.seed,
+            batch_size=part,
         )
         size = teacher.gib_of_a_view(self.data.num_train) * cache.views
         if size > cache.max_gib:
             raise NeedsError(
-                f"cache: {cache.views} views of the teacher's outputs take {size:.1f} GiB, above cache.max_gib: "
+                f"cache: {cache.views} views of the teacher's outputs take {size:.3g} GiB, above cache.max_gib: "
                 f"{cache.max_gib:g}; "
                 "lower cache.views, raise cache.max_gib, or leave out the cache"
             )

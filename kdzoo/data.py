@@ -328,18 +328,19 @@ class Loader:
         batches = self.order(epoch)[: steps * self.batch_size].reshape(steps, world, self.batch_size // world)
         return self._batches("train", list(batches[start_step:, rank]), view, second_view)
 
-    def canonical_batches(self, view: int) -> Iterator[Batch]:
+    def canonical_batches(self, view: int, batch_size: int | None = None) -> Iterator[Batch]:
         """Yield the training split in index order as ``view`` shows it.
 
-        Every ``inputs`` has exactly ``batch_size`` samples: the last batch is filled by repeating samples, so that the
-        same kernels run as in training. ``index`` and ``targets`` hold the samples that count.
+        Every ``inputs`` has exactly ``batch_size`` samples (None: a training batch's): the last batch is filled by
+        repeating samples, so that the same kernels run as in training. ``index`` and ``targets`` hold the samples
+        that count.
         """
-        samples = self.data.num_train
-        steps = -(-samples // self.batch_size)
-        rows = np.arange(steps * self.batch_size) % samples
+        samples, batch_size = self.data.num_train, batch_size or self.batch_size
+        steps = -(-samples // batch_size)
+        rows = np.arange(steps * batch_size) % samples
         valid = samples
-        for batch in self._batches("train", list(rows.reshape(steps, self.batch_size)), view, False):
-            count = min(valid, self.batch_size)
+        for batch in self._batches("train", list(rows.reshape(steps, batch_size)), view, False):
+            count = min(valid, batch_size)
             valid -= count
             yield Batch(batch.inputs, batch.targets[:count], batch.index[:count], view)
 

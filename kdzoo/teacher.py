@@ -85,8 +85,11 @@ class CachedTeacher(Teacher):
         identity: dict[str, Any],
         verify_fraction: float,
         seed: int,
+        batch_size: int | None = None,
     ) -> None:
+        """``batch_size``: of the parts that training asks about, as the size decides the last bits; None: whole ones."""
         super().__init__(network, levels, pre_logits, precision)
+        self._batch_size = batch_size or loader.batch_size
         self.hits = Hits()
         self._store, self._loader = store, loader
         self._verify_fraction, self._seed = verify_fraction, seed
@@ -99,6 +102,7 @@ class CachedTeacher(Teacher):
             "pre_logits": pre_logits,
             "precision": precision.name,
             "channels_last": precision.channels_last,
+            "batch_size": self._batch_size,
             "folded": True,
         }
         self._views: dict[int, dict[str, Tensor]] = {}
@@ -126,7 +130,7 @@ class CachedTeacher(Teacher):
     def _fill(self, folder: Path, view: int) -> None:
         """Answer the whole training split at one view, in index order."""
         parts: dict[str, list[Tensor]] = {}
-        for batch in self._loader.canonical_batches(view):
+        for batch in self._loader.canonical_batches(view, self._batch_size):
             valid = len(batch.index)
             outputs = self.live(batch.inputs)
             parts.setdefault("logits", []).append(outputs.logits[:valid].cpu())
@@ -149,8 +153,8 @@ class CachedTeacher(Teacher):
         if draw >= self._verify_fraction:
             return
         samples = len(batch.index)
-        # As many samples as when they were stored, where a batch is now a part or a process's share of one.
-        rows = torch.arange(max(samples, self._loader.batch_size), device=batch.inputs.device) % samples
+        # As many samples as when they were stored, whatever the batch has.
+        rows = torch.arange(max(samples, self._batch_size), device=batch.inputs.device) % samples
         fresh = _first(self.live(batch.inputs[rows]), samples)
         self.hits.verified += samples
         pairs = [
