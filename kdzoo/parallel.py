@@ -148,6 +148,9 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
 class GlobalBatchNormAct2d(GlobalBatchNorm2d):
     """timm's BatchNormAct2d, which ends in a dropout and an activation, over the global batch."""
 
+    drop: nn.Module
+    act: nn.Module
+
     def forward(self, input: Tensor) -> Tensor:
         return self.act(self.drop(super().forward(input)))
 
@@ -173,4 +176,4 @@ def use_global_batch_norm(module: nn.Module) -> None:
                 f"{kind} cannot be normalised over several processes; known: {', '.join(GLOBAL)}. Run one process, or "
                 "choose another model"
             )
-        child.__class__ = GLOBAL[kind]
+        child.__class__ = GLOBAL[kind]  # type: ignore[assignment]
