@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 from kdzoo.errors import DistributedError
 
@@ -107,17 +106,33 @@ class Ranks:
 # --- batch normalisation over the global batch (torch's own SyncBatchNorm needs a GPU) ------------
 
 
+class SumOverRanks(torch.autograd.Function):
+    """The sum of each rank's tensor; a gradient of the sum is one of every summand."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+
 def normalise(norm: nn.BatchNorm1d | nn.BatchNorm2d, input: Tensor) -> Tensor:
     """Normalise (N, C, ...) by the statistics of all ranks' batches together, and keep them as running ones."""
     values = input.float()
     others = [dim for dim in range(input.dim()) if dim != 1]
     count = torch.tensor(float(values.numel() // values.shape[1]), device=input.device)
-    sums = all_reduce(torch.cat([values.sum(others), count[None]]))
+    sums = SumOverRanks.apply(torch.cat([values.sum(others), count[None]]))
     total = sums[-1]
     mean = sums[:-1] / total
     shape = (-1, *[1] * (input.dim() - 2))
     centred = values - mean.view(shape)
-    variance = all_reduce(centred.square().sum(others)) / total  # the mean of squares would lose all digits
+    variance = SumOverRanks.apply(centred.square().sum(others)) / total  # the mean of squares would lose all digits
     if norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None:
         with torch.no_grad():
             norm.num_batches_tracked.add_(1)
