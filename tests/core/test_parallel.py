@@ -1,0 +1,130 @@
+"""What one process of a run does: nothing at all when it is alone, and the same numbers as alone in a group of one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import timm
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from kdzoo.errors import DistributedError
+from kdzoo.parallel import COLLECTIVE_TIMEOUT, Ranks, use_global_batch_norm
+
+
+def test_a_single_process_is_rank_0_of_1_and_every_call_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORLD_SIZE", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    ranks = Ranks()
+    assert (ranks.world, ranks.rank, ranks.first) == (1, 0, True)
+    assert not dist.is_initialized()
+    values = torch.rand(3)
+    assert ranks.gather(values) is values
+    assert ranks.mean(values) is values
+    assert [ranks.any(flag) for flag in (True, False)] == [True, False]
+    assert ranks.broadcast({"a": 1}) == {"a": 1}
+    reached, unreached = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    reached.grad = gradient = torch.tensor([1.0, 2.0])
+    ranks.average_gradients([reached, unreached])
+    assert (reached.grad is gradient, unreached.grad) == (True, None)
+    ranks.agree("the recipe", "x")
+    ranks.barrier()
+    ranks.close()
+
+
+def test_a_hanging_rank_is_noticed_in_minutes() -> None:
+    assert 60 <= COLLECTIVE_TIMEOUT.total_seconds() <= 600
+
+
+@pytest.fixture
+def group() -> Iterator[None]:
+    """A group of one process, in which sums over all ranks are real collectives."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def trained(norm: nn.Module, inputs: Tensor, steps: int = 3) -> list[Tensor]:
+    """Outputs, gradients and running statistics of a few training steps, and then the answer in eval mode."""
+    seen = []
+    for step in range(steps):
+        given = (inputs * (1 + step)).requires_grad_()
+        outputs = norm(given)
+        outputs.backward(torch.sin(torch.arange(outputs.numel())).view_as(outputs))
+        seen += [outputs.detach(), given.grad]
+    gradients = [parameter.grad for parameter in norm.parameters()]
+    return [*seen, *gradients, *norm.state_dict().values(), norm.eval()(inputs).detach()]
+
+
+def batch(*shape: int, mean: float = 0.5, spread: float = 1.0) -> Tensor:
+    return mean + spread * torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+NORMS = {
+    "plain": lambda: nn.BatchNorm2d(4),
+    "without weights": lambda: nn.BatchNorm2d(4, affine=False),
+    "without statistics": lambda: nn.BatchNorm2d(4, track_running_stats=False),
+    "cumulative": lambda: nn.BatchNorm2d(4, momentum=None),
+    "timm's, with an activation": lambda: timm.layers.BatchNormAct2d(4, act_layer=nn.SiLU),
+}
+
+
+@pytest.mark.usefixtures("group")
+@pytest.mark.parametrize("kind", NORMS)
+def test_normalising_over_one_process_is_batch_normalisation(kind: str) -> None:
+    alone, together = NORMS[kind](), NORMS[kind]()
+    use_global_batch_norm(together)
+    assert type(together) is not type(alone)
+    assert together.state_dict().keys() == alone.state_dict().keys()
+    inputs = batch(8, 4, 5, 3)
+    for got, wanted in zip(trained(together, inputs), trained(alone, inputs), strict=True):
+        torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("group")
+@pytest.mark.parametrize("shape", [(8, 4), (8, 4, 3)])
+def test_one_dimension_is_normalised_too(shape: tuple[int, ...]) -> None:
+    alone, together = nn.BatchNorm1d(4), nn.BatchNorm1d(4)
+    use_global_batch_norm(together)
+    for got, wanted in zip(trained(together, batch(*shape)), trained(alone, batch(*shape)), strict=True):
+        torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("group")
+def test_a_mean_far_from_zero_costs_no_digits() -> None:
+    alone, together = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+    use_global_batch_norm(together)
+    far = batch(16, 4, 6, 5, mean=100.0, spread=0.1)
+    torch.testing.assert_close(together(far), alone(far), atol=1e-3, rtol=0)
+
+
+@pytest.mark.usefixtures("group")
+def test_half_precision_goes_in_and_out() -> None:
+    together = nn.BatchNorm2d(4)
+    use_global_batch_norm(together)
+    assert together(batch(8, 4, 5, 3).bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])
+def test_no_normalisation_of_a_network_is_left_out(name: str) -> None:
+    model = timm.create_model(name)
+    before = sum(isinstance(part, nn.BatchNorm2d) for part in model.modules())
+    use_global_batch_norm(model)
+    use_global_batch_norm(model)  # twice is once
+    kinds = [type(part).__name__ for part in model.modules() if isinstance(part, nn.BatchNorm2d)]
+    assert len(kinds) == before > 5
+    assert all(kind.startswith("Global") for kind in kinds)
+
+
+def test_an_unknown_kind_is_refused() -> None:
+    class Ghost(nn.BatchNorm2d):
+        pass
+
+    with pytest.raises(DistributedError) as caught:
+        use_global_batch_norm(nn.Sequential(Ghost(4)))
+    assert str(caught.value) == (
+        "Ghost cannot be normalised over several processes; known: BatchNorm1d, BatchNorm2d, BatchNormAct2d. Run one "
+        "process, or choose another model"
+    )
