@@ -216,6 +216,7 @@ CHANGES: dict[str, Callable[[Shelf], CachedTeacher]] = {
     "seed": lambda shelf: shelf(network(), identity={"data": "stripes", "seed": 1}),
     "data": lambda shelf: shelf(network(), identity={"data": "dots", "seed": 0}),
     "size": lambda shelf: shelf(network(size=24)),
+    "batch": lambda shelf: shelf(network(), batch_size=4),
 }
 
 
