@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kdzoo.errors import OutputError, RecipeError
 from kdzoo.store import write_bytes
+
+if TYPE_CHECKING:
+    from kdzoo.algorithm import Algorithm
+
+#: Classes that a scaffold uses, so that its own cannot have their names.
+USED = ("Algorithm", "AlgorithmOptions", "Field", "Paper", "StepContext", "Tensor", "None", "True", "False")
 
 ALGORITHM = '''"""{title}: replace this line with what the algorithm does."""
 
@@ -98,8 +105,7 @@ version: 1
 name: {name}
 algorithm: {{name: {algorithm}}}
 models:
-  teacher: {{name: digits_cnn}}
-  student: {{name: digits_cnn_tiny}}
+{models}
 data: {{name: digits, batch_size: 64}}
 train: {{epochs: 10}}
 export: [{{format: onnx}}]
@@ -117,15 +123,35 @@ def write_recipe(name: str, algorithm: str, where: Path, bundled: Path) -> Path:
     if algorithm:
         from kdzoo.zoo import load_zoo
 
-        own = _recipe_of(load_zoo().algorithm(algorithm).name, bundled)
-        text = own.read_text() if own else RECIPE.format(name=name, algorithm=algorithm, file=path.name)
+        cls = load_zoo().algorithm(algorithm)
+        own = _recipe_of(cls.name, bundled)
+        fields = {"name": name, "algorithm": algorithm, "file": path.name}
+        text = own.read_text() if own else RECIPE.format(**fields, models=_models(cls))
     else:
         text = (bundled / "quickstart.yaml").read_text()
-    text = re.sub(r"(?m)^name: .*$", f"name: {name}", text, count=1)
+    text = re.sub(r"(?m)^name: .*$", f"name: {_quoted(name)}", text, count=1)
     text = re.sub(r"(?m)^expected:.*\n?", "", text)  # the published result belongs to the recipe it was measured with
     text = re.sub(r"Run: kdzoo run \S+", f"Run: kdzoo run {path.name}", text)
     _write_new(path, text)
     return path
+
+
+def _quoted(name: str) -> str:
+    """A name as YAML takes it for text, which ``1e3`` or ``true`` would not be."""
+    return name if re.match("[a-z]", name) and name not in ("null", "true", "false") else f'"{name}"'
+
+
+def _models(cls: type[Algorithm]) -> str:
+    """As many models on digits as an algorithm needs at least."""
+    lines = []
+    for kind, model in (("teachers", "digits_cnn"), ("assistants", "digits_cnn_small"), ("peers", "digits_cnn_tiny")):
+        wanted = getattr(cls.needs, kind)
+        least = wanted if isinstance(wanted, int) else wanted[0]
+        if least == 1 and kind == "teachers":
+            lines.append(f"  teacher: {{name: {model}}}")
+        elif least:
+            lines.append(f"  {kind}: [{', '.join([f'{{name: {model}}}'] * least)}]")
+    return "\n".join([*lines, "  student: {name: digits_cnn_tiny}"])
 
 
 def _recipe_of(algorithm: str, bundled: Path) -> Path | None:
@@ -138,16 +164,26 @@ def write_algorithm(name: str, where: Path) -> list[Path]:
 
     Raises RecipeError for a name that no algorithm may have and OutputError when a file is there already.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9_]{0,40}", name):
-        raise RecipeError(f"new algorithm: '{name}' is not lower snake case, e.g. 'my_method'")
+    from kdzoo.algorithm import Algorithm
+    from kdzoo.zoo import load_zoo
+
+    if len(name) > 40 or not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
+        raise RecipeError(f"new algorithm: '{name}' is not lower snake case of up to 40 letters, e.g. 'my_method'")
     title = "".join(part.capitalize() for part in name.split("_"))
+    if title in USED or name == "task":
+        raise RecipeError(f"new algorithm: '{name}' is a name that the scaffold itself uses; choose another")
+    zoo = load_zoo()
+    if name in zoo.algorithms or name in {plugin.name for plugin in zoo.plugins}:
+        raise RecipeError(f"new algorithm: '{name}' is taken by an installed algorithm or plugin; choose another")
     root = where / f"kdzoo-{name.replace('_', '-')}"
     values = {"name": name, "title": title, "dashed": name.replace("_", "-")}
     files = {
         root / "pyproject.toml": PROJECT.format(**values),
         root / f"kdzoo_{name}" / "__init__.py": ALGORITHM.format(**values),
         root / "tests" / f"test_{name}.py": TEST.format(**values),
-        root / f"{name}.yaml": RECIPE.format(name=values["dashed"], algorithm=name, file=f"{name}.yaml"),
+        root / f"{name}.yaml": RECIPE.format(
+            name=_quoted(values["dashed"]), algorithm=name, file=f"{name}.yaml", models=_models(Algorithm)
+        ),
     }
     for path in files:
         if path.exists():
