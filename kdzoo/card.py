@@ -70,7 +70,7 @@ def abilities(cls: type[Algorithm]) -> list[tuple[str, str]]:
     """The "Can I use it?" table, from what the class declares."""
     needs = cls.needs
     data = {"labelled": "labelled", "unlabelled": "no labels needed", "none": "none at all"}[needs.data]
-    cached = rung(cls) == "losses" and needs.data != "none" and cls.needs.teachers != 0
+    cached = rung(cls) != "stages" and needs.data != "none" and cls.needs.teachers != 0
     return [
         ("Teachers", count(needs.teachers)),
         ("Assistants", count(needs.assistants)),
