@@ -124,7 +124,7 @@ class DAFL(Algorithm):
         "perfect_student_scores_zero": "one_hot, activation and balance judge the generator and do not depend on the "
         "student; only kd is 0 when student equals teacher",
         "beats_its_own_start": "96 steps of 8 images are too few for generator and student alike; "
-        "tests/plugins/test_dafl.py has it learn the same task, without data, in 400 steps of 16",
+        "tests/plugins/test_dafl.py has it learn the same task, without data, in 400 steps of 32",
     }
 
     class Options(AlgorithmOptions):

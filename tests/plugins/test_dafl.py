@@ -170,10 +170,10 @@ def test_the_generator_learns_to_please_the_teacher() -> None:
 
 
 def test_a_student_learns_a_task_without_a_sample_of_it(tmp_path: Path) -> None:
-    teacher = {"name": testing.TINY, "args": testing.TEACHER, "train": {"epochs": 8, "steps_per_epoch": 12}}
+    teacher = {"name": testing.TINY, "args": testing.TEACHER, "train": {"epochs": 16, "steps_per_epoch": 12}}
     changes = {
         "models": {"teachers": [teacher]},
-        "data": {"batch_size": 16, "options": {"samples": 128}},
+        "data": {"batch_size": 32, "options": {"samples": 128}},
         "train": {"epochs": 8, "steps_per_epoch": 50, "optimizer": {"lr": 0.05}},
     }
     runner = testing.tiny_runner(DAFL, load_zoo(), tmp_path, changes, {"contrast": 1.5, "width": 32})
