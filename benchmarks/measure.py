@@ -42,7 +42,7 @@ def measure(path: Path, seeds: int, out: Path) -> None:
     content: dict[str, Any] = {
         "recipe": str(path.relative_to(ROOT)),
         "command": f"python benchmarks/measure.py {path.relative_to(ROOT)} --seeds {seeds}",
-        "commit": sorted({str(environment["commit"]) for environment in environments}),
+        "commit": ", ".join(sorted({str(environment["commit"]) for environment in environments})),
         "hardware": f"{processor()}, {environments[0]['environment']['threads']} threads",
         "versions": {name: environments[0]["environment"][name] for name in ("kdzoo", "torch", "timm", "python")},
         "test_samples": results[0]["data"]["test_samples"],
