@@ -86,6 +86,7 @@ packages = ["kdzoo_{name}"]
 TEST = """import pytest
 import torch
 from kdzoo import checks
+
 from kdzoo_{name} import {title}, {name}_loss
 
 
