@@ -22,6 +22,8 @@ from kdzoo_data_free.dafl import dafl_activation_loss, dafl_balance_loss, dafl_o
 from kdzoo_feature.fitnet import HintProjector, fitnet_loss
 from kdzoo_feature.review_kd import ReviewKD, review_kd_loss
 from kdzoo_graph.irg import irg_edge_loss, irg_transformation_loss, irg_vertex_loss
+from kdzoo_multi_teacher.ca_mkd import ca_mkd_feature_loss, ca_mkd_logits_loss, ca_mkd_weights
+from kdzoo_multi_teacher.mt_average import mt_average_losses_loss, mt_average_outputs_loss
 from kdzoo_online.dml import dml_loss
 from kdzoo_relation.crd import CRD
 from kdzoo_relation.rkd import rkd_angle_loss, rkd_distance_loss
@@ -204,6 +206,32 @@ def irg_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
     return Answer(hyper["w_vert"] * vertex + hyper["w_edge"] * edge + hyper["w_tran"] * transformation)
 
 
+# --- several teachers -----------------------------------------------------------------------
+
+
+def mt_avg_softout_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
+    teachers = numbered(inputs, "teacher_logits")
+    return Answer(mt_average_outputs_loss(inputs["student_logits"], teachers, hyper["temperature"]))
+
+
+def mt_avg_loss_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
+    teachers = numbered(inputs, "teacher_logits")
+    return Answer(mt_average_losses_loss(inputs["student_logits"], teachers, hyper["temperature"]))
+
+
+def ca_mkd_logits_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
+    teachers, targets = numbered(inputs, "teacher_logits"), inputs["targets"]
+    loss = ca_mkd_logits_loss(inputs["student_logits"], teachers, targets, hyper["temperature"])
+    return Answer(loss, {"out_weights": ca_mkd_weights(teachers, targets)})
+
+
+def ca_mkd_inter_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
+    student, teacher = numbered(inputs, "student_features"), numbered(inputs, "teacher_features")
+    heads, targets = numbered(inputs, "student_head_logits"), inputs["targets"]
+    loss = ca_mkd_feature_loss(student, teacher, heads, targets)
+    return Answer(loss, {"out_weights": ca_mkd_weights(heads, targets)})
+
+
 # --- other schemes --------------------------------------------------------------------------
 
 
@@ -244,6 +272,8 @@ ADAPTERS: dict[str, Callable[[Inputs, Hyper], Answer]] = {
     "adv_discriminator": adv_discriminator_adapter,
     "adv_generator": adv_generator_adapter,
     "at": at_adapter,
+    "camkd_inter": ca_mkd_inter_adapter,
+    "camkd_logits": ca_mkd_logits_adapter,
     "crd": crd_adapter,
     "dafl_generator": dafl_generator_adapter,
     "dist": dist_adapter,
@@ -255,6 +285,8 @@ ADAPTERS: dict[str, Callable[[Inputs, Hyper], Answer]] = {
     "kd": kd_adapter,
     "kd_ce_form": kd_ce_form_adapter,
     "kd_hybrid": kd_hybrid_adapter,
+    "mt_avg_loss": mt_avg_loss_adapter,
+    "mt_avg_softout": mt_avg_softout_adapter,
     "reviewkd": review_kd_adapter,
     "reviewkd_hcl": review_kd_hcl_adapter,
     "rkd": rkd_adapter,
