@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from kdzoo.api import hookimpl
+from kdzoo_assistant.dgkd import DGKD
 from kdzoo_assistant.takd import TAKD
 
 
 @hookimpl
 def register_algorithms(register: Callable[[type], Any]) -> None:
-    register(TAKD)
+    for algorithm in (DGKD, TAKD):
+        register(algorithm)

@@ -1,0 +1,91 @@
+"""Densely guided distillation over teacher assistants."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdzoo.api import Algorithm, AlgorithmOptions, Needs, Outputs, Paper, Stage, StagePlan, Stages, StepContext
+
+
+def dgkd_loss(student_logits: Tensor, guide_logits: Sequence[Tensor], temperature: float) -> Tensor:
+    """Return temperature^2 times the sum over guides of KL(guide || student) of the softened predictions, in nats.
+
+    Averaged over samples. Only ``student_logits`` receive a gradient.
+
+    Shapes: (N, K), for each guide (N, K) -> scalar.
+    """
+    student = F.log_softmax(student_logits / temperature, dim=1)
+    guides = [F.log_softmax(logits.detach() / temperature, dim=1) for logits in guide_logits]
+    terms = [F.kl_div(student, guide, reduction="batchmean", log_target=True) for guide in guides]
+    return torch.stack(terms).sum() * temperature**2
+
+
+class DGKD(Algorithm):
+    """Makes each assistant and the student match the teacher and all larger assistants at once.
+
+    In a chain of assistants each learns from the one before only, and what that one got wrong is handed down. Here
+    assistant i is taught by the teacher and the assistants 0 to i - 1, the student by all of them:
+    L = sum over guides g of T^2 KL(p_g(T) || p(T)), with T ``temperature``. As a regulariser ``drop`` of the guides,
+    drawn anew in every step, are left out (stochastic teaching). The recipe lists the assistants from the largest to
+    the smallest.
+
+    Reads: logits of the network that is trained and of all its guides, each (N, K).
+    Loss terms: ``kd``: nats times T^2, at least 0, 0 when the network answers as all guides of the step do; sum over
+        classes and guides, mean over samples.
+    Trains: nothing of its own; one stage an assistant and one for the student.   State: none.
+    Raises: nothing.
+    Source: Son, Na, Choi, Hwang, "Densely Guided Knowledge Distillation using Multiple Teacher Assistants", ICCV 2021,
+        https://arxiv.org/abs/2009.08825, section 3, and the authors' code (DGKD).
+    Differs from the paper: 1. one guide always stays, so that the first assistant learns from the teacher in every
+        step; the authors' code can drop all. 2. the divergence is averaged over samples, where the authors' code
+        averages over samples and classes: their lambda is ``loss_weights: {task: 1 - lambda, kd: lambda / K}`` here,
+        for K classes. 3. temperature, weights and ``drop`` are one for all stages. 4. an assistant is selected as the
+        recipe says, on validation data; the authors' code keeps the epoch that does best on test data.
+    Defaults from: the authors' code (temperature 5, drop 1); ``kd`` (task 0.1, kd 0.9).
+    """
+
+    name = "dgkd"
+    paper = Paper(
+        title="Densely Guided Knowledge Distillation using Multiple Teacher Assistants",
+        authors="Son, Na, Choi, Hwang",
+        year=2021,
+        url="https://arxiv.org/abs/2009.08825",
+        equation="section 3",
+    )
+    needs = Needs(teachers=1, assistants=(1, None))
+    default_weights: ClassVar = {"task": 0.1, "kd": 0.9}
+    also_known_as = ("densely_guided_kd", "dense_guidance")
+
+    class Options(AlgorithmOptions):
+        temperature: float = Field(
+            5.0, ge=0.01, le=1000, description="Softens all distributions: 1 leaves them as they are; dimensionless."
+        )
+        drop: int = Field(
+            1,
+            ge=0,
+            le=100,
+            description="How many guides are left out of each step, drawn anew; at least one always stays. 0 for none.",
+        )
+
+    @classmethod
+    def stages(cls, plan: StagePlan) -> Stages:
+        guides = plan.teachers
+        for i, assistant in enumerate(plan.assistants):
+            guides = (*guides, (yield Stage(f"assistant_{i}", assistant, plan.own, guides)))
+        return (yield Stage("student", plan.student, plan.own, guides))
+
+    def losses(self, ctx: StepContext) -> dict[str, Tensor]:
+        logits = [guide.logits for guide in self.guides(ctx)]
+        return {"kd": dgkd_loss(ctx.student.logits, logits, self.options.temperature)}
+
+    def guides(self, ctx: StepContext) -> list[Outputs]:
+        """The guides of this step: all but ``drop`` of them."""
+        order = torch.randperm(len(ctx.teachers), generator=ctx.random("guides")).tolist()
+        kept = max(1, len(order) - self.options.drop)
+        return [ctx.teachers[i] for i in sorted(order[:kept])]
