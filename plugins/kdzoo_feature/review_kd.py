@@ -19,7 +19,7 @@ POOLED = (4, 2, 1)
 def review_kd_loss(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> Tensor:
     """Return the hierarchical context loss: squared differences at full size and pooled to 4, 2 and 1 pixels a side.
 
-    Full size weighs 1, each coarser size that is smaller than the map half of the one before, over their sum. Mean over
+    Full size weighs 1, each coarser size that is less than the height half of the one before, over their sum. Mean over
     samples and elements, sum over levels. Only ``student_features`` receive a gradient.
 
     Shapes: for each level two of the same, (N, C, H, W) -> scalar in squared activation units.
@@ -29,7 +29,7 @@ def review_kd_loss(student_features: Sequence[Tensor], teacher_features: Sequenc
 
 
 def _context_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    sizes = [size for size in POOLED if size < min(student.shape[2:])]
+    sizes = [size for size in POOLED if size < student.shape[2]]
     terms = [F.mse_loss(student, teacher)]
     terms += [F.mse_loss(F.adaptive_avg_pool2d(student, size), F.adaptive_avg_pool2d(teacher, size)) for size in sizes]
     weights = [0.5**i for i in range(len(terms))]
@@ -85,7 +85,7 @@ class ReviewKD(Algorithm):
         https://arxiv.org/abs/2104.09044, section 3, and the authors' code (ReviewKD).
     Differs from the paper: 1. the teacher's maps are those after each level's last activation, where the authors' code
         takes them before it. 2. the warm-up is at 1 / ``warmup_epochs`` in the first epoch, where the authors' begins
-        with 0. 3. a map that is not square is pooled to squares like any other.
+        with 0. 3. maps need not be square.
     Defaults from: the authors' CIFAR-100 code (task 1, review 1, 20 of 240 epochs of warm-up, at most 512 channels);
         its weight differs from pair to pair, from 0.6 to 8.
     """
