@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from kdzoo.recipe import load_recipe
-from kdzoo.runner import commit_of_source
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"

@@ -106,7 +106,7 @@ def _unpacked(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 def _optimizer(modules: nn.Module, settings: dict[str, Any], where: str) -> torch.optim.Optimizer:
     name = str(settings.pop("name", ""))
-    known = list_optimizers()
+    known = [str(name) for name in list_optimizers()]
     if name not in known:
         raise RecipeError(
             f"{where}.name: unknown optimizer '{name}'{nearest(name, known) or ';'} timm knows {len(known)}"

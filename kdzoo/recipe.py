@@ -361,9 +361,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), also: Also | None = N
     return parse_recipe(content, path, overrides, also)
 
 
-def parse_recipe(
-    content: bytes, path: Path, overrides: Sequence[str] = (), also: Also | None = None
-) -> LoadedRecipe:
+def parse_recipe(content: bytes, path: Path, overrides: Sequence[str] = (), also: Also | None = None) -> LoadedRecipe:
     """Read a recipe from the bytes of the file at ``path``; as ``load_recipe``."""
     positions = Positions()
     problems = RecipeProblems(path, positions)

@@ -87,7 +87,7 @@ class CachedTeacher(Teacher):
         seed: int,
         batch_size: int | None = None,
     ) -> None:
-        """``batch_size``: of the parts that training asks about, as the size decides the last bits; None: whole ones."""
+        """``batch_size``: of the parts training asks about, as the size decides the last bits; None: whole ones."""
         super().__init__(network, levels, pre_logits, precision)
         self._batch_size = batch_size or loader.batch_size
         self.hits = Hits()

@@ -54,7 +54,8 @@ class AT(Algorithm):
     Trains: nothing of its own.   State: none.
     Raises: NeedsError if no levels can be paired (by the core), or every pair is a single pixel, whose map is always 1.
     Source: Zagoruyko, Komodakis, "Paying More Attention to Attention: Improving the Performance of Convolutional Neural
-        Networks via Attention Transfer", ICLR 2017, https://arxiv.org/abs/1612.03928, section 3.1, and the authors' code.
+        Networks via Attention Transfer", ICLR 2017, https://arxiv.org/abs/1612.03928, section 3.1, and the
+        authors' code.
     Differs from the paper: 1. the mean of squares, as in the authors' code, where the paper has the length of the
         difference. 2. ``p`` is even, so that no absolute value is needed. 3. maps of different size are averaged to the
         smaller one. 4. the activations are those after each level's last block, whatever the backbone.

@@ -206,7 +206,8 @@ def test_too_large_a_cache_is_refused_before_any_training(cli: CommandLine) -> N
     refused(
         ended,
         2,
-        "cache: 1000 views of the teacher's outputs take 0.0335 GiB, above cache.max_gib: 0.01; lower cache.views, raise "
+        "cache: 1000 views of the teacher's outputs take 0.0335 GiB, above cache.max_gib: 0.01; lower "
+        "cache.views, raise "
         "cache.max_gib, or leave out the cache",
     )
     assert "training" not in ended.err
