@@ -169,7 +169,7 @@ def write_algorithm(name: str, where: Path) -> list[Path]:
     from kdzoo.zoo import load_zoo
 
     if len(name) > 40 or not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
-        raise RecipeError(f"new algorithm: '{name}' is not lower snake case of up to 40 letters, e.g. 'my_method'")
+        raise RecipeError(f"new algorithm: '{name}' is not lower snake case, e.g. 'my_method'")
     title = "".join(part.capitalize() for part in name.split("_"))
     if title in USED or name == "task":
         raise RecipeError(f"new algorithm: '{name}' is a name that the scaffold itself uses; choose another")
