@@ -67,12 +67,13 @@ def run(
 ) -> None:
     """Train teacher, control and student, export, and write a report."""
     folder, results = _run(recipe, _all_overrides(override, device, seed), out, new, resume)
-    if results is not None:
-        from kdzoo.report import comparison_table
+    if results is None:
+        return
+    from kdzoo.report import comparison_table
 
-        print(comparison_table(results))
-        for warning in results["warnings"]:
-            print(f"warning: {warning}", file=sys.stderr)
+    print(comparison_table(results))
+    for warning in results["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
     print(f"run folder: {folder}")
 
 
@@ -87,14 +88,22 @@ def _run(
         probe_writable(out)
     plan, zoo = _resolve(recipe, overrides)
 
-    from kdzoo.errors import Interrupted, KdzooError
     from kdzoo.parallel import Ranks
+
+    ranks = Ranks()
+    with ranks.together():
+        return _run_together(ranks, plan, zoo, out, new, resume)
+
+
+def _run_together(
+    ranks: Any, plan: Any, zoo: Any, out: Path, new: bool, resume: bool
+) -> tuple[Path, dict[str, Any] | None]:
+    from kdzoo.errors import Interrupted, KdzooError
     from kdzoo.recipe import dump_recipe, recipe_hash
     from kdzoo.run_folder import RunFolder
     from kdzoo.runner import Runner
     from kdzoo.store import Store
 
-    ranks = Ranks()
     ranks.agree("the recipe", recipe_hash(plan.recipe))
     display = Display() if ranks.first else _quiet()
     folder = None
@@ -112,8 +121,11 @@ def _run(
         )
     place = ranks.broadcast(str(folder.root) if folder else "")
     folder = folder or RunFolder.view(Path(place))
+    ranks.barrier()  # before the first one may abandon it
     with _signals() as stop, folder:
         if folder.finished:
+            if not ranks.first:
+                return folder.root, None
             print(f"already finished: {folder.root}")
             return folder.root, folder.read_json("results.json")
         if folder.resumed:

@@ -6,8 +6,9 @@ update several networks in turn (docs/decisions/0005-gradient-averaging.md).
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -97,6 +98,19 @@ class Ranks:
     def barrier(self) -> None:
         if self.world > 1:
             dist.barrier()
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Raise DistributedError where a collective fails because another process ended or hangs."""
+        try:
+            yield
+        except RuntimeError as error:  # what gloo raises has no class of its own
+            if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+                raise
+            raise DistributedError(
+                "another process of this run ended or does not answer; its own last words tell why. Start all of them "
+                f"again to go on from the last checkpoint\n  {str(error).splitlines()[0]}"
+            ) from error
 
     def close(self) -> None:
         if self.world > 1 and dist.is_initialized():

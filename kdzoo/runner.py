@@ -290,15 +290,15 @@ class Runner:
         if loaded is None:
             return
         tensors, state = loaded
-        if state["key"] != key:
-            raise ResumeError(
-                f"stage '{name}' was begun by other code, versions, threads or hardware than now, so it cannot be "
-                "continued bit for bit; start a new run with --new"
-            )
         if state["world"] != self.ranks.world:
             raise ResumeError(
                 f"stage '{name}' was begun by {state['world']} processes and cannot be continued by "
                 f"{self.ranks.world}; start {state['world']}, or a new run with --new"
+            )
+        if state["key"] != key:
+            raise ResumeError(
+                f"stage '{name}' was begun by other code, versions, threads or hardware than now, so it cannot be "
+                "continued bit for bit; start a new run with --new"
             )
         engine.restore(tensors, state)
         self.display.note(f"stage '{name}' resumed at step {engine.step}")
