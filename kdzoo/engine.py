@@ -173,7 +173,7 @@ class Engine:
                 now = time.monotonic()
                 overdue = now - last_save > job.train.checkpoint_seconds
                 epoch_over = self.step % job.steps_per_epoch == 0 and now - last_save >= saving / SAVING_SHARE
-                if epoch_over or job.ranks.any(overdue):
+                if job.ranks.any(epoch_over or overdue):  # clocks differ, so all have to be asked
                     save(self)
                     last_save = time.monotonic()
                     saving = last_save - now
