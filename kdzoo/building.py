@@ -268,13 +268,15 @@ class Builder:
 
 
 def _source_hash(cls: type) -> str:
-    """Hash of the modules that an algorithm's class and its bases are written in, up to the contract."""
-    files = {
-        inspect.getsourcefile(c)
-        for c in cls.__mro__
-        if c.__module__.split(".")[0] not in ("torch", "builtins", "kdzoo")
-    }
-    return hashlib.sha256(b"".join(Path(f).read_bytes() for f in sorted(f for f in files if f))).hexdigest()
+    """Hash of all that an algorithm may be written in: the packages of its class and bases, up to the contract."""
+    files: set[Path] = set()
+    for base in cls.__mro__:
+        if base.__module__.split(".")[0] in ("torch", "builtins", "kdzoo"):
+            continue
+        source = Path(inspect.getsourcefile(base) or "")
+        package = (source.parent / "__init__.py").exists()
+        files |= set(source.parent.rglob("*.py")) if package else {source}
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files) if path.is_file())).hexdigest()
 
 
 def _core_hash() -> str:
