@@ -6,8 +6,10 @@ Each check is a sentence and a function of a ``Bench``. An algorithm states an e
 
 from __future__ import annotations
 
+import inspect
 import json
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,11 +19,11 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdzoo.algorithm import Algorithm
 from kdzoo.card import docstring_parts, rung
-from kdzoo.engine import Engine, Job
+from kdzoo.engine import Engine, Job, Progress
 from kdzoo.errors import KdzooError, NeedsError
 from kdzoo.models import save_ready, weights_sha256
 from kdzoo.run_folder import RunFolder
@@ -127,7 +129,7 @@ def run_steps(engine: Engine, count: int) -> dict[str, Tensor]:
     return {key: value.clone() for key, value in engine.job.student.model.state_dict().items()}
 
 
-def updates_of(engine: Engine, ctx: StepContext, train: bool = False) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+def updates_of(engine: Engine, ctx: StepContext) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
     """The updates of one step, without taking any optimizer step."""
     engine.job.algorithm.train(True)
     for update in engine.job.algorithm.step(ctx):
@@ -290,18 +292,37 @@ def student_gets_gradient_from_distillation_alone(bench: Bench) -> None:
 
 
 def own_parameters_all_train(bench: Bench) -> None:
-    """Every parameter of the algorithm is reached by a gradient, and each of its modules moves."""
+    """The algorithm's parameters are registered in its constructor, and a gradient reaches each of its modules."""
     engine = bench.engine()
-    own = dict(engine.job.algorithm.named_parameters())
+    algorithm = engine.job.algorithm
+    own = dict(algorithm.named_parameters())
+    moved: set[str] = set()
+
+    def note(progress: Progress) -> None:  # weight decay moves a parameter too, so it is the gradient that counts
+        moved.update(part_of(name) for name, value in own.items() if value.grad is not None and value.grad.any())
+
+    engine.on_progress = note
+    run_steps(engine, 4)
+    late = [name for name, _ in algorithm.named_parameters() if name not in own]
+    ensure(not late, f"made during training, so in no optimizer: {', '.join(late)}")
+    unregistered = [name for name, value in vars(algorithm).items() if holds_modules(value)]
+    ensure(not unregistered, f"holds modules in a plain list or dict, so in no optimizer: {', '.join(unregistered)}")
     if not own:
         raise Vacuous("it has no parameters of its own")
-    before = {name: value.detach().clone() for name, value in own.items()}
-    run_steps(engine, 4)
     unreached = [name for name, value in own.items() if value.requires_grad and value.grad is None]
     ensure(not unreached, f"reached by no gradient: {', '.join(unreached)}")
-    moved = {name.split(".")[0] for name, value in own.items() if not torch.equal(before[name], value)}
-    still = {name.split(".")[0] for name, value in own.items() if value.requires_grad} - moved
-    ensure(not still, f"never trained: {', '.join(sorted(still))}")
+    still = {part_of(name) for name, value in own.items() if value.requires_grad} - moved
+    ensure(not still, f"its gradient is always zero: {', '.join(sorted(still))}")
+
+
+def part_of(parameter: str) -> str:
+    return parameter.split(".")[0]
+
+
+def holds_modules(value: Any) -> bool:
+    """Whether a plain list or dict holds modules or parameters, which torch does not see there."""
+    content = list(value.values()) if isinstance(value, dict) else value
+    return isinstance(content, list | tuple) and any(isinstance(part, nn.Module | nn.Parameter) for part in content)
 
 
 # --- the same again ---------------------------------------------------------------------------
@@ -507,7 +528,16 @@ def run_check(
             return Outcome(name, "vacuous", str(reason_given))
         except (CheckFailed, KdzooError) as error:
             return Outcome(name, "failed", str(error))
+        except Exception as error:  # whatever an algorithm raises is its failure, and the other checks still run
+            return Outcome(name, "failed", f"{type(error).__name__}: {error}{_place(error, cls)}")
     return Outcome(name, "passed")
+
+
+def _place(error: Exception, cls: type[Algorithm]) -> str:
+    """Where in the algorithm's own source an error came from."""
+    own = inspect.getsourcefile(cls)
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == own]
+    return f" ({own}, line {lines[-1]})" if lines else ""
 
 
 def run_checks(cls: type[Algorithm], zoo: Zoo | None = None) -> Iterator[Outcome]:
