@@ -233,7 +233,9 @@ class Engine:
                 for ctx in contexts:
                     with torch.no_grad():
                         job.algorithm.update(self._global(ctx))
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
+                raise
             raise OutOfMemory(
                 f"stage '{job.name}': out of memory at batch size {job.batch_size}; lower data.batch_size, raise "
                 f"train.accumulate (same batch in smaller parts), or choose precision: bf16\n  {error}"
@@ -348,7 +350,8 @@ class Engine:
             "stage": self.job.name,
             "step": self.step,
             "what": what,
-            "sample_indices": [i for batch in parts if batch is not None for i in batch.index.tolist()],
+            # of the whole batch: the terms were averaged over all processes, so each of them comes here
+            "sample_indices": [i for batch in parts if batch for i in self.job.ranks.gather(batch.index).tolist()],
             "view": next((batch.view for batch in parts if batch is not None), None),
         }
         return error
@@ -553,6 +556,12 @@ class Engine:
 
 
 _END: Any = object()
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out; on the CPU torch says so in words only."""
+    words = ("can't allocate memory", "not enough memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in words)
 
 
 def _forward(
