@@ -308,6 +308,38 @@ def test_needs_that_are_not_met_are_refused_before_any_training(cli: CommandLine
     )
 
 
+HARMFUL = {"PYTHONPATH": str(PLUGINS / "harmful")}
+
+
+def test_a_teacher_that_changed_is_found(cli: CommandLine, trained: Trained) -> None:
+    stock(cli.place / "out", trained.folder, "teacher")
+    ended = cli("run", cli.recipe({"algorithm": {"name": "meddling"}}), "--out", "out", env=HARMFUL)
+    refused(ended, 3, "stage 'student': the teacher's weights or buffers changed during training")
+    assert not (run_folder(cli.place / "out") / "results.json").exists()
+
+
+def test_too_little_memory_is_told_with_what_helps(cli: CommandLine, trained: Trained) -> None:
+    stock(cli.place / "out", trained.folder, "teacher")
+    ended = cli("run", cli.recipe({"algorithm": {"name": "greedy"}}), "--out", "out", env=HARMFUL)
+    assert ended.code == 7, ended
+    assert "Traceback" not in ended.err
+    assert (
+        "error: stage 'student': out of memory at batch size 32; lower data.batch_size, raise train.accumulate (same "
+        "batch in smaller parts), or choose precision: bf16\n" in ended.err
+    )
+
+
+def test_an_exported_file_that_is_not_the_student_is_rejected(cli: CommandLine, trained: Trained) -> None:
+    stock(cli.place / "out", trained.folder, "teacher", "student")
+    ended = cli("run", cli.recipe({"export": [{"format": "swapped"}]}), "--out", "out", env=HARMFUL)
+    assert ended.code == 9, ended
+    assert "Traceback" not in ended.err
+    assert "error: export/student.npz: not the student, kept as student.npz.rejected\n" in ended.err
+    assert "logits" in ended.err.splitlines()[-2]
+    exported = run_folder(cli.place / "out") / "export"
+    assert [path.name for path in exported.iterdir()] == ["student.npz.rejected"]
+
+
 def test_no_temporary_file_outlives_a_refusal(cli: CommandLine) -> None:
     cli("run", cli.recipe(), "--out", "out", "--device", "cuda", env={"CUDA_VISIBLE_DEVICES": ""})
     assert not [path for path in (cli.place / "out").rglob("*") if TEMPORARY.fullmatch(path.name)]

@@ -160,4 +160,4 @@ def test_help_needs_no_plugin(cli: CommandLine) -> None:
 
 def test_every_broken_plugin_of_the_fixtures_is_tried() -> None:
     folders = {path.name for path in Path(PLUGINS).iterdir() if path.is_dir()}
-    assert folders == {*MISBEHAVING, "exploding"}
+    assert folders == {*MISBEHAVING, "exploding", "harmful"}
