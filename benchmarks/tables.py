@@ -1,0 +1,114 @@
+"""Write the tables of README.md from the measured files in results/: python benchmarks/tables.py"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+README = HERE / "README.md"
+LOOPS = {
+    "plain": "plain loop",
+    "hand auto": "hand-written, precision as `auto` picks",
+    "engine auto": "engine, `auto`",
+    "hand fp32": "hand-written, fp32",
+    "engine fp32": "engine, `fp32`",
+    "engine alone": "engine, student alone",
+    "engine cached": "engine, teacher's answers in the cache",
+}
+RATIOS = {
+    "plain / engine auto": "plain / engine",
+    "plain / floor": "plain / floor, the most that is possible",
+    "plain / amortised": "plain / engine with a cache, filling included",
+    "engine auto / hand auto": "engine / hand-written",
+    "engine fp32 / hand fp32": "the same in fp32",
+    "engine cached / engine alone": "cached / student alone",
+}
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def source(result: Mapping[str, Any]) -> str:
+    threads = "1 thread" if result["threads"] == 1 else f"{result['threads']} threads"
+    return (
+        f"{result['cpu_model']}, {result['isa']}, {threads}; torch {result['torch']}, timm {result['timm']}, Python "
+        f"{result['python']}; commit {result['commit']}\n`{result['command']}`\n\n"
+    )
+
+
+def step_time(result: Mapping[str, Any]) -> str:
+    pairs = result["pairs"]
+    rows = [[label, *(f"{pair['median_ms'][name]:.4g}" for pair in pairs)] for name, label in LOOPS.items()]
+    spread = pairs[0]["amortised_over"]
+    rows.append(
+        [
+            f"the same, filling {spread['views']} views spread over {spread['epochs']} epochs",
+            *(f"{pair['amortised_ms']:.4g}" for pair in pairs),
+        ]
+    )
+    floors = [pair["floor_ms"][pair["precision"]["teacher"].split()[0]] for pair in pairs]
+    rows.append(["floor: the step's multiply-adds as one matrix product", *(f"{floor:.4g}" for floor in floors)])
+    head = ["ms a step, median", *(pair["pair"] for pair in pairs)]
+    shown = [[label, *(f"{pair['ratios'][name]:.2f}" for pair in pairs)] for name, label in RATIOS.items()]
+    runs_in = [["student", *(pair["precision"]["student"] for pair in pairs)]]
+    runs_in.append(["teacher", *(pair["precision"]["teacher"] for pair in pairs)])
+    return source(result) + table(head, runs_in + rows) + "\n\n" + table(["ratio", *head[1:]], shown)
+
+
+def precision_speed(result: Mapping[str, Any]) -> str:
+    ways = list(result["networks"][0]["step_ms"])
+    head = ["network", "MACs, M", *ways, "`auto` takes"]
+    text = source(result)
+    for what, title in (("step", "Training step"), ("answer", "Answer, BatchNorm folded")):
+        rows = []
+        for entry in result["networks"]:
+            times = entry[f"{what}_ms"]
+            best = min(times.values())
+            cells = [f"**{times[way]:.3g}**" if times[way] == best else f"{times[way]:.3g}" for way in ways]
+            rows.append([entry["network"], f"{entry['macs'] / 1e6:.3g}", *cells, entry["auto"]])
+        text += f"{title}, ms at batch {result['batch_size']}; the fastest in bold:\n\n{table(head, rows)}\n\n"
+    return text.strip()
+
+
+def precision_accuracy(result: Mapping[str, Any]) -> str:
+    names = list(next(iter(result["accuracy"].values())))
+    rows = []
+    for arm, entry in result["accuracy"].items():
+        rows.append([arm, *(f"{entry[name]['mean']:.2f} +- {entry[name]['std']:.2f}" for name in names), ""])
+    for arm, entry in result["gains"].items():
+        cells = (f"{entry[name]['mean']:+.2f} +- {entry[name]['standard_error']:.2f}" for name in (*names, "all"))
+        rows.append([f"{arm} minus fp32", *cells])
+    words = (
+        f"Top-1, percent of {result['test_samples']} test samples, mean +- standard deviation over "
+        f"{len(result['seeds'])} seeds; below, points paired by seed, mean +- standard error:\n\n"
+    )
+    return source(result) + words + table(["arm", *names, "all three"], rows)
+
+
+TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "step_time": step_time,
+    "precision_speed": precision_speed,
+    "precision_accuracy": precision_accuracy,
+}
+
+
+def filled(text: str) -> str:
+    """The page with the table of every results file between its two marks."""
+    for name, make in TABLES.items():
+        result = json.loads((HERE / "results" / f"{name}.json").read_text())
+        mark = f"<!-- {name} -->\n"
+        before, found, rest = text.partition(mark)
+        _, end, after = rest.partition("\n<!-- end -->")
+        if not found or not end:
+            raise ValueError(f"{README}: no place for the table of {name}")
+        text = before + mark + make(result) + end + after
+    return text
+
+
+if __name__ == "__main__":
+    README.write_text(filled(README.read_text()))
