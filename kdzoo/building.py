@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from kdzoo.engine import Job, Plain
 from kdzoo.errors import NeedsError
 from kdzoo.evaluation import predict
 from kdzoo.levels import Pairing
-from kdzoo.models import Network, build_network, pair_levels, shapes_of
+from kdzoo.models import Network, build_network, pair_levels, registering_module, shapes_of
 from kdzoo.parallel import Ranks
 from kdzoo.recipe import Recipe, TrainRecipe
 from kdzoo.resolve import Plan, ResolvedAlgorithm
@@ -250,6 +251,7 @@ class Builder:
             {
                 "format": STAGE_FORMAT,
                 "model": asdict(stage.model),
+                "architectures": [_model_hash(spec.name) for spec in (stage.model, *stage.peers)],
                 "algorithm": algorithm,
                 "teachers": [teacher.key for teacher in stage.teachers],
                 "peers": [asdict(peer) for peer in stage.peers],
@@ -269,11 +271,19 @@ class Builder:
 
 def _source_hash(cls: type) -> str:
     """Hash of all that an algorithm may be written in: the packages of its class and bases, up to the contract."""
+    ours = [base for base in cls.__mro__ if base.__module__.split(".")[0] not in ("torch", "builtins", "kdzoo")]
+    return _packages_hash(Path(inspect.getsourcefile(base) or "") for base in ours)
+
+
+def _model_hash(name: str) -> str | None:
+    """The same of a plugin's model; None for timm's own, which the environment holds."""
+    module = registering_module(name)
+    return None if module is None else _packages_hash([Path(inspect.getsourcefile(sys.modules[module]) or "")])
+
+
+def _packages_hash(sources: Iterable[Path]) -> str:
     files: set[Path] = set()
-    for base in cls.__mro__:
-        if base.__module__.split(".")[0] in ("torch", "builtins", "kdzoo"):
-            continue
-        source = Path(inspect.getsourcefile(base) or "")
+    for source in sources:
         package = (source.parent / "__init__.py").exists()
         files |= set(source.parent.rglob("*.py")) if package else {source}
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files) if path.is_file())).hexdigest()

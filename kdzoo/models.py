@@ -112,8 +112,7 @@ class Network(nn.Module):
     @property
     def module_to_import(self) -> str | None:
         """The module whose import registers this model with timm; None for timm's own."""
-        module = timm.model_entrypoint(self.spec.name).__module__
-        return None if module.split(".")[0] == "timm" else module
+        return registering_module(self.spec.name)
 
     def with_model(self, model: nn.Module) -> Network:
         """The same preprocessing around another copy of the model, e.g. a moving average of its weights."""
@@ -184,6 +183,12 @@ def _overstrided(model: nn.Module) -> Iterator[list[str]]:
 
 
 # --- building -------------------------------------------------------------------------------
+
+
+def registering_module(name: str) -> str | None:
+    """The module whose import registers a model with timm; None for timm's own and for unknown ones."""
+    module = timm.model_entrypoint(name).__module__ if timm.is_model(name) else "timm"
+    return None if module.split(".")[0] == "timm" else module
 
 
 @dataclass(frozen=True)
