@@ -36,8 +36,7 @@ def forget_the_optimizer() -> None:
     restore = engine.Engine.restore
 
     def forgetful(self: Any, tensors: Any, state: Any) -> None:
-        kept = {name: value for name, value in tensors.items() if not name.startswith("optimizer/")}
-        restore(self, kept, state)
+        restore(self, {n: t * 0 if n.startswith("optimizer/") else t for n, t in tensors.items()}, state)
 
     engine.Engine.restore = forgetful
 
