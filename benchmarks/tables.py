@@ -60,6 +60,23 @@ def step_time(result: Mapping[str, Any]) -> str:
     return source(result) + table(head, runs_in + rows) + "\n\n" + table(["ratio", *head[1:]], shown)
 
 
+def variants(result: Mapping[str, Any]) -> str:
+    pairs = result["pairs"]
+    rows = [
+        [
+            name,
+            *(
+                cell
+                for pair in pairs
+                for cell in (f"{pair['median_ms'][name]:.4g}", f"{pair['first_call_s'][name]:.1f}")
+            ),
+        ]
+        for name in pairs[0]["median_ms"]
+    ]
+    head = ["", *(cell for pair in pairs for cell in (f"{pair['pair']}: ms", "first call, s"))]
+    return source(result) + table(head, rows)
+
+
 def precision_speed(result: Mapping[str, Any]) -> str:
     ways = list(result["networks"][0]["step_ms"])
     head = ["network", "MACs, M", *ways, "`auto` takes"]
@@ -92,6 +109,7 @@ def precision_accuracy(result: Mapping[str, Any]) -> str:
 
 TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "step_time": step_time,
+    "variants": variants,
     "precision_speed": precision_speed,
     "precision_accuracy": precision_accuracy,
 }
@@ -101,12 +119,12 @@ def filled(text: str) -> str:
     """The page with the table of every results file between its two marks."""
     for name, make in TABLES.items():
         result = json.loads((HERE / "results" / f"{name}.json").read_text())
-        mark = f"<!-- {name} -->\n"
+        mark = f"<!-- {name} -->"
         before, found, rest = text.partition(mark)
-        _, end, after = rest.partition("\n<!-- end -->")
+        _, end, after = rest.partition("<!-- end -->")
         if not found or not end:
             raise ValueError(f"{README}: no place for the table of {name}")
-        text = before + mark + make(result) + end + after
+        text = f"{before}{mark}\n{make(result)}\n{end}{after}"
     return text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import time
 import traceback
@@ -142,3 +143,19 @@ def _gradient(images: Tensor, weight: Tensor, stride: int, dtype: torch.dtype) -
     torch.conv2d(inputs, weight, None, stride, weight.shape[2] // 2).sum().backward()
     assert weight.grad is not None
     return weight.grad.float()
+
+
+# --- published numbers ----------------------------------------------------------------------
+
+
+def test_the_tables_of_the_benchmarks_are_those_of_their_results() -> None:
+    root = Path(__file__).parents[2]
+    script = root / "benchmarks" / "tables.py"
+    spec = importlib.util.spec_from_file_location("tables", script)
+    assert spec is not None
+    assert spec.loader is not None
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    text = (root / "benchmarks" / "README.md").read_text()
+    assert tables.filled(text) == text, "run python benchmarks/tables.py"
+    assert sorted(path.stem for path in (script.parent / "results").glob("*.json")) == sorted(tables.TABLES)
