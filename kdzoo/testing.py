@@ -10,7 +10,7 @@ import numpy as np
 
 from kdzoo.algorithm import Algorithm
 from kdzoo.offers import ArraySplit, DataSource, DataSplits, OfferOptions
-from kdzoo.recipe import Recipe
+from kdzoo.recipe import ModelRecipe, Recipe
 from kdzoo.resolve import Plan, resolve_algorithm
 from kdzoo.run_folder import RunFolder
 from kdzoo.runner import Runner
@@ -109,22 +109,25 @@ def tiny_runner(
     zoo = zoo.with_algorithm(cls)
     recipe = tiny_recipe(cls, changes)
     chosen, delegate = resolve_algorithm(cls.name, options or {}, {}, zoo)
-    spec = lambda model: ModelSpec(model.name, model.weights, model.args, model.train or {})  # noqa: E731
     plan = Plan(
         recipe=recipe,
         path=Path("conformance.yaml"),
         algorithm=chosen,
         delegate=delegate,
-        student=spec(recipe.models.student),
-        teachers=tuple(map(spec, recipe.models.all_teachers)),
-        assistants=tuple(map(spec, recipe.models.assistants)),
-        peers=tuple(map(spec, recipe.models.peers)),
+        student=_spec(recipe.models.student),
+        teachers=tuple(map(_spec, recipe.models.all_teachers)),
+        assistants=tuple(map(_spec, recipe.models.assistants)),
+        peers=tuple(map(_spec, recipe.models.peers)),
         source=Stripes(Stripes.Options(**_stripes(changes))),
         exporters=(),
         trackers=(),
         provenance={},
     )
     return Runner(plan, zoo, folder, Store(root / "store"))
+
+
+def _spec(model: ModelRecipe) -> ModelSpec:
+    return ModelSpec(model.name, model.weights, model.args, model.train or {}, model.mean, model.std, model.size)
 
 
 def _stripes(changes: Mapping[str, Any] | None) -> dict[str, Any]:
