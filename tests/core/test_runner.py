@@ -1,0 +1,630 @@
+"""A plan from its first teacher to results.json: what is trained, replayed, logged, imported and refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from tiny_algorithms import PAPER, Alone, Couple, Match, same_bits
+
+from kdzoo import delivery
+from kdzoo import runner as runners
+from kdzoo.api import Algorithm, Needs, Stage, Tracker
+from kdzoo.engine import Engine
+from kdzoo.errors import ContractError, DivergedError, Interrupted, KdzooError, ModelError, ResumeError
+from kdzoo.evaluation import predict
+from kdzoo.models import save_ready
+from kdzoo.recipe import recipe_hash
+from kdzoo.run_folder import RunFolder
+from kdzoo.runner import GO_ON, Runner, commit_of_source
+from kdzoo.store import read_tensors
+from kdzoo.testing import TEACHER, TINY, tiny_recipe, tiny_runner
+from kdzoo.types import StageResult
+from kdzoo.zoo import load_zoo
+
+Student = dict[str, torch.Tensor]
+
+
+class Screen:
+    """A display that remembers."""
+
+    def __init__(self) -> None:
+        self.stages: list[tuple[str, str]] = []
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def stage(self, name: str, state: str) -> None:
+        self.stages.append((name, state))
+
+    def progress(self, progress: Any) -> None: ...
+
+
+@dataclasses.dataclass
+class Ran:
+    """A finished or interrupted run."""
+
+    runner: Runner
+    folder: Path
+    screen: Screen
+    results: dict[str, Any]
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+
+    @property
+    def student(self) -> Student:
+        return read_tensors(self.folder / "student.safetensors", self.json("student.json")["sha256"])
+
+    def json(self, name: str) -> dict[str, Any]:
+        return json.loads((self.folder / name).read_text())
+
+
+class Place:
+    """A folder of runs with a store of their own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.screen = Screen()
+
+    def runner(self, cls: type[Algorithm] = Match, folder: RunFolder | None = None, **changes: Any) -> Runner:
+        return tiny_runner(cls, load_zoo("none"), self.root, changes, folder=folder)
+
+    def run(
+        self,
+        cls: type[Algorithm] = Match,
+        prepare: Callable[[Runner], Any] = lambda runner: None,
+        resume: bool = False,
+        **changes: Any,
+    ) -> Ran:
+        """Run in a folder of its own, or resume the latest; ``prepare`` may change the runner before it starts."""
+        recipe = tiny_recipe(cls, changes)
+        with RunFolder.start(
+            self.root / "out",
+            name="run",
+            seed=recipe.seed,
+            recipe_text="",
+            recipe_hash=recipe_hash(recipe),
+            recipe_fields=recipe.model_dump(mode="json"),
+            new=not resume,
+            resume=resume,
+        ) as folder:
+            runner = self.runner(cls, folder, **changes)
+            self.screen = runner.display = Screen()
+            prepare(runner)
+            results = runner.run()
+            return Ran(runner, folder.root, self.screen, results)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """Runs that may share a store, so that their teacher is trained once."""
+    return Place(tmp_path_factory.mktemp("runner"))
+
+
+@pytest.fixture
+def engines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the stages that are really trained."""
+    trained: list[str] = []
+
+    class Counted(Engine):
+        def run(self, *arguments: Any) -> bool:
+            trained.append(self.job.name)
+            return super().run(*arguments)
+
+    monkeypatch.setattr(runners, "Engine", Counted)
+    return trained
+
+
+@pytest.fixture(autouse=True)
+def _no_stopwatch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Timing every network takes longer than everything else of these runs."""
+    monkeypatch.setattr(delivery, "measure_latency", lambda calls: {label: {"p50": 1.0, "p95": 2.0} for label in calls})
+
+
+def refusal(error: type[KdzooError], act: Callable[[], Any]) -> str:
+    with pytest.raises(error) as caught:
+        act()
+    return str(caught.value)
+
+
+def planned(name: str, plan: Callable[[Any], Iterator[Any]], **attributes: Any) -> type[Algorithm]:
+    """An algorithm whose stages are those of ``plan``."""
+    return type(
+        "Planned", (Match,), {"name": name, "stages": classmethod(lambda cls, given: plan(given)), **attributes}
+    )
+
+
+# --- stages ---------------------------------------------------------------------------------------
+
+
+def test_a_run_trains_teacher_control_and_student_in_turn(shared: Place, engines: list[str]) -> None:
+    ran = shared.run(control=True, seed=11)
+    assert engines == ["teacher", "control", "student"]
+    assert [name for name, state in ran.screen.stages] == ["teacher", "control", "student"]
+    assert [stage["name"] for stage in ran.results["stages"]] == ["teacher", "control", "student"]
+    assert {label: ran.results[label]["label"] for label in ("teacher", "control", "student")} == {
+        label: label for label in ("teacher", "control", "student")
+    }
+    assert ran.results["paired"] is not None
+    assert ran.results["test_evaluations"] == 1
+    assert ran.json("results.json") == json.loads(json.dumps(ran.results))
+
+
+def test_control_false_trains_no_control(shared: Place, engines: list[str]) -> None:
+    ran = shared.run(control=False)
+    assert (ran.results["control"], ran.results["paired"]) == (None, None)
+    assert "control" not in engines
+    assert "control" not in {stage["name"] for stage in ran.results["stages"]}
+
+
+def test_a_second_run_takes_every_stage_from_the_store(place: Place, engines: list[str]) -> None:
+    first = place.run(control=True)
+    assert len(engines) == 3
+    second = place.run(control=True)
+    assert len(engines) == 3
+    assert {state for _, state in second.screen.stages} == {"taken from the store"}
+    assert same_bits(first.student, second.student)
+    assert first.log == second.log
+    changed = place.run(control=True, seed=1)
+    assert len(engines) == 6
+    assert not same_bits(first.student, changed.student)
+
+
+def in_parallel(plan: Any) -> Iterator[Any]:
+    stages = [Stage(f"part_{i}", plan.student, plan.own, plan.teachers, salt=f"part_{i}") for i in range(2)]
+    results = yield stages
+    assert [result.name for result in results] == ["part_0", "part_1"]
+    chosen = max(results, key=lambda result: result.name)
+    return (yield Stage("student", plan.student, plan.own, (chosen,), start=chosen))
+
+
+def test_a_list_of_stages_is_answered_by_a_list_of_results(shared: Place, engines: list[str]) -> None:
+    ran = shared.run(planned("parallel", in_parallel))
+    assert engines[-3:] == ["part_0", "part_1", "student"]
+    assert [stage["name"] for stage in ran.results["stages"]] == ["teacher", "part_0", "part_1", "student"]
+
+
+def test_a_finished_stage_is_not_trained_again_where_a_later_one_is_new(place: Place, engines: list[str]) -> None:
+    def chain(last: str) -> Callable[[Any], Iterator[Any]]:
+        def plan(given: Any) -> Iterator[Any]:
+            first = yield Stage("first", given.student, given.own, given.teachers, salt="first")
+            return (yield Stage("student", given.student, given.own, (first,), salt=last))
+
+        return plan
+
+    place.run(planned("chain", chain("a")))
+    assert engines == ["teacher", "first", "student"]
+    place.run(planned("chain", chain("b")))
+    assert engines == ["teacher", "first", "student", "student"]
+
+
+def test_the_last_result_is_delivered_where_stages_return_none(shared: Place) -> None:
+    def forgetful(given: Any) -> Iterator[Any]:
+        yield Stage("student", given.student, given.own, given.teachers)
+
+    assert shared.run(planned("forgetful", forgetful)).results["student"]["label"] == "student"
+
+
+def test_stages_without_a_result_are_refused(shared: Place) -> None:
+    def nothing(given: Any) -> Iterator[Any]:
+        return
+        yield
+
+    assert refusal(ContractError, lambda: shared.run(planned("nothing", nothing))) == (
+        "algorithm 'nothing': stages() ended without a result"
+    )
+
+
+def test_a_plan_tells_models_options_and_results(shared: Place) -> None:
+    seen: list[Any] = []
+
+    def looking(given: Any) -> Iterator[Any]:
+        seen.append(given)
+        first = yield Stage("assistant", given.assistants[0], given.own, given.teachers)
+        return (yield Stage("student", given.student, given.own, (first,)))
+
+    ran = shared.run(planned("looking", looking, needs=Needs(teachers=1, assistants=1)))
+    (plan,) = seen
+    assert [teacher.name for teacher in plan.teachers] == ["teacher"]
+    assert (len(plan.assistants), len(plan.peers), plan.delegate) == (1, 0, None)
+    assert (plan.own.name, plan.options) == ("looking", Match.Options())
+    assert [stage["name"] for stage in ran.results["stages"]] == ["teacher", "assistant", "student"]
+
+
+def test_a_salt_gives_another_start_and_a_start_another_end(shared: Place) -> None:
+    run = shared.runner(Alone)
+    plain, salted = (run.train(Stage("a", run.plan.student, salt=salt)) for salt in ("", "salt"))
+    further = run.train(Stage("b", run.plan.student, start=plain))
+    ends = [read_tensors(result.weights["student"])["fc.weight"] for result in (plain, salted, further)]
+    assert not torch.equal(ends[0], ends[1])
+    assert not torch.equal(ends[0], ends[2])
+    assert len({result.key for result in (plain, salted, further)}) == 3
+
+
+def test_a_stage_s_name_alone_makes_no_new_result(shared: Place, engines: list[str]) -> None:
+    run = shared.runner(Alone)
+    first = run.train(Stage("one", run.plan.student, salt="name"))
+    second = run.train(Stage("two", run.plan.student, salt="name"))
+    assert (first.key, engines) == (second.key, ["one"])
+    assert (first.name, second.name) == ("one", "two")
+
+
+# --- results --------------------------------------------------------------------------------------
+
+
+class Crowd(Match):
+    name, needs = "crowd", Needs(teachers=(2, None), features=True)
+
+    def losses(self, ctx: Any) -> dict[str, torch.Tensor]:
+        mean = torch.stack([teacher.logits for teacher in ctx.teachers]).mean(0)
+        return {"match": (ctx.student.logits - mean).square().mean()}
+
+
+TWO = {"models": {"teachers": [{"name": TINY, "args": TEACHER}, {"name": TINY, "args": {**TEACHER, "stem_width": 12}}]}}
+
+
+@pytest.fixture(scope="module")
+def crowd(shared: Place) -> Ran:
+    return shared.run(Crowd, **TWO)
+
+
+def test_several_teachers_are_all_measured(crowd: Ran) -> None:
+    results = crowd.results
+    assert [entry["label"] for entry in results["teachers"]] == ["teacher 0", "teacher 1"]
+    assert results["teacher"] == results["teachers"][0]
+    assert [stage["name"] for stage in results["stages"]] == ["teacher_0", "teacher_1", "student"]
+
+
+def test_agreement_is_with_the_mean_of_the_teachers(crowd: Ran) -> None:
+    run = crowd.runner
+    logits = []
+    for trained in run.stages:
+        network = run.build.trained_network(trained.result)
+        logits.append(predict(network, run.loader.eval_batches("test", 32))[0])
+    reference = np.mean(logits[:2], axis=0)
+    agreement = 100 * float((reference.argmax(1) == logits[2].argmax(1)).mean())
+    assert crowd.results["student"]["agreement_percent"] == pytest.approx(agreement)
+
+
+def test_pairing_is_told_for_each_stage_that_pairs(crowd: Ran) -> None:
+    (lines,) = crowd.results["pairing"].values()
+    assert list(crowd.results["pairing"]) == ["student"]
+    assert lines[0] == "stride 2: act1 (16, 8, 8) <- act1 (16, 8, 8) <- act1 (24, 8, 8)"
+
+
+def test_a_single_teacher_has_no_list(shared: Place) -> None:
+    results = shared.run().results
+    assert (results["teachers"], results["teacher"]["label"], results["pairing"]) == ([], "teacher", {})
+
+
+def test_peers_are_delivered_and_measured(shared: Place) -> None:
+    ran = shared.run(Couple)
+    assert [entry["label"] for entry in ran.results["peers"]] == ["peer 0"]
+    assert ran.results["teacher"] is None
+    assert ran.results["student"]["agreement_percent"] is None
+    result = ran.runner.stages[-1].result
+    assert sorted(result.weights) == ["peer_0", "student"]
+    assert not same_bits(*(read_tensors(path) for path in result.weights.values()))
+
+
+def test_the_student_on_disk_says_how_to_build_it(shared: Place) -> None:
+    import timm
+
+    ran = shared.run()
+    told = ran.json("student.json")
+    model = timm.create_model(told["model"], **told["args"])
+    model.load_state_dict(ran.student, strict=True)
+    assert (told["classes"], told["channels"], told["size"]) == ([f"stripe {k}" for k in range(4)], 3, [16, 16])
+    assert told["imports"] is None
+
+
+def test_provenance_says_what_it_takes_to_repeat_the_run(shared: Place) -> None:
+    ran = shared.run(seed=3)
+    told = ran.json("provenance.json")
+    assert (told["seed"], told["processes"], told["commit"]) == (3, 1, commit_of_source())
+    assert told["environment"] == ran.runner.build.environment
+    assert told["recipe_hash"] == recipe_hash(ran.runner.recipe)
+    assert (told["data"]["name"], told["data"]["source"]) == ("stripes", "made by kdzoo.testing")
+    assert told["data"]["splits"] == {"train": 48, "validation": 16}  # written before the test split was opened
+
+
+def test_the_commit_is_marked_where_the_checkout_has_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "kdzoo" / "__init__.py"
+    package.parent.mkdir()
+    package.touch()
+    monkeypatch.setattr(runners.kdzoo, "__file__", str(package))
+    assert commit_of_source() is None  # installed, not checked out
+
+    def git(*arguments: str) -> None:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
+
+    git("init")
+    git("add", "kdzoo")
+    git("commit", "-m", "one", "--no-gpg-sign")
+    assert re.fullmatch(r"[0-9a-f]{12}", commit_of_source() or "")
+    package.write_text("changed")
+    assert re.fullmatch(r"[0-9a-f]{12}\+changes", commit_of_source() or "")
+
+
+# --- teachers -------------------------------------------------------------------------------------
+
+
+def test_a_teacher_below_its_least_accuracy_stops_the_run(shared: Place, engines: list[str]) -> None:
+    run = shared.runner()
+    top1 = run.train(Stage("teacher", run.plan.teachers[0])).metrics["top1_percent"]
+    engines.clear()
+    assert refusal(ModelError, lambda: shared.run(min_teacher_top1_percent=99.5)) == (
+        f"teacher 'test_resnet': {top1:.2f} % on the validation split, below min_teacher_top1_percent: 99.5; check its "
+        "weights and its input normalisation (mean, std, size)"
+    )
+    assert engines == []  # not even the control
+    assert shared.run(min_teacher_top1_percent=top1).results["student"]
+
+
+def with_weights(path: Path, **model: Any) -> dict[str, Any]:
+    return {"models": {"teachers": [{"name": TINY, "args": TEACHER, "weights": str(path), **model}]}}
+
+
+@pytest.fixture(scope="module")
+def ready(shared: Place) -> Mapping[str, torch.Tensor]:
+    """Weights of a teacher that was trained elsewhere."""
+    run = shared.runner()
+    return read_tensors(run.train(Stage("teacher", run.plan.teachers[0], salt="elsewhere")).weights["student"])
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pt"])
+def test_a_file_of_weights_is_imported_and_taught_from(
+    kind: str, ready: Mapping[str, torch.Tensor], place: Place, engines: list[str]
+) -> None:
+    from safetensors.torch import save_file
+
+    path = place.root / f"teacher.{kind}"
+    save_file(dict(ready), path) if kind == "safetensors" else torch.save({"state_dict": dict(ready)}, path)
+    ran = place.run(**with_weights(path))
+    assert engines == ["student"]
+    assert ran.screen.stages[0] == ("teacher", "weights loaded")
+    teacher = ran.runner.stages[0]
+    assert same_bits(read_tensors(teacher.result.weights["student"]), dict(ready))
+    assert teacher.facts == {"imported": str(path)}
+    assert ran.results["stages"][0]["imported"] == str(path)
+    assert set(teacher.result.metrics) == {"top1_percent"}
+    place.run(**with_weights(path))
+    assert engines == ["student"]  # nothing is trained twice
+    before = set((place.root / "store" / "stage").iterdir())
+    torch.save({**ready, "fc.bias": ready["fc.bias"] + 1}, place.root / "other.pt")
+    place.run(**with_weights(place.root / "other.pt"))
+    assert engines == ["student", "student"]
+    assert len(set((place.root / "store" / "stage").iterdir()) - before) == 2
+
+
+def test_an_imported_teacher_keeps_its_own_normalisation(ready: Mapping[str, torch.Tensor], place: Place) -> None:
+    path = place.root / "teacher.pt"
+    torch.save(dict(ready), path)
+    own = {"mean": [0.3, 0.4, 0.5], "std": [0.2, 0.2, 0.2]}
+    usual, other = (place.run(**with_weights(path, **settings)) for settings in ({}, own))
+    assert usual.results["teacher"]["ece"] != other.results["teacher"]["ece"]
+    first, second = (ran.runner.stages[0].result for ran in (usual, other))
+    assert first.key != second.key
+    assert other.runner.build.trained_network(second).mean == (0.3, 0.4, 0.5)
+
+
+def test_weights_that_do_not_fit_are_refused(place: Place, ready: Mapping[str, torch.Tensor]) -> None:
+    path = place.root / "teacher.pt"
+    torch.save({key: value for key, value in ready.items() if key != "fc.bias"}, path)
+    assert refusal(ModelError, lambda: place.run(**with_weights(path))) == (
+        f"{path}: not weights of 'test_resnet' with 4 classes\n  missing: fc.bias"
+    )
+
+
+# --- the log --------------------------------------------------------------------------------------
+
+
+class Recorder(Tracker):
+    """Remembers what it is told."""
+
+    name = "recorder"
+    told: ClassVar[list[Any]] = []
+
+    def start(self, folder: Path) -> None:
+        self.told.append(("start", folder.is_dir()))
+
+    def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        self.told.append((stage, step, dict(values)))
+
+    def close(self) -> None:
+        self.told.append(("close",))
+
+
+def tracked(run: Runner) -> None:
+    Recorder.told.clear()
+    run._trackers = [Recorder()]
+
+
+EPOCHS = {"train": {"epochs": 2}}
+
+
+def test_rows_are_logged_once_each_in_order_and_tracked_alike(place: Place) -> None:
+    ran = place.run(prepare=tracked, control=True, **EPOCHS)
+    assert [(row["stage"], row["epoch"], row["step"], row["split"]) for row in ran.log] == [
+        (stage, epoch, 4 * (epoch + 1), split)
+        for stage in ("teacher", "control", "student")
+        for epoch in (0, 1)
+        for split in ("train", "validation")
+    ]
+    assert set(ran.log[-2]) == {"stage", "epoch", "step", "split", "task", "match", "grad_norm", "lr"}
+    assert set(ran.log[-1]) == {"stage", "epoch", "step", "split", "top1_percent"}
+    start, *rows, close = Recorder.told
+    assert (start, close) == (("start", True), ("close",))
+    assert [(stage, step) for stage, step, _ in rows] == [(row["stage"], row["step"]) for row in ran.log]
+    assert rows[-1][2] == {"validation/top1_percent": ran.log[-1]["top1_percent"]}
+    assert rows[-2][2]["match"] == ran.log[-2]["match"]
+    again = place.run(prepare=tracked, control=True, **EPOCHS)  # from the store: the same rows
+    assert again.log == ran.log
+    assert Recorder.told[1:-1] == rows
+
+
+def test_trackers_are_closed_where_a_run_fails(shared: Place) -> None:
+    refusal(ModelError, lambda: shared.run(prepare=tracked, min_teacher_top1_percent=99.5))
+    assert Recorder.told[-1] == ("close",)
+
+
+# --- stopped, and resumed -------------------------------------------------------------------------
+
+
+def stopping(stage: str, step: int, number: int = 15) -> Callable[[Runner], None]:
+    """Make a runner stop by a signal in a stage after a step."""
+
+    def prepare(run: Runner) -> None:
+        reached = [False]
+
+        def progress(told: Any) -> None:
+            reached[0] = reached[0] or (told.stage == stage and told.step >= step and not told.end_of_epoch)
+
+        run.display.progress = progress  # type: ignore[method-assign]
+        run.stop = lambda: number if reached[0] else 0
+
+    return prepare
+
+
+@pytest.mark.parametrize(
+    ("stage", "step"), [("teacher", 3), ("student", 2), ("student", 4), ("student", 7), ("student", 8)]
+)
+def test_a_stopped_run_resumes_to_the_same_bits(stage: str, step: int, tmp_path: Path, unbroken: Ran) -> None:
+    place = Place(tmp_path)
+    with pytest.raises(Interrupted) as caught:
+        place.run(prepare=stopping(stage, step), **EPOCHS)
+    assert str(caught.value) == f"stopped in stage '{stage}' at step {step}; {GO_ON}"
+    assert caught.value.exit_code == 143
+    ran = place.run(resume=True, **EPOCHS)
+    assert ran.screen.notes == [f"stage '{stage}' resumed at step {step}"]
+    assert same_bits(ran.student, unbroken.student)
+    assert (ran.folder / "metrics.jsonl").read_bytes() == (unbroken.folder / "metrics.jsonl").read_bytes()
+    assert not list((ran.folder / "checkpoints").iterdir())
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    return Place(tmp_path_factory.mktemp("unbroken")).run(**EPOCHS)
+
+
+def test_a_signal_between_stages_is_heeded_with_its_number(shared: Place) -> None:
+    with pytest.raises(Interrupted) as caught:
+        shared.run(prepare=lambda run: setattr(run, "stop", lambda: 2))
+    assert (str(caught.value), caught.value.exit_code) == (f"stopped before stage 'teacher'; {GO_ON}", 130)
+
+
+def interrupted(place: Place) -> None:
+    with pytest.raises(Interrupted):
+        place.run(prepare=stopping("student", 2), **EPOCHS)
+
+
+def test_a_changed_environment_refuses_the_resume(place: Place) -> None:
+    interrupted(place)
+    changed = lambda run: run.build.environment.update(threads=99)  # noqa: E731
+    assert refusal(ResumeError, lambda: place.run(prepare=changed, resume=True, **EPOCHS)) == (
+        "stage 'student' was begun by other code, versions, threads or hardware than now, so it cannot be continued "
+        "bit for bit; start a new run with --new"
+    )
+    assert place.run(resume=True, **EPOCHS).results["student"]  # as it was, it goes on
+
+
+def test_another_number_of_processes_refuses_the_resume(place: Place) -> None:
+    interrupted(place)
+    with RunFolder.start(
+        place.root / "out",
+        name="run",
+        seed=0,
+        recipe_text="",
+        recipe_hash=recipe_hash(tiny_recipe(Match, EPOCHS)),
+        recipe_fields=tiny_recipe(Match, EPOCHS).model_dump(mode="json"),
+        resume=True,
+    ) as folder:
+        run = place.runner(Match, folder, **EPOCHS)
+        teacher = run.train(Stage("teacher", run.plan.teachers[0]))
+        stage = Stage("student", run.plan.student, run.plan.algorithm.choice, (teacher,))
+        job, _ = run.build.job(stage, run.plan.algorithm, run.build.train_section(stage))
+        engine = Engine(job)
+        run.ranks.world = 2
+        assert refusal(ResumeError, lambda: run._restore(engine, "student", "any key")) == (
+            "stage 'student' was begun by 1 processes and cannot be continued by 2; start 1, or a new run with --new"
+        )
+
+
+def test_what_diverged_is_written_down(shared: Place) -> None:
+    class Exploding(Match):
+        name, paper = "exploding", PAPER
+
+        def losses(self, ctx: Any) -> dict[str, torch.Tensor]:
+            return {"match": ctx.student.logits.sum() / (ctx.clock.step < 2)}
+
+    with pytest.raises(DivergedError):
+        shared.run(Exploding)
+    folder = max((shared.root / "out" / "run").glob("[0-9]*"))
+    told = json.loads((folder / "nan_dump.json").read_text())
+    assert (told["stage"], told["step"], len(told["sample_indices"])) == ("student", 2, 8)
+
+
+def test_a_changed_teacher_is_noticed_at_the_end_of_a_stage(shared: Place) -> None:
+    class Vandal(Match):
+        name = "vandal"
+
+        def update(self, ctx: Any) -> None:
+            ctx.modules["teacher"].fc.bias.data += 1
+
+    text = refusal(KdzooError, lambda: shared.run(Vandal))
+    assert text == "stage 'student': the teacher's weights or buffers changed during training"
+
+
+# --- selection ------------------------------------------------------------------------------------
+
+
+def test_a_stage_s_metrics_are_those_of_the_weights_it_delivers(shared: Place) -> None:
+    """A teacher is judged, and a report written, by the epoch that was kept."""
+    ran = shared.run(Alone, train={"epochs": 4, "select": "best", "optimizer": {"lr": 0.05}})
+    result: StageResult = ran.runner.stages[-1].result
+    run = ran.runner
+    network = run.build.trained_network(result)
+    logits, targets = predict(network, run.loader.eval_batches("validation", 32))
+    assert result.metrics["top1_percent"] == pytest.approx(100 * float((logits.argmax(1) == targets).mean()))
+    scores = [row["top1_percent"] for row in ran.log if row["split"] == "validation"]
+    assert result.metrics["top1_percent"] == max(scores)
+    assert ran.results["stages"][-1]["best_epoch"] == scores.index(max(scores))
+
+
+def test_delivered_weights_are_ready_to_save(shared: Place) -> None:
+    weights = shared.run().student
+    assert save_ready(weights).keys() == weights.keys()
+    assert all(value.is_contiguous() for value in weights.values())
+
+
+# --- without training -----------------------------------------------------------------------------
+
+
+def test_check_says_what_a_run_would_do_and_trains_nothing(place: Place, engines: list[str]) -> None:
+    lines = place.runner(Crowd, **TWO).check()
+    assert lines[0] == "data      stripes: 4 classes, train 48, validation 16"
+    assert lines[1].startswith("teacher 0 test_resnet: ")
+    assert lines[1].endswith("input 16x16, mean 0.5/0.5/0.5, std 0.25/0.25/0.25, fp32")
+    assert [line.split(" test_resnet")[0].strip() for line in lines[1:4]] == ["teacher 0", "teacher 1", "student"]
+    assert "paired    stride 2: act1 (16, 8, 8) <- act1 (16, 8, 8) <- act1 (24, 8, 8)" in lines
+    assert "steps     1 epochs of 4 steps, on cpu" in lines
+    assert re.fullmatch(r"forward   task [\d.]+, match [\d.]+", lines[-1])
+    assert engines == []
+    assert not list((place.root / "store").glob("stage/*"))
