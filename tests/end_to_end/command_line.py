@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import kdzoo
+from kdzoo import charts
 
 ROOT = Path(kdzoo.__file__).resolve().parent.parent
 RECIPES = ROOT / "recipes"
@@ -130,13 +131,17 @@ class CommandLine:
         fault: str | None = None,
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
+        pictures: bool = False,
     ) -> Running:
-        """Start ``kdzoo``. ``fault`` names a function of faults.py that is called first, to break something."""
+        """Start ``kdzoo``.
+
+        ``fault`` names a function of faults.py that is called first, to break something. Without ``pictures`` the
+        report's charts are left out: they would take most of the time of a run as small as these.
+        """
         log = self._log()
         folder = cwd or self.place
-        process = processes.Process(
-            target=forked, args=([*map(str, arguments)], str(folder), dict(env or {}), str(log), fault)
-        )
+        settings = ([*map(str, arguments)], str(folder), dict(env or {}), str(log), fault, pictures)
+        process = processes.Process(target=forked, args=settings)
         process.start()
 
         def wait(timeout: float) -> int | None:
@@ -232,7 +237,9 @@ def base_environment() -> dict[str, str]:
     }
 
 
-def forked(arguments: list[str], place: str, environment: dict[str, str], log: str, fault: str | None) -> None:
+def forked(
+    arguments: list[str], place: str, environment: dict[str, str], log: str, fault: str | None, pictures: bool
+) -> None:
     """Become the command: what a forked process runs."""
     os.setsid()
     for number, name in ((1, "out"), (2, "err")):
@@ -245,6 +252,8 @@ def forked(arguments: list[str], place: str, environment: dict[str, str], log: s
     sys.path[:0] = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
     os.chdir(place)
     sys.argv = ["kdzoo", *arguments]
+    if not pictures:
+        charts.render = lambda *arguments: ""
     if fault is not None:
         getattr(importlib.import_module("faults"), fault)()
     from kdzoo.cli import main

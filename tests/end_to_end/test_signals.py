@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from command_line import CommandLine, Running, Trained, lasting, newest_step, results, run_folder, stock, until
 
-SEED = 11
+SEED = int(os.environ.get("KDZOO_TEST_SEED", "11"))
 STEPS = 28
 SIGNALS = pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 
