@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 QUIET_THREADS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
+FAST := tests/contract/test_layers.py tests/parity $(addprefix tests/core/test_,$(addsuffix .py,\
+	recipe resolve zoo metrics card verdict augment optimization))
 
 .PHONY: quickstart test test-all check fix docs page-test bench clean
 
@@ -20,7 +22,7 @@ check: $(READY)  ## what a commit must pass, under a minute
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy kdzoo plugins/kdzoo_*
-	$(QUIET_THREADS) $(BIN)/python -m pytest -q tests/contract/test_layers.py tests/core tests/plugins -m "not slow and not gpu and not page" -x
+	$(QUIET_THREADS) $(BIN)/python -m pytest -q -x $(FAST)
 
 fix: $(READY)
 	$(BIN)/ruff format .
