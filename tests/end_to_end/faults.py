@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import resource
+import signal
 import sys
 import time
 import types
@@ -29,6 +30,28 @@ def slow_steps() -> None:
         whole(self, *arguments)
 
     engine.Engine._train_step = slow
+
+
+def die_late() -> None:
+    """Die before the KDZOO_TEST_CALL-th call that changes the disk, counted from the end of training."""
+    measure, left = delivery.Delivery.measure, int(os.environ["KDZOO_TEST_CALL"])
+
+    def counted(call: Any) -> Any:
+        def wrapped(*arguments: Any, **settings: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*arguments, **settings)
+
+        return wrapped
+
+    def counting(self: Any, *arguments: Any) -> Any:
+        for name in ("fsync", "replace", "rename", "unlink"):
+            setattr(os, name, counted(getattr(os, name)))
+        return measure(self, *arguments)
+
+    delivery.Delivery.measure = counting
 
 
 def forget_the_optimizer() -> None:

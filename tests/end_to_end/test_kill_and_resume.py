@@ -12,6 +12,8 @@ import pytest
 import safetensors.torch
 from command_line import CommandLine, Trained, lasting, newest_step, run_folder, stock, until
 
+from kdzoo.run_folder import RunFolder
+
 SEED = int(os.environ.get("KDZOO_TEST_SEED", "7"))  # when to kill; told where a test fails
 KILLS = 8
 EPOCHS, STEPS = 3, 28
@@ -95,6 +97,27 @@ def test_eight_kills_change_no_bit(cli: CommandLine, unbroken: Path) -> None:
     kinds = {"network/student/", "optimizer/student/", "ema/", "best/"}
     assert all(any(name.startswith(kind) for name in saved) for kind in kinds)
     assert lasting(folder) == lasting(unbroken)
+
+
+def test_kills_while_the_results_are_written_leave_a_run_that_ends_whole(cli: CommandLine, trained: Trained) -> None:
+    out = stock(cli.place / "out", trained.folder, "teacher", "student")
+    path = cli.recipe({"trackers": ["tensorboard"]})
+    held: list[set[str]] = []
+    for call in range(1, 100, 2):  # every other call that changes the disk after training
+        ended = cli("run", path, "--out", out, fault="die_late", env={"KDZOO_TEST_CALL": str(call)})
+        assert ended.code in (-9, 0), ended
+        folder = RunFolder.view(run_folder(out))
+        if folder.finished:
+            break
+        held.append({file.name for file in folder.root.iterdir()})
+    assert len(held) >= 8, "too few kills while the results were written"
+    assert "student.json" not in held[0]
+    assert "manifest.json" in held[-1]
+    assert run_folder(out).name == "0001-seed0", "always the same run"
+    assert not list(out.rglob(".kdzoo-*")), "temporary files are left"
+    assert folder.finished
+    assert folder.verify() >= 6
+    assert lasting(folder.root) == lasting(trained.folder)
 
 
 @pytest.mark.parametrize("fault", ["forget_the_optimizer", "order_by_the_clock"])

@@ -182,12 +182,12 @@ def test_what_is_delivered_runs_without_kdzoo(quickstart: Quickstart) -> None:
 
 
 def test_a_second_run_takes_the_teacher_from_the_store(quickstart: Quickstart, cli: CommandLine) -> None:
-    runs = cli.place / "runs"
+    runs = cli.place / "läufe, 走る  and spaces"
     shutil.copytree(quickstart.folder.parent.parent, runs)
     keys = {stage["name"]: stage["key"] for stage in results(quickstart.folder)["stages"]}
     (student,) = (runs / ".store" / "stage").glob(f"{keys['student']}*")
     shutil.rmtree(student)
-    ended = cli("run", RECIPES / "quickstart.yaml", *SHORTER, "-o", "export=[]")
+    ended = cli("run", RECIPES / "quickstart.yaml", *SHORTER, "-o", "export=[]", "--out", runs)
     assert ended.code == 0, ended
     lines = ended.err.splitlines()
     assert lines[:3] == ["teacher: taken from the store", "control: taken from the store", "student: training"]
