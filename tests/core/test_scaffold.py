@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import kdzoo
+from kdzoo import checks
 from kdzoo import zoo as zoos
 from kdzoo.api import Needs
 from kdzoo.cli import recipes_root
@@ -150,10 +151,9 @@ def test_the_scaffold_is_clean_and_passes_its_own_tests(tmp_path: Path) -> None:
     rules = str(ROOT / "pyproject.toml")
     ran("ruff", "check", "--config", rules, "--no-cache", ".")
     ran("ruff", "format", "--config", rules, "--no-cache", "--check", ".")
-    told = ran("pytest", "-q", "-p", "no:cacheprovider", "tests")
-    from kdzoo import checks
-
-    assert f"{1 + len(checks.ALL)} passed" in told
+    # All of its checks pass too: tests/end_to_end/test_third_party_plugin.py has kdzoo test-plugin run them.
+    told = ran("pytest", "-q", "-p", "no:cacheprovider", "-k", "by_hand or terms", "tests")
+    assert f"3 passed, {1 + len(checks.ALL) - 3} deselected" in told
 
 
 @pytest.mark.parametrize("name", ["", "Soft", "soft-match", "1st", "_a", "a_", "a__b", "a" * 41, "ä"])
