@@ -90,7 +90,7 @@ def _run(
 
     from kdzoo.parallel import Ranks
 
-    ranks = Ranks()
+    ranks = Ranks(plan.recipe.device)
     with ranks.together():
         return _run_together(ranks, plan, zoo, out, new, resume)
 

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from kdzoo.errors import DistributedError
+from kdzoo.errors import DeviceError, DistributedError
 
 #: A rank that hangs or skips a batch is noticed after this long, not after torch's half hour.
 COLLECTIVE_TIMEOUT = timedelta(minutes=5)
@@ -27,11 +27,19 @@ T = TypeVar("T")
 class Ranks:
     """The processes of this run; a single process is rank 0 of 1 and every call is then free."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "auto") -> None:
+        """``device`` as the recipe names it. Raises DeviceError for more processes than there are GPUs for them."""
         self.world = int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = int(os.environ.get("RANK", "0"))
         if self.world > 1 and not dist.is_initialized():
-            backend = "nccl" if torch.cuda.is_available() else "gloo"
+            backend = "nccl" if torch.cuda.is_available() and device not in ("cpu", "mps") else "gloo"
+            local, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+            if backend == "nccl":
+                if local >= count:
+                    raise DeviceError(
+                        f"device: process {local} of this machine has no GPU, as there are {count}; use 'cpu'"
+                    )
+                torch.cuda.set_device(local)
             timeout = timedelta(seconds=float(os.environ.get("KDZOO_COLLECTIVE_TIMEOUT", COLLECTIVE_TIMEOUT.seconds)))
             dist.init_process_group(backend, timeout=timeout)
 
