@@ -242,6 +242,14 @@ def test_a_batch_that_cannot_be_shared_is_refused(cli: CommandLine) -> None:
         refused(one, 2, "data.batch_size: 33 samples cannot be shared evenly by 2 processes")
 
 
+def test_a_gpu_that_is_there_is_left_alone_where_the_recipe_names_the_cpu(cli: CommandLine, trained: Trained) -> None:
+    path = cli.recipe(teacher_alone(trained, train={"epochs": 1, "steps_per_epoch": 1}))
+    ended(two(cli, "run", path, "--out", "out", fault="one_gpu"), 0, 0)
+    alone = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    second = cli("run", path, "--out", "out", "--device", "cuda", fault="one_gpu", env=alone)
+    refused(second, 2, "device: process 1 of this machine has no GPU, as there are 1; use 'cpu'")
+
+
 def test_processes_with_different_recipes_refuse_to_go_on(cli: CommandLine) -> None:
     each = ((), ("-o", "train.epochs=7"))
     for one in ended(two(cli, "run", cli.recipe(), "--out", "out", each=each), 10, 10):
