@@ -95,6 +95,7 @@ def test_parts_are_logged_as_their_mean(make: Callable[..., Engine]) -> None:
     whole, parts = ({k: v for k, v in row.items() if isinstance(v, float)} for row in rows)
     assert whole == pytest.approx(parts, rel=1e-4)
     assert whole.keys() == {"task", "match", "grad_norm", "lr"}
+    assert whole["lr"] == pytest.approx(0.01 * (1 + math.cos(math.pi * 3 / 4)))  # of the epoch's last step
 
 
 def test_each_part_draws_its_own_numbers(make: Callable[..., Engine]) -> None:
@@ -159,16 +160,19 @@ def moved(trained: Engine, before: dict[str, Tensor]) -> float:
     return math.sqrt(sum(float((now[key].detach() - before[key]).square().sum()) for key in now))
 
 
-@pytest.mark.parametrize(("limit", "factor"), [(None, None), (1e6, None), (0.05, 0.05)])
-def test_the_gradient_is_clipped_by_its_norm(
-    limit: float | None, factor: float | None, make: Callable[..., Engine]
-) -> None:
+@pytest.mark.parametrize("share", [None, 100.0, 0.9, 0.05])
+def test_the_gradient_is_clipped_by_its_norm(share: float | None, make: Callable[..., Engine]) -> None:
+    norms: list[float] = []
+    usual = make(train={"optimizer": PLAIN_SGD})
+    usual.on_progress = lambda progress: norms.append(progress.values["grad_norm"])
+    run_steps(usual, 1)
+    limit = None if share is None else share * norms[0]
     trained = make(train={"optimizer": PLAIN_SGD, "grad_clip_norm": limit})
-    before, norms = weights_of(trained), []
-    trained.on_progress = lambda progress: norms.append(progress.values["grad_norm"])
+    trained.on_progress = usual.on_progress
+    before = weights_of(trained)
     run_steps(trained, 1)
-    assert norms[0] > 0.5  # logged before it is clipped
-    assert moved(trained, before) == pytest.approx(0.1 * (factor or norms[0]), rel=1e-3)
+    assert norms[0] == norms[1]  # logged before it is clipped
+    assert moved(trained, before) == pytest.approx(0.1 * min(norms[0], limit or math.inf), rel=1e-3)
 
 
 def test_a_gradient_below_the_limit_is_left_alone(make: Callable[..., Engine]) -> None:

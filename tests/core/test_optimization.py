@@ -167,14 +167,15 @@ def test_nested_state_survives_json() -> None:
     steps(built, 1)
     parameter = built.parameters[0]
     built.optimizer.state[parameter]["list"] = [torch.ones(2), (torch.zeros(1), 3)]
-    built.optimizer.param_groups[0]["spread"] = torch.tensor(0.5)
+    built.optimizer.param_groups[0].update(spread=torch.tensor(0.5), momentum=0.25)
     tensors, saved = built.state()
     other = optimized({"optimizer": {"name": "sgd"}})
     other.restore(tensors, json.loads(json.dumps(saved)))
     slots = next(s for p, s in other.optimizer.state.items() if "list" in s)
     assert torch.equal(slots["list"][0], torch.ones(2))
     assert (slots["list"][1][0].item(), slots["list"][1][1]) == (0.0, 3)
-    assert other.optimizer.param_groups[0]["spread"].item() == 0.5
+    group = other.optimizer.param_groups[0]
+    assert (group["spread"].item(), group["momentum"], group["nesterov"]) == (0.5, 0.25, True)
 
 
 def test_the_scaler_of_fp16_is_part_of_the_state() -> None:
