@@ -44,6 +44,10 @@ class Algorithm(nn.Module):
     delegate: ClassVar[str | None] = None
     #: Conformance checks that do not apply, each with the reason; shown on the card.
     skip_checks: ClassVar[Mapping[str, str]] = {}
+    #: What every recipe of this algorithm needs, e.g. a student of some kind; the conformance suite writes it so.
+    tiny_recipe: ClassVar[Mapping[str, Any]] = {}
+    #: Whether ``stages`` delivers a network of its own choice in place of the recipe's student.
+    chooses_student: ClassVar[bool] = False
 
     def __init__(self, options: AlgorithmOptions, shapes: Shapes) -> None:
         super().__init__()
@@ -64,6 +68,14 @@ class Algorithm(nn.Module):
 
     def update(self, ctx: StepContext) -> None:
         """Change state (banks, moving averages) after the optimizer steps, without gradient."""
+
+    @classmethod
+    def adopt(cls, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        """Give a stage's network the weights of its ``Stage.start``; by default it must be the same network.
+
+        Override it where they are another network's, e.g. to cut a narrow network out of a wide one.
+        """
+        model.load_state_dict(weights, strict=True)
 
     @classmethod
     def stages(cls, plan: StagePlan) -> Stages:

@@ -142,8 +142,7 @@ class Builder:
             )
         student = self.network(stage.model, stage.salt)
         if stage.start is not None:
-            start = stage.start.weights["student"]
-            student.model.load_state_dict(read_tensors(start), strict=True)
+            cls.adopt(student.model, read_tensors(stage.start.weights["student"]))
         peers = [self.network(spec, f"{stage.salt}peer_{i}") for i, spec in enumerate(stage.peers)]
         taught = [self.trained_network(teacher) for teacher in stage.teachers] if taught is None else taught
         pairing = pair_levels(student, [*taught, *peers]) if needs.features else None

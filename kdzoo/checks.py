@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from kdzoo.algorithm import Algorithm
 from kdzoo.card import docstring_parts, rung
+from kdzoo.delivery import delivered_spec
 from kdzoo.engine import Engine, Job, Progress
 from kdzoo.errors import KdzooError, NeedsError
 from kdzoo.models import save_ready, weights_sha256
@@ -449,11 +450,15 @@ def whole_run(bench: Bench) -> Iterator[tuple[Runner, dict[str, Any], Path]]:
 
 
 def student_on_disk_is_the_plain_model(bench: Bench) -> None:
-    """What a run delivers has exactly the weights of the plain student: no wrapper, projector or teacher."""
+    """What a run delivers has exactly the weights of the plain student: no wrapper, projector or teacher.
+
+    Of the recipe's student, or of the network that student.json names where the algorithm chooses one.
+    """
     with whole_run(bench) as (runner, _, folder):
-        recorded = json.loads((folder / "student.json").read_text())["sha256"]
-        delivered = read_tensors(folder / "student.safetensors", recorded)
-        plain = runner.build.network(runner.plan.student).model.state_dict()
+        told = json.loads((folder / "student.json").read_text())
+        delivered = read_tensors(folder / "student.safetensors", told["sha256"])
+        spec = delivered_spec(told) if bench.cls.chooses_student else runner.plan.student
+        plain = runner.build.network(spec).model.state_dict()
         ensure(delivered.keys() == plain.keys(), f"keys differ: {sorted(set(delivered) ^ set(plain))[:5]}")
         for key, value in plain.items():
             ensure(delivered[key].shape == value.shape, f"'{key}' has shape {tuple(delivered[key].shape)}")

@@ -14,7 +14,7 @@ from kdzoo.device import Precision
 from kdzoo.evaluation import measure_latency, predict, result_entry
 from kdzoo.export.verify import export_and_verify
 from kdzoo.metrics import paired_counts, per_class_percent
-from kdzoo.models import Network, save_ready
+from kdzoo.models import RESERVED, Network, save_ready
 from kdzoo.run_folder import RunFolder
 from kdzoo.store import sha256_file, write_tensors
 from kdzoo.types import ModelSpec, StageResult
@@ -165,6 +165,14 @@ class Delivery:
                 "sha256": sha256_file(self.folder.path("student.safetensors")),
             },
         )
+
+
+def delivered_spec(told: Mapping[str, Any]) -> ModelSpec:
+    """The network that student.json tells of, which need not be the recipe's student where an algorithm chose one."""
+    args = {name: value for name, value in told["args"].items() if name not in RESERVED}
+    height, width = told["size"]
+    size = height if height == width else None  # only data are not square, and then it is theirs
+    return ModelSpec(told["model"], args=args, mean=tuple(told["mean"]), std=tuple(told["std"]), size=size)
 
 
 def _timed_forward(model: torch.nn.Module, inputs: torch.Tensor) -> Callable[[], None]:

@@ -16,7 +16,7 @@ import torch
 
 import kdzoo
 from kdzoo.building import STAGE_FORMAT, Builder
-from kdzoo.delivery import Delivery
+from kdzoo.delivery import Delivery, delivered_spec
 from kdzoo.engine import Engine, Job, Progress
 from kdzoo.errors import ContractError, DivergedError, Interrupted, ModelError, OutputError, ResumeError
 from kdzoo.evaluation import predict
@@ -408,9 +408,10 @@ class Runner:
     def export_again(self) -> list[dict[str, Any]]:
         """Export the delivered student of a finished run folder, verified on the whole test split."""
         assert self.folder is not None
-        network = self.build.network(self.plan.student, load=False)
+        told = self.folder.read_json("student.json")
+        network = self.build.network(delivered_spec(told), load=False)
         path = self.folder.path("student.safetensors")
-        network.model.load_state_dict(read_tensors(path, self.folder.read_json("student.json")["sha256"]), strict=True)
+        network.model.load_state_dict(read_tensors(path, told["sha256"]), strict=True)
         self.data.test_gate.open()
         network.to(self.build.device)
         logits, targets = predict(network, self.loader.eval_batches("test", self.recipe.data.eval_batch_size))

@@ -69,7 +69,7 @@ class Stripes(DataSource):
 
 
 def tiny_recipe(cls: type[Algorithm], changes: Mapping[str, Any] | None = None) -> Recipe:
-    """A recipe with exactly the models that an algorithm declares to need."""
+    """A recipe with exactly the models that an algorithm declares to need, and what its ``tiny_recipe`` asks for."""
     needs = cls.needs
     models: dict[str, Any] = {"student": {"name": TINY, "args": STUDENT}}
     for kind, wanted, args in (
@@ -90,7 +90,9 @@ def tiny_recipe(cls: type[Algorithm], changes: Mapping[str, Any] | None = None) 
         "precision": "fp32",
         "control": False,
     }
-    return Recipe.model_validate(_merged(base, changes or {}))
+    models |= cls.tiny_recipe.get("models", {})  # whole models: another network takes other arguments
+    rest = {key: value for key, value in cls.tiny_recipe.items() if key != "models"}
+    return Recipe.model_validate(_merged(_merged(base, rest), changes or {}))
 
 
 def least(wanted: int | tuple[int, int | None]) -> int:
@@ -108,7 +110,8 @@ def tiny_runner(
     """A runner over a tiny plan of an algorithm, registered or not; its store lies below ``root``."""
     zoo = zoo.with_algorithm(cls)
     recipe = tiny_recipe(cls, changes)
-    chosen, delegate = resolve_algorithm(cls.name, options or {}, {}, zoo)
+    given = {**recipe.algorithm.options, **(options or {})}
+    chosen, delegate = resolve_algorithm(cls.name, given, recipe.algorithm.loss_weights, zoo)
     plan = Plan(
         recipe=recipe,
         path=Path("conformance.yaml"),

@@ -416,6 +416,14 @@ def test_the_sound_one_passes(check: Callable[..., None], root: Path) -> None:
     assert outcome(check, Sound, root) == checks.Outcome(check.__name__, "passed")
 
 
+def test_an_algorithm_that_chooses_its_student_may_deliver_another(root: Path) -> None:
+    chosen = type("Chosen", (AnotherStudent,), {"name": "chosen", "chooses_student": True, "__doc__": Sound.__doc__})
+    told = outcome(checks.student_on_disk_is_the_plain_model, chosen, root)
+    assert told == checks.Outcome("student_on_disk_is_the_plain_model", "passed")
+    wrapped = type("Both", (WrappedStudent,), {"name": "both", "chooses_student": True, "__doc__": Sound.__doc__})
+    assert outcome(checks.student_on_disk_is_the_plain_model, wrapped, root).status == "failed"
+
+
 def named(cls: type[Algorithm]) -> type[Algorithm]:
     """A broken class under a name of its own, so that no stored stage of another is taken for one of its own."""
     attributes = {"name": cls.__name__.lower(), "__doc__": cls.__doc__ if cls in LABELLED else Sound.__doc__}

@@ -115,6 +115,23 @@ def test_a_stage_begins_from_an_earlier_result(usual: Runner) -> None:
     assert not torch.equal(fresh.student.model.fc.weight, expected)
 
 
+def test_an_algorithm_may_begin_with_the_weights_of_another_network(usual: Runner) -> None:
+    class Narrow(Match):
+        @classmethod
+        def adopt(cls, model: Any, weights: Any) -> None:
+            own = model.state_dict()
+            model.load_state_dict({key: weights[key][tuple(map(slice, own[key].shape))] for key in own})
+
+    run = runner(usual.store.root.parent, Narrow)
+    wide = stored(run, TEACHER_MODEL, seed=4)
+    stage = Stage("narrow", run.plan.student, run.plan.algorithm.choice, (wide,), start=wide)
+    begun = job_of(run, stage, run.plan.algorithm)
+    whole = run.build.network(TEACHER_MODEL, "stored 4").model.fc.weight
+    own = begun.student.model.fc.weight
+    assert own.shape[1] < whole.shape[1]
+    assert torch.equal(own, whole[:, : own.shape[1]])
+
+
 def test_peers_differ_from_the_student_and_from_each_other(tmp_path: Path) -> None:
     class Trio(Couple):
         name, needs = "trio", Needs(teachers=0, peers=2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -351,6 +352,35 @@ def test_the_student_on_disk_says_how_to_build_it(shared: Place) -> None:
     model.load_state_dict(ran.student, strict=True)
     assert (told["classes"], told["channels"], told["size"]) == ([f"stripe {k}" for k in range(4)], 3, [16, 16])
     assert told["imports"] is None
+
+
+def test_a_student_that_the_algorithm_chose_is_told_measured_and_exported_again(shared: Place) -> None:
+    def plan(given: Any) -> Iterator[Any]:
+        return (yield Stage("wide", dataclasses.replace(given.student, args=TEACHER), given.own, given.teachers))
+
+    ran = shared.run(planned("wide", plan, chooses_student=True))
+    told = ran.json("student.json")
+    assert {key: told["args"][key] for key in TEACHER} == TEACHER
+    assert ran.results["student"]["params_m"] == ran.results["teacher"]["params_m"]
+    spec = delivery.delivered_spec(told)
+    assert (spec.name, dict(spec.args)) == ("test_resnet", {"in_chans": 3, **TEACHER})
+    assert (spec.mean, spec.std, spec.size) == ((0.5,) * 3, (0.25,) * 3, 16)
+    again = ran.runner.build.network(spec)
+    again.model.load_state_dict(ran.student, strict=True)
+    with RunFolder.start(
+        shared.root / "again",
+        name="run",
+        seed=0,
+        recipe_text="",
+        recipe_hash="",
+        recipe_fields={},
+        new=True,
+        resume=False,
+    ) as folder:
+        for name in ("student.safetensors", "student.json"):
+            shutil.copy(ran.folder / name, folder.path(name))
+        runner = shared.runner(planned("wide", plan), folder)
+        assert runner.export_again() == []  # no format is asked for, but the network was rebuilt and answered
 
 
 def test_provenance_says_what_it_takes_to_repeat_the_run(shared: Place) -> None:

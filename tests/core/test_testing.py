@@ -66,6 +66,15 @@ def test_a_tiny_recipe_has_exactly_the_models_that_are_needed() -> None:
     assert {model.name for _, model in models.each()} == {TINY}
 
 
+def test_an_algorithm_says_what_its_tiny_recipe_cannot_do_without() -> None:
+    own = {"models": {"student": {"name": "resnet18"}}, "algorithm": {"options": {"a": 1}}, "train": {"epochs": 2}}
+    recipe = tiny_recipe(type("Particular", (Match,), {"name": "particular", "tiny_recipe": own}), {"seed": 3})
+    assert recipe.models.student.model_dump() == {**recipe.models.student.model_dump(), "name": "resnet18", "args": {}}
+    assert [model.args for model in recipe.models.all_teachers] == [TEACHER]
+    assert (recipe.algorithm.name, recipe.algorithm.options) == ("particular", {"a": 1})
+    assert (recipe.train.epochs, recipe.train.steps_per_epoch, recipe.seed) == (2, 4, 3)
+
+
 def test_changes_are_laid_over_the_base() -> None:
     base = tiny_recipe(Match)
     changed = tiny_recipe(Match, {"seed": 5, "train": {"optimizer": {"lr": 0.5}}, "data": {"batch_size": 4}})
@@ -89,6 +98,17 @@ def test_a_tiny_runner_needs_no_registration_and_writes_below_its_root(cls: type
         least(cls.needs.teachers),
         least(cls.needs.peers),
     ]
+
+
+def test_a_tiny_runner_takes_the_options_of_the_algorithm_s_own_tiny_recipe(tmp_path: Path) -> None:
+    kd = load_zoo().algorithm("kd")
+    own = {"algorithm": {"options": {"temperature": 3.5}, "loss_weights": {"task": 0.25}}}
+    hot = type("Hot", (kd,), {"name": "hot", "tiny_recipe": own})
+    algorithm = tiny_runner(hot, load_zoo(), tmp_path).plan.algorithm
+    assert (algorithm.options.temperature, algorithm.loss_weights["task"]) == (3.5, 0.25)
+    assert (
+        tiny_runner(hot, load_zoo(), tmp_path, options={"temperature": 2.5}).plan.algorithm.options.temperature == 2.5
+    )
 
 
 def test_a_tiny_runner_takes_options_and_a_model_s_own_settings(tmp_path: Path) -> None:
