@@ -6,13 +6,25 @@ optimizer steps in order) or ``stages`` (several phases of training).
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from kdzoo.types import Needs, OwnNetwork, Paper, Shapes, Stage, StagePlan, StageResult, StepContext, Update
+from kdzoo.types import (
+    Bench,
+    Exhibit,
+    Needs,
+    OwnNetwork,
+    Paper,
+    Shapes,
+    Stage,
+    StagePlan,
+    StageResult,
+    StepContext,
+    Update,
+)
 
 #: A list of stages is answered by a list of results, which no generator type can say.
 Stages = Generator["Stage | list[Stage]", Any, "StageResult"]
@@ -69,6 +81,10 @@ class Algorithm(nn.Module):
     def update(self, ctx: StepContext) -> None:
         """Change state (banks, moving averages) after the optimizer steps, without gradient."""
 
+    def warnings(self, means: Mapping[str, float]) -> Iterable[str]:
+        """Return what is wrong, if anything, with an epoch's mean of every term and note; asked at its end."""
+        return ()
+
     @classmethod
     def adopt(cls, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         """Give a stage's network the weights of its ``Stage.start``; by default it must be the same network.
@@ -81,3 +97,8 @@ class Algorithm(nn.Module):
     def stages(cls, plan: StagePlan) -> Stages:
         """Yield stages, alone or as a list of independent ones; return the student's result."""
         return (yield Stage("student", plan.student, plan.own, plan.teachers, plan.peers))
+
+    @classmethod
+    def exhibits(cls, bench: Bench) -> Iterable[Exhibit]:
+        """Return what else the report shows of a finished run: tables, plots, pictures, further measurements."""
+        return ()

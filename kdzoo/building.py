@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import kdzoo
@@ -18,16 +19,24 @@ from kdzoo.algorithm import Algorithm
 from kdzoo.data import DataSet, open_data
 from kdzoo.device import Precision, choose_precision, environment, pick_device, set_threads
 from kdzoo.engine import Job, Plain
-from kdzoo.errors import NeedsError
+from kdzoo.errors import ContractError, NeedsError
 from kdzoo.evaluation import predict
 from kdzoo.levels import Pairing
-from kdzoo.models import Network, build_network, pair_levels, registering_module, shapes_of
+from kdzoo.models import (
+    Network,
+    build_network,
+    count_parameters,
+    evaluating,
+    pair_levels,
+    registering_module,
+    shapes_of,
+)
 from kdzoo.parallel import Ranks
 from kdzoo.recipe import Recipe, TrainRecipe
 from kdzoo.resolve import Plan, ResolvedAlgorithm
 from kdzoo.store import Store, read_tensors
 from kdzoo.teacher import CachedTeacher, Teacher
-from kdzoo.types import ModelSpec, Stage, StageResult, derive_seed, stable_hash
+from kdzoo.types import Costs, ModelSpec, Outputs, Stage, StageResult, derive_seed, stable_hash
 
 #: Raise when stored stages of older versions must not be reused.
 STAGE_FORMAT = 1
@@ -158,7 +167,8 @@ class Builder:
             self._teacher_object(network, levels[1 + i], needs.pre_logits, handed, part)
             for i, network in enumerate(taught)
         ]
-        steps = self.loader.steps_per_epoch if handed else (train.steps_per_epoch or DATA_FREE_STEPS)
+        loader = self.loader if stage.samples is None else self.loader.only(stage.samples)
+        steps = loader.steps_per_epoch if handed else (train.steps_per_epoch or DATA_FREE_STEPS)
         if train.steps_per_epoch is not None and handed:
             steps = min(steps, train.steps_per_epoch)
         job = Job(
@@ -171,13 +181,13 @@ class Builder:
             seed=derive_seed(self.recipe.seed, "stage", stage.salt),
             batch_size=self.recipe.data.batch_size // self.ranks.world,
             steps_per_epoch=steps,
-            loader=self.loader if handed else None,
+            loader=loader if handed else None,
             teachers=teachers,
             peers=peers,
             student_levels=tuple(levels[0]),
             peer_levels=[tuple(level) for level in levels[1 + len(taught) :]],
             views=self.recipe.cache.views if self.recipe.cache else None,
-            validate=self.validator(precision),
+            validate=self.validator(precision, stage.classes),
             ranks=self.ranks,
         )
         return job, pairing
@@ -211,17 +221,41 @@ class Builder:
             )
         return teacher
 
-    def validator(self, precision: Precision) -> Callable[[Network], dict[str, float]] | None:
+    def validator(
+        self, precision: Precision, classes: Sequence[int] | None = None
+    ) -> Callable[[Network], dict[str, float]] | None:
+        """What judges a network on the validation split, or on some classes of it; None where there is no sample."""
         if not self.data.split_sizes.get("validation"):
+            return None
+        known = np.arange(len(self.data.classes)) if classes is None else np.unique(classes)
+        if not len(known) or known[0] < 0 or known[-1] >= len(self.data.classes):
+            raise ContractError(f"a stage's classes must be of 0..{len(self.data.classes) - 1}, got {known.tolist()}")
+        rows = np.flatnonzero(np.isin(self.data.part("validation").targets, known))
+        if not len(rows):
             return None
 
         def validate(network: Network) -> dict[str, float]:
             precision.place(network)
-            batches = self.loader.eval_batches("validation", self.recipe.data.eval_batch_size)
+            batches = self.loader.eval_batches("validation", self.recipe.data.eval_batch_size, rows)
             logits, targets = predict(network, batches, precision.autocast)
-            return {"top1_percent": float((logits.argmax(1) == targets).mean() * 100)}
+            return {"top1_percent": float((known[logits[:, known].argmax(1)] == targets).mean() * 100)}
 
         return validate
+
+    def outputs(self, result: StageResult, samples: Sequence[int]) -> Outputs:
+        """A trained network's logits and pre_logits of rows of the training split, on the CPU."""
+        network = self.trained_network(result).to(self.device)
+        batches = self.loader.eval_batches("train", self.recipe.data.eval_batch_size, samples)
+        with evaluating(network), torch.no_grad():
+            parts = [network(batch.inputs, pre_logits=network.pre_logits_width > 0) for batch in batches]
+        embedding: Any = None
+        if network.pre_logits_width:
+            embedding = torch.cat([part.pre_logits for part in parts]).float().cpu()
+        return Outputs(torch.cat([part.logits for part in parts]).float().cpu(), (), embedding)
+
+    def costs(self, spec: ModelSpec) -> Costs:
+        network = self.network(spec, load=False)
+        return Costs(count_parameters(network.model) / 1e6, network.macs / 1e9)
 
     # --- identity -----------------------------------------------------------------------------
 
@@ -255,6 +289,8 @@ class Builder:
                 "teachers": [teacher.key for teacher in stage.teachers],
                 "peers": [asdict(peer) for peer in stage.peers],
                 "start": stage.start.key if stage.start else None,
+                "samples": stable_hash(stage.samples) if stage.samples is not None else None,
+                "classes": stage.classes,
                 "salt": stage.salt,
                 "train": {k: v for k, v in train.model_dump(mode="json").items() if k not in ignored},
                 "data": self.data_identity(),

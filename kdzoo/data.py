@@ -7,6 +7,7 @@ opened, once, when nothing is left to select.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import os
@@ -297,22 +298,43 @@ class Loader:
         self._workers, self._timeout_s = workers, timeout_s
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         self._readers: dict[str, MemoryReader | FileReader] = {}
+        self._rows: np.ndarray | None = None
+
+    def only(self, rows: Sequence[int]) -> Loader:
+        """The same loader for training on some rows of the training split alone; a sample keeps its index."""
+        chosen = np.unique(np.asarray(rows, dtype=np.int64))
+        if len(chosen) < len(rows) or not len(chosen) or chosen[0] < 0 or chosen[-1] >= self.data.num_train:
+            raise ContractError(
+                f"a stage's samples must be different rows of the {self.data.num_train} training samples, got "
+                f"{len(rows)} of {len(chosen)} different"
+                + (f", from {chosen[0]} to {chosen[-1]}" if len(chosen) else "")
+            )
+        other = copy.copy(self)
+        other._rows = chosen
+        return other
+
+    @property
+    def num_train(self) -> int:
+        """Samples that are trained on."""
+        return self.data.num_train if self._rows is None else len(self._rows)
 
     @property
     def steps_per_epoch(self) -> int:
         """Whole batches of the training split; the last, short one is dropped."""
-        steps = self.data.num_train // self.batch_size
+        steps = self.num_train // self.batch_size
         if steps == 0:
+            whose = f"'{self.data.name}' has after validation is held out" if self._rows is None else "a stage has"
             raise DataError(
-                f"data.batch_size: {self.batch_size} is more than the {self.data.num_train} training samples that "
-                f"'{self.data.name}' has after validation is held out; lower it"
+                f"data.batch_size: {self.batch_size} is more than the {self.num_train} training samples that "
+                f"{whose}; lower it"
             )
         return steps
 
     def order(self, epoch: int) -> np.ndarray:
-        """The epoch's permutation of the training split."""
+        """The epoch's permutation of the samples that are trained on."""
         generator = np.random.Generator(np.random.Philox(derive_seed(self._seed, "order", epoch)))
-        return generator.permutation(self.data.num_train)
+        order = generator.permutation(self.num_train)
+        return order if self._rows is None else self._rows[order]
 
     def train_batches(
         self,
@@ -344,9 +366,11 @@ class Loader:
             valid -= count
             yield Batch(batch.inputs, batch.targets[:count], batch.index[:count], view)
 
-    def eval_batches(self, split: SplitName, batch_size: int) -> Iterator[Batch]:
-        """Yield a split in order, without augmentation; the last batch may be short."""
-        rows = np.arange(len(self.data.part(split)))
+    def eval_batches(
+        self, split: SplitName, batch_size: int, samples: Sequence[int] | np.ndarray | None = None
+    ) -> Iterator[Batch]:
+        """Yield a split, or some rows of it, in order, without augmentation; the last batch may be short."""
+        rows = np.arange(len(self.data.part(split))) if samples is None else np.asarray(samples, dtype=np.int64)
         return self._batches(split, np.split(rows, range(batch_size, len(rows), batch_size)), None, False)
 
     def _batches(

@@ -26,6 +26,8 @@ class Delivery:
     def __init__(self, build: Builder, folder: RunFolder | None, say: Callable[[str, str], None]) -> None:
         self.build, self.folder, self.say = build, folder, say
         self.recipe, self.data, self.loader = build.recipe, build.data, build.loader
+        self.entries: dict[str, dict[str, Any]] = {}  # every model and file by label, once measured
+        self.reference: np.ndarray | None = None  # the teachers' mean logits of the test split
 
     def measure(
         self, teachers: tuple[StageResult, ...], control: StageResult | None, student: StageResult
@@ -69,6 +71,8 @@ class Delivery:
         self._latency(networks, entries, exports)
         if self.build.ranks.first and self.folder is not None:
             self._deliver(student)
+        self.entries = entries | {entry["label"]: entry for entry, _ in exports}
+        self.reference = reference
         several = [entry for label, entry in entries.items() if label.startswith("teacher")]
         return {
             "teacher": several[0] if several else None,

@@ -221,8 +221,9 @@ class Engine:
         parts = _split(batch, job.train.accumulate)
         contexts: list[StepContext] = []
         values: dict[str, float] = {}
+        notes: dict[str, list[Tensor | float]] = {}
         try:
-            generators = [self._start(part, clock, contexts, number) for number, part in enumerate(parts)]
+            generators = [self._start(part, clock, contexts, number, notes) for number, part in enumerate(parts)]
             for _ in range(1_000):
                 updates = self._backward(generators, parts, values)
                 if updates is None:
@@ -242,6 +243,7 @@ class Engine:
             ) from error
         if self.ema is not None:
             self.ema.update_parameters(job.student.model)
+        values |= self._noted(notes, values)
         self._note(values)
         spent = time.perf_counter() - begin
         self._time["student"] += spent - (self._time["teacher"] - teacher_before)
@@ -259,9 +261,16 @@ class Engine:
             )
         )
 
-    def _start(self, batch: Batch | None, clock: Clock, contexts: list[StepContext], part: int) -> Iterator[Update]:
+    def _start(
+        self,
+        batch: Batch | None,
+        clock: Clock,
+        contexts: list[StepContext],
+        part: int,
+        notes: dict[str, list[Tensor | float]],
+    ) -> Iterator[Update]:
         """One micro-batch's generator; its forward runs when the first update is asked for."""
-        ctx = self.context(batch, clock, part)
+        ctx = self.context(batch, clock, part, notes)
         contexts.append(ctx)
         yield from self.job.algorithm.step(ctx)
 
@@ -358,8 +367,14 @@ class Engine:
 
     # --- what a step sees ---------------------------------------------------------------------
 
-    def context(self, batch: Batch | None, clock: Clock, part: int = 0) -> StepContext:
-        """Run the networks on a batch and wrap all that the algorithm may read."""
+    def context(
+        self,
+        batch: Batch | None,
+        clock: Clock,
+        part: int = 0,
+        notes: dict[str, list[Tensor | float]] | None = None,
+    ) -> StepContext:
+        """Run the networks on a batch and wrap all that the algorithm may read; what it notes goes to ``notes``."""
         job = self.job
         if batch is not None and job.algorithm.needs.data == "unlabelled":
             batch = replace(batch, targets=torch.full_like(batch.targets, -1))
@@ -392,6 +407,7 @@ class Engine:
                 **{f"teacher_{i}": teacher.network.model for i, teacher in enumerate(job.teachers)},
                 **({"teacher": job.teachers[0].network.model} if job.teachers else {}),
             },
+            note=partial(_keep, {} if notes is None else notes),
         )
 
     def _networks(self) -> dict[str, Callable[[Tensor], Outputs]]:
@@ -434,6 +450,24 @@ class Engine:
 
     # --- bookkeeping --------------------------------------------------------------------------
 
+    def _noted(self, notes: Mapping[str, Sequence[Tensor | float]], taken: Mapping[str, float]) -> dict[str, float]:
+        """The mean of what the algorithm noted in a step, over its parts and over all processes."""
+        if not notes:
+            return {}
+        means = []
+        for name, noted in notes.items():
+            if name in taken or name in self.job.loss_weights:
+                raise ContractError(f"{_title(self.job.algorithm)}: the note '{name}' has the name of something logged")
+            values = [torch.as_tensor(value, device=self.job.precision.device).detach().float() for value in noted]
+            if any(value.dim() for value in values):
+                raise ContractError(f"{_title(self.job.algorithm)}: the note '{name}' is not a scalar")
+            means.append(torch.stack(values).mean())
+        numbers = dict(zip(notes, self.job.ranks.mean(torch.stack(means)).tolist(), strict=True))
+        for name, value in numbers.items():
+            if not math.isfinite(value):
+                raise ContractError(f"{_title(self.job.algorithm)}: the note '{name}' is {value}")
+        return numbers
+
     def _note(self, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
@@ -446,6 +480,8 @@ class Engine:
         row = {"stage": job.name, "epoch": epoch, "step": self.step, "split": "train"}
         self.rows.append({**row, **means, "lr": self.optimized["student"].lr})
         self._warn_about(means)
+        for text in job.algorithm.warnings(means):
+            self._warn(f"stage '{job.name}': {text}")
         if job.validate is not None:
             metrics = job.validate(self.result_network())
             self.rows.append({**row, "split": "validation", **metrics})
@@ -556,6 +592,10 @@ class Engine:
 
 
 _END: Any = object()
+
+
+def _keep(notes: dict[str, list[Tensor | float]], name: str, value: Tensor | float) -> None:
+    notes.setdefault(name, []).append(value.detach() if isinstance(value, Tensor) else value)
 
 
 def _out_of_memory(error: Exception) -> bool:

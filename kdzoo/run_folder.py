@@ -52,7 +52,7 @@ RUN_ID = re.compile(r"(\d{4,})-seed(-?\d+)")
 Outcome = Literal["new", "resumed", "finished", "viewed"]
 
 #: Not in the manifest: sealed on their own, gone after the run, or written by a tracker as it likes.
-UNLISTED = ("run.json", "manifest.json", "lock", "checkpoints", "tensorboard")
+UNLISTED = ("run.json", "manifest.json", "lock", "checkpoints", "search", "tensorboard")
 
 
 # --- one owner at a time ------------------------------------------------------------------------
@@ -294,6 +294,13 @@ class RunFolder:
         return self.root / name
 
     # --- writing ------------------------------------------------------------------------------
+
+    def folder_of(self, name: str) -> Path:
+        """Make sure that a folder below this one exists, for files that are written elsewhere."""
+        path = self.path(name)
+        with writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+        return path
 
     def write_bytes(self, name: str, data: bytes) -> Path:
         """Write or replace a file, atomically; in a finished run, its line of the manifest too."""

@@ -15,11 +15,13 @@ from typing import Any, Protocol
 import torch
 
 import kdzoo
+from kdzoo.algorithm import Algorithm
 from kdzoo.building import STAGE_FORMAT, Builder
 from kdzoo.delivery import Delivery, delivered_spec
 from kdzoo.engine import Engine, Job, Progress
 from kdzoo.errors import ContractError, DivergedError, Interrupted, ModelError, OutputError, ResumeError
 from kdzoo.evaluation import predict
+from kdzoo.exhibits import DeliveredBench, as_json
 from kdzoo.levels import Pairing
 from kdzoo.models import Network, count_parameters, save_ready, weights_sha256
 from kdzoo.parallel import Ranks
@@ -28,7 +30,7 @@ from kdzoo.resolve import Plan, resolve_choice
 from kdzoo.run_folder import RunFolder
 from kdzoo.store import Store, read_tensors, write_json, write_tensors
 from kdzoo.teacher import CachedTeacher
-from kdzoo.types import ModelSpec, Stage, StagePlan, StageResult, stable_hash
+from kdzoo.types import ModelSpec, Outputs, Stage, StagePlan, StageResult, stable_hash
 from kdzoo.zoo import Zoo
 
 #: What every interrupted run ends with.
@@ -58,6 +60,7 @@ class Trained:
     result: StageResult
     rows: list[dict[str, Any]]
     facts: dict[str, Any] = field(default_factory=dict)
+    stage: Stage | None = None  # None where ready weights were loaded
 
 
 class Runner:
@@ -96,10 +99,13 @@ class Runner:
         try:
             teachers = tuple(self._teacher(i, spec) for i, spec in enumerate(self.plan.teachers))
             control = self.train(Stage("control", self.plan.student)) if self.recipe.control else None
+            before = len(self.stages)
             student = self.drive(teachers)
+            own = tuple(trained.result for trained in self.stages[before:])
             self._heed("before the evaluation")
             delivery = Delivery(self.build, self.folder, self._say)
             results = delivery.measure(teachers, control, student)
+            results |= self._exhibits(delivery, teachers, control, student, own)
         finally:
             for tracker in self._trackers:
                 tracker.close()
@@ -113,6 +119,39 @@ class Runner:
             self.folder.write_json("results.json", results)
         self.ranks.barrier()
         return results
+
+    def _exhibits(
+        self,
+        delivery: Delivery,
+        teachers: tuple[StageResult, ...],
+        control: StageResult | None,
+        student: StageResult,
+        stages: tuple[StageResult, ...],
+    ) -> dict[str, Any]:
+        """What the algorithm shows beside the measurements of what is delivered."""
+        cls = self.plan.algorithm.cls
+        if not self.ranks.first or not shows(cls):
+            return {"exhibits": [], "variants": []}
+        self._say("exhibits", "what else the algorithm shows")
+        bench = DeliveredBench(
+            self.build,
+            teachers=teachers,
+            control=control,
+            student=student,
+            stages=stages,
+            entries=delivery.entries,
+            reference=delivery.reference,
+            rows={trained.result.key: trained.rows for trained in self.stages},
+            rebuild=self._rebuild,
+        )
+        shown = [as_json(exhibit, f"algorithm '{cls.name}'") for exhibit in cls.exhibits(bench)]
+        return {"exhibits": shown, "variants": bench.variants}
+
+    def _rebuild(self, key: str) -> Job:
+        stage = next(trained.stage for trained in self.stages if trained.result.key == key)
+        assert stage is not None, "ready weights have no job"
+        chosen = resolve_choice(stage.algorithm, self.zoo) if stage.algorithm is not None else None
+        return self.build.job(stage, chosen, self.build.train_section(stage))[0]
 
     def _open_folder(self) -> None:
         if self.folder is None or not self.ranks.first:
@@ -173,7 +212,30 @@ class Runner:
             own=plan.algorithm.choice,
             delegate=plan.delegate.choice if plan.delegate else None,
             options=plan.algorithm.options,
+            num_classes=len(self.data.classes),
+            seed=self.recipe.seed,
+            targets=self._targets(),
+            outputs=self._outputs,
+            costs=self.build.costs,
+            folder=self._search_folder(),
         )
+
+    def _targets(self) -> tuple[int, ...]:
+        needed = self.plan.algorithm.cls.needs.data
+        targets = self.data.part("train").targets.tolist()
+        return tuple(targets) if needed == "labelled" else (-1,) * len(targets) if needed == "unlabelled" else ()
+
+    def _outputs(self, result: StageResult, samples: Sequence[int]) -> Outputs:
+        if self.plan.algorithm.cls.needs.data == "none":
+            raise ContractError(
+                f"algorithm '{self.plan.algorithm.cls.name}': asked for outputs of training samples, but declared to "
+                "read no data"
+            )
+        return self.build.outputs(result, samples)
+
+    def _search_folder(self) -> Path | None:
+        """A folder of the run for what stages() has to remember over kills."""
+        return None if self.folder is None else self.folder.folder_of("search")
 
     # --- one stage ----------------------------------------------------------------------------
 
@@ -235,7 +297,7 @@ class Runner:
         if folder is not None:
             self.display.stage(stage.name, "taken from the store")
             self._drop_checkpoints(stage.name)  # of a run killed after its result was stored
-            return self._finish(stage.name, key, stage.model, stage.peers, folder)
+            return self._finish(stage.name, key, stage.model, stage.peers, folder, stage)
         self.display.stage(stage.name, "training")
         job, pairing = self.build.job(stage, chosen, train)
         engine = Engine(job, lambda progress: self._on_progress(engine, progress))
@@ -259,10 +321,13 @@ class Runner:
         }
         folder = None
         if self.ranks.first:
-            folder = self._publish(key, stage.name, engine.result_weights(), metrics, engine.rows, facts)
+            weights = engine.result_weights()
+            if shows(type(job.algorithm)):
+                weights["algorithm"] = job.algorithm.state_dict()
+            folder = self._publish(key, stage.name, weights, metrics, engine.rows, facts)
             self._drop_checkpoints(stage.name)
         self.ranks.barrier()
-        return self._finish(stage.name, key, stage.model, stage.peers, folder or self.store.find("stage", key))
+        return self._finish(stage.name, key, stage.model, stage.peers, folder or self.store.find("stage", key), stage)
 
     def _drop_checkpoints(self, name: str) -> None:
         if self.folder is not None and self.ranks.first and self.folder.has_checkpoints(name):
@@ -321,7 +386,13 @@ class Runner:
         return self.store.publish("stage", key, write)
 
     def _finish(
-        self, name: str, key: str, model: ModelSpec, peers: tuple[ModelSpec, ...], folder: Path | None
+        self,
+        name: str,
+        key: str,
+        model: ModelSpec,
+        peers: tuple[ModelSpec, ...],
+        folder: Path | None,
+        stage: Stage | None = None,
     ) -> StageResult:
         if folder is None:
             raise OutputError(
@@ -331,7 +402,7 @@ class Runner:
         weights = {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
         result = StageResult(name, key, model, weights, stored["metrics"], peers, folder)
         rows = [{"stage": name, **row} for row in stored["rows"]]
-        self.stages.append(Trained(result, rows, stored["facts"]))
+        self.stages.append(Trained(result, rows, stored["facts"], stage))
         self.warnings += [text for text in stored["facts"].get("warnings", []) if text not in self.warnings]
         if stored["facts"].get("pairing"):
             self.pairings[name] = stored["facts"]["pairing"]
@@ -417,6 +488,11 @@ class Runner:
         logits, targets = predict(network, self.loader.eval_batches("test", self.recipe.data.eval_batch_size))
         delivery = Delivery(self.build, self.folder, self.display.stage)
         return [entry for entry, _ in delivery.export(network, logits, targets, None)]
+
+
+def shows(cls: type[Algorithm]) -> bool:
+    """Whether an algorithm has exhibits, for which its stages keep what it had learnt."""
+    return cls.exhibits.__func__ is not Algorithm.exhibits.__func__  # type: ignore[attr-defined]
 
 
 def _few(numbers: Sequence[float]) -> str:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -181,6 +181,8 @@ class StepContext:
     device: torch.device
     batch_size: int
     modules: Mapping[str, torch.nn.Module] = field(default_factory=dict)  # the plain networks, for hooks
+    #: Log a scalar of this step under a name: it has no weight and no gradient.
+    note: Callable[[str, Tensor | float], None] = lambda name, value: None
 
     @property
     def teacher(self) -> Outputs:
@@ -229,7 +231,9 @@ class Stage:
     """One phase of training that ends in stored weights.
 
     ``algorithm`` None trains on the task alone. ``start`` begins from an earlier result's weights instead
-    of fresh ones. ``salt`` separates stages that would otherwise be the same and share one seed.
+    of fresh ones. ``salt`` separates stages that would otherwise be the same and share one seed. ``samples`` are the
+    rows of the training split to train on, None for all; ``Batch.index`` stays the row in the whole split.
+    ``classes`` are those that validation judges: samples and logits of others are left out.
     """
 
     name: str
@@ -240,13 +244,16 @@ class Stage:
     start: StageResult | None = None
     train: Mapping[str, Any] = field(default_factory=dict)  # overrides of the recipe's train section
     salt: str = ""
+    samples: tuple[int, ...] | None = None
+    classes: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
 class StageResult:
     """A stored stage: a handle, not a live model.
 
-    ``weights`` maps "student" and ``peer_<i>`` to safetensors files; ``metrics`` are of the validation split.
+    ``weights`` maps "student" and ``peer_<i>`` to safetensors files, and "algorithm" where the algorithm has
+    exhibits; ``metrics`` are of the validation split.
     """
 
     name: str
@@ -259,8 +266,22 @@ class StageResult:
 
 
 @dataclass(frozen=True)
+class Costs:
+    """What a network costs before it is trained."""
+
+    params_m: float  # millions of parameters
+    macs_g: float  # billions of multiply-accumulates of one sample
+
+
+@dataclass(frozen=True)
 class StagePlan:
-    """What ``Algorithm.stages`` may read: the recipe's models and the algorithm's own choice."""
+    """What ``Algorithm.stages`` may read: the recipe's models, the algorithm's own choice, and the training split.
+
+    ``outputs(result, samples)`` are a trained network's answers to rows of the training split as they are, in eval
+    mode and on the CPU. Where the algorithm is handed no data, there are no ``targets`` and no ``outputs``; where it
+    reads no labels, every target is -1. A generator of stages is run again after a kill, so it has to ask the same
+    questions in the same order; what it must remember beyond that goes into ``folder``.
+    """
 
     student: ModelSpec
     teachers: tuple[StageResult, ...]
@@ -269,3 +290,106 @@ class StagePlan:
     own: AlgorithmChoice  # this algorithm with the recipe's options and weights
     delegate: AlgorithmChoice | None  # the algorithm that ``Algorithm.delegate`` names, if any
     options: Any  # this algorithm's own Options, validated
+    num_classes: int
+    seed: int
+    targets: tuple[int, ...]  # (number of training samples,)
+    outputs: Callable[[StageResult, Sequence[int]], Outputs]  # logits and pre_logits
+    costs: Callable[[ModelSpec], Costs]
+    folder: Path | None  # survives kills; None where nothing is trained
+
+
+# --- what an algorithm shows ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of words and numbers under heads."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | int | float | None, ...], ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """Numbers by row and column, e.g. the accuracy on each task after each task."""
+
+    title: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    values: tuple[tuple[float | None, ...], ...]
+    unit: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of a scatter plot; points of one ``group`` look alike."""
+
+    x: float
+    y: float
+    label: str = ""
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Points, e.g. cost against accuracy; those of the group ``front`` are joined by a line."""
+
+    title: str
+    x_label: str
+    y_label: str
+    points: tuple[Point, ...]
+    front: str | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Images:
+    """Pictures (N, C, H, W) in [0, 1] of 1 or 3 channels, e.g. synthetic samples."""
+
+    title: str
+    images: Tensor
+    captions: tuple[str, ...] = ()
+    note: str = ""
+
+
+Exhibit = Table | HeatMap | Scatter | Images
+
+
+class Bench(Protocol):
+    """What ``Algorithm.exhibits`` may use, after everything that is delivered was measured on the test split.
+
+    ``entries`` are those measurements by label: "teacher" (or "teacher 0" ...), "control", "student", "peer 0" ...
+    and the labels of exported files. ``stages`` are the results of the algorithm's stages, in order.
+    """
+
+    options: Any
+    classes: tuple[str, ...]
+    student: StageResult
+    teachers: tuple[StageResult, ...]
+    control: StageResult | None
+    stages: tuple[StageResult, ...]
+    entries: Mapping[str, Mapping[str, Any]]
+
+    def network(self, result: StageResult, which: str = "student") -> torch.nn.Module:
+        """A stage's trained network in eval mode: inputs as in a batch -> ``Outputs``."""
+
+    def algorithm(self, result: StageResult) -> Any:
+        """The algorithm of a stage with all that it had learnt, in eval mode."""
+
+    def predict(self, module: torch.nn.Module) -> tuple[Any, Any]:
+        """Logits (N, K) and targets (N,) of the test split, numpy; ``module`` returns ``Outputs`` or logits."""
+
+    def measure(self, modules: Mapping[str, torch.nn.Module]) -> list[dict[str, Any]]:
+        """Measure further ways to answer, e.g. exits or an ensemble; they are listed in the report as variants.
+
+        Their latency is taken in turn with the student's; ``latency_ratio`` is to that.
+        """
+
+    def log(self, result: StageResult) -> list[dict[str, Any]]:
+        """A stage's rows of metrics.jsonl."""
+
+    def random(self, name: str) -> torch.Generator:
+        """A fresh CPU generator, fixed by the recipe's seed and the name."""

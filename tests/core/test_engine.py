@@ -155,6 +155,68 @@ def test_ema_is_the_average_worked_out_by_hand_and_is_delivered(make: Callable[.
 PLAIN_SGD = {"name": "momentum", "momentum": 0.0, "weight_decay": 0.0, "lr": 0.1}
 
 
+class Noting(Match):
+    """Notes a number a step, and warns of every epoch's mean above a limit."""
+
+    name = "noting"
+    said: Any = 2.5
+
+    def losses(self, ctx: Any) -> dict[str, Tensor]:
+        ctx.note("level", ctx.clock.step + self.said)
+        ctx.note("gap", (ctx.student.logits - ctx.teacher.logits).mean())
+        return super().losses(ctx)
+
+    def warnings(self, means: dict[str, float]) -> Iterator[str]:
+        if means["level"] > 6.0:
+            yield f"level {means['level']:g} after match {means['match'] > 0}"
+
+
+def test_a_note_is_logged_as_its_mean_and_changes_nothing(make: Callable[..., Engine]) -> None:
+    noting, plain = (to_the_end(make(cls, train={"epochs": 2})) for cls in (Noting, Match))
+    steps = noting.job.steps_per_epoch
+    rows = [row for row in noting.rows if row["split"] == "train"]
+    assert [row["level"] for row in rows] == pytest.approx([(steps - 1) / 2 + 2.5, (3 * steps - 1) / 2 + 2.5])
+    assert all(math.isfinite(row["gap"]) for row in rows)
+    assert same_bits(weights_of(noting), weights_of(plain))
+
+
+def test_an_algorithm_warns_of_its_means(make: Callable[..., Engine]) -> None:
+    noting = to_the_end(make(Noting, train={"epochs": 2}))
+    means = [row["level"] for row in noting.rows if row["split"] == "train"]
+    warned = [f"stage 'student': level {mean:g} after match True" for mean in means if mean > 6]
+    assert warned
+    assert [text for text in noting.warnings if "level" in text] == warned
+
+
+def test_a_note_of_parts_is_their_mean(make: Callable[..., Engine]) -> None:
+    parts = make(Noting, train={"accumulate": 2})
+    run_steps(parts, 1)
+    assert parts._sums["level"] == 2.5
+
+
+@pytest.mark.parametrize(
+    ("said", "problem"),
+    [
+        (math.nan, "algorithm 'odd': the note 'level' is nan"),
+        (torch.ones(2), "algorithm 'odd': the note 'level' is not a scalar"),
+    ],
+)
+def test_a_note_is_a_finite_scalar(said: Any, problem: str, make: Callable[..., Engine]) -> None:
+    odd = type("Odd", (Noting,), {"name": "odd", "said": said})
+    assert refusal(ContractError, lambda: run_steps(make(odd), 1)) == problem
+
+
+def test_a_note_may_not_hide_a_term(make: Callable[..., Engine]) -> None:
+    def losses(self: Any, ctx: Any) -> dict[str, Tensor]:
+        ctx.note("match", 1.0)
+        return Match.losses(self, ctx)
+
+    hiding = type("Hiding", (Match,), {"name": "hiding", "losses": losses})
+    assert refusal(ContractError, lambda: run_steps(make(hiding), 1)) == (
+        "algorithm 'hiding': the note 'match' has the name of something logged"
+    )
+
+
 def moved(trained: Engine, before: dict[str, Tensor]) -> float:
     now = dict(trained.job.student.model.named_parameters())
     return math.sqrt(sum(float((now[key].detach() - before[key]).square().sum()) for key in now))

@@ -275,6 +275,90 @@ def test_a_stage_s_name_alone_makes_no_new_result(shared: Place, engines: list[s
     assert (first.name, second.name) == ("one", "two")
 
 
+def test_a_stage_of_some_samples_never_sees_the_others(shared: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = shared.runner(Alone)
+    seen: list[int] = []
+    context = Engine.context
+
+    def watched(self: Engine, batch: Any, *rest: Any) -> Any:
+        seen.extend(batch.index.tolist())
+        return context(self, batch, *rest)
+
+    monkeypatch.setattr(Engine, "context", watched)
+    targets = run.data.part("train").targets
+    chosen = tuple(int(row) for row in np.flatnonzero(targets < 2))
+    some = run.train(Stage("some", run.plan.student, samples=chosen, classes=(0, 1)))
+    assert set(seen) <= set(chosen)
+    assert len(set(seen)) > len(chosen) // 2
+    seen.clear()
+    run.train(Stage("all", run.plan.student, salt="watched"))
+    assert not set(seen) <= set(chosen)
+    network = run.build.trained_network(some)
+    logits, labels = predict(network, run.loader.eval_batches("validation", 32))
+    known = labels < 2
+    top1 = 100 * float((logits[known][:, :2].argmax(1) == labels[known]).mean())
+    assert some.metrics["top1_percent"] == pytest.approx(top1)
+
+
+def test_all_samples_by_name_are_all_samples(shared: Place) -> None:
+    run = shared.runner(Alone)
+    everyone = tuple(range(run.data.num_train))
+    one, two = (run.train(Stage("x", run.plan.student, samples=samples)) for samples in (None, everyone))
+    ends = [read_tensors(result.weights["student"]) for result in (one, two)]
+    assert same_bits(*ends)
+    assert one.key != two.key
+
+
+@pytest.mark.parametrize(
+    ("stage", "problem"),
+    [
+        (
+            {"samples": (0, 0, 1)},
+            "a stage's samples must be different rows of the 48 training samples, got 3 of 2 different, from 0 to 1",
+        ),
+        ({"samples": ()}, "a stage's samples must be different rows of the 48 training samples, got 0 of 0 different"),
+        (
+            {"samples": (5, 48)},
+            "a stage's samples must be different rows of the 48 training samples, got 2 of 2 different, from 5 to 48",
+        ),
+        ({"classes": (0, 9)}, "a stage's classes must be of 0..3, got [0, 9]"),
+    ],
+)
+def test_samples_and_classes_that_are_not_there_are_refused(stage: Any, problem: str, shared: Place) -> None:
+    run = shared.runner(Alone)
+    assert refusal(ContractError, lambda: run.train(Stage("x", run.plan.student, **stage))) == problem
+
+
+def test_a_plan_tells_labels_costs_and_outputs_of_training_samples(shared: Place) -> None:
+    run = shared.runner(Alone)
+    plan = run.stage_plan(())
+    assert plan.targets == tuple(run.data.part("train").targets.tolist())
+    assert (plan.num_classes, plan.seed, plan.folder) == (len(run.data.classes), 0, None)
+    network = run.build.network(run.plan.student)
+    assert plan.costs(run.plan.student).macs_g == network.macs / 1e9
+    assert plan.costs(run.plan.student).params_m == sum(p.numel() for p in network.model.parameters()) / 1e6
+    result = run.train(Stage("x", run.plan.student))
+    outputs = plan.outputs(result, (3, 1))
+    trained = run.build.trained_network(result).eval()
+    images = next(iter(run.loader.eval_batches("train", 8))).inputs
+    with torch.no_grad():
+        expected = trained(images, pre_logits=True)
+    torch.testing.assert_close(outputs.logits, expected.logits[[3, 1]], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(outputs.pre_logits, expected.pre_logits[[3, 1]], rtol=1e-4, atol=1e-5)
+
+
+def test_a_plan_without_data_or_labels_tells_none(shared: Place) -> None:
+    blind = type("Blind", (Alone,), {"name": "blind", "needs": Needs(teachers=0, data="none")})
+    plan = shared.runner(blind).stage_plan(())
+    assert plan.targets == ()
+    result = shared.runner(Alone).train(Stage("x", shared.runner(Alone).plan.student))
+    assert refusal(ContractError, lambda: plan.outputs(result, (0,))) == (
+        "algorithm 'blind': asked for outputs of training samples, but declared to read no data"
+    )
+    unlabelled = type("Unlabelled", (Alone,), {"name": "unlabelled", "needs": Needs(teachers=0, data="unlabelled")})
+    assert set(shared.runner(unlabelled).stage_plan(()).targets) == {-1}
+
+
 # --- results --------------------------------------------------------------------------------------
 
 
@@ -652,7 +736,7 @@ def test_a_stage_s_metrics_are_those_of_the_weights_it_delivers(shared: Place) -
         ends.append({key: value.clone() for key, value in network.model.state_dict().items()})
         return {"top1_percent": next(scores)}
 
-    scripted = lambda run: setattr(run.build, "validator", lambda precision: validate)  # noqa: E731
+    scripted = lambda run: setattr(run.build, "validator", lambda precision, classes: validate)  # noqa: E731
     ran = shared.run(Alone, prepare=scripted, train={"epochs": 3, "select": "best", "label_smoothing": 0.1})
     result: StageResult = ran.runner.stages[-1].result
     assert result.metrics == {"top1_percent": 80.0}

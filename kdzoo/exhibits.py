@@ -1,0 +1,182 @@
+"""What an algorithm shows of a finished run, as JSON for results.json; see ``Algorithm.exhibits``."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from kdzoo import metrics
+from kdzoo.building import Builder
+from kdzoo.engine import Job
+from kdzoo.errors import ContractError
+from kdzoo.evaluation import measure_latency, predict
+from kdzoo.models import Network, evaluating
+from kdzoo.store import read_tensors
+from kdzoo.types import Exhibit, HeatMap, Images, ModelSpec, Outputs, Scatter, StageResult, Table, derive_seed
+
+KINDS: Mapping[type, str] = {Table: "table", HeatMap: "heat_map", Scatter: "scatter", Images: "images"}
+
+
+class DeliveredBench:
+    """Hands an algorithm its trained networks and the test split; see ``kdzoo.types.Bench``.
+
+    ``rebuild`` makes a stage's job again, by its key.
+    """
+
+    def __init__(
+        self,
+        build: Builder,
+        *,
+        teachers: tuple[StageResult, ...],
+        control: StageResult | None,
+        student: StageResult,
+        stages: tuple[StageResult, ...],
+        entries: Mapping[str, Mapping[str, Any]],
+        reference: np.ndarray | None,
+        rows: Mapping[str, list[dict[str, Any]]],
+        rebuild: Callable[[str], Job],
+    ) -> None:
+        self.options = build.plan.algorithm.options
+        self.classes = build.data.classes
+        self.teachers, self.control, self.student, self.stages = teachers, control, student, stages
+        self.entries = entries
+        self.variants: list[dict[str, Any]] = []
+        self._build, self._reference, self._rows, self._rebuild = build, reference, rows, rebuild
+
+    def network(self, result: StageResult, which: str = "student") -> Network:
+        peers = {f"peer_{i}": peer for i, peer in enumerate(result.peers)}
+        spec: ModelSpec = peers.get(which, result.model)
+        return self._build.trained_network(result, which, spec).to(self._build.device).eval()
+
+    def algorithm(self, result: StageResult) -> Any:
+        if "algorithm" not in result.weights:
+            raise ContractError(f"stage '{result.name}': holds no state of an algorithm; it was trained without one")
+        algorithm = self._rebuild(result.key).algorithm
+        algorithm.load_state_dict(read_tensors(result.weights["algorithm"]), strict=True)
+        return algorithm.to(self._build.device).eval()
+
+    def predict(self, module: nn.Module) -> tuple[np.ndarray, np.ndarray]:
+        batches = self._build.loader.eval_batches("test", self._build.recipe.data.eval_batch_size)
+        return predict(Answering(module), batches)
+
+    def measure(self, modules: Mapping[str, nn.Module]) -> list[dict[str, Any]]:
+        sample = next(iter(self._build.loader.eval_batches("test", 1))).inputs
+        timed = {"": _forward(self.network(self.student), sample)}
+        entries = []
+        for label, module in modules.items():
+            module.to(self._build.device)
+            logits, targets = self.predict(module)
+            tensors = {t.data_ptr(): t for t in (*module.parameters(), *module.buffers())}
+            entry = metrics.result_entry(
+                label=label,
+                model=label,
+                logits=logits,
+                targets=targets,
+                teacher_logits=self._reference,
+                parameters=sum(parameter.numel() for parameter in module.parameters()),
+                size_bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
+                macs=_macs(module, sample),
+            )
+            entries.append(entry)
+            timed[label] = _forward(module, sample)
+        times = measure_latency(timed)
+        for entry in entries:
+            entry["latency_ms"] = times[entry["label"]]
+            entry["latency_ratio"] = times[entry["label"]]["p50"] / times[""]["p50"]
+        self.variants += entries
+        return entries
+
+    def log(self, result: StageResult) -> list[dict[str, Any]]:
+        return self._rows.get(result.key, [])
+
+    def random(self, name: str) -> torch.Generator:
+        return torch.Generator().manual_seed(derive_seed(self._build.recipe.seed, "exhibits", name))
+
+
+class Answering(nn.Module):
+    """A module whose answers are ``Outputs``, whichever of the two it gives."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, inputs: Tensor) -> Outputs:
+        answer = self.module(inputs)
+        return answer if isinstance(answer, Outputs) else Outputs(answer)
+
+
+def _forward(module: nn.Module, sample: Tensor) -> Callable[[], None]:
+    module.eval()
+
+    def forward() -> None:
+        with torch.inference_mode():
+            module(sample)
+        if sample.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return forward
+
+
+def _macs(module: nn.Module, sample: Tensor) -> int:
+    # The counter follows parameters that are handed on as arguments, which takes gradients.
+    with evaluating(module), torch.enable_grad(), FlopCounterMode(display=False) as counter:
+        module(sample)
+    return counter.get_total_flops() // 2
+
+
+# --- as JSON --------------------------------------------------------------------------------
+
+
+def as_json(exhibit: Exhibit, title: str) -> dict[str, Any]:
+    """Check an exhibit of the algorithm that errors call ``title``, and return what results.json holds of it."""
+    if type(exhibit) not in KINDS:
+        raise ContractError(f"{title}: exhibits() gave {type(exhibit).__name__}; known: {', '.join(KINDS.values())}")
+    where = f"{title}: exhibit '{exhibit.title}'"
+    kind = {"kind": KINDS[type(exhibit)]}
+    if isinstance(exhibit, Images):
+        return kind | {
+            "title": exhibit.title,
+            "images": [_png(image, where) for image in exhibit.images.detach().float().cpu()],
+            "captions": list(exhibit.captions),
+            "note": exhibit.note,
+        }
+    if isinstance(exhibit, Table):
+        _check_shape(where, exhibit.rows, len(exhibit.columns))
+        numbers = [cell for row in exhibit.rows for cell in row]
+    elif isinstance(exhibit, HeatMap):
+        _check_shape(where, exhibit.values, len(exhibit.columns))
+        if len(exhibit.values) != len(exhibit.rows):
+            raise ContractError(f"{where}: {len(exhibit.rows)} rows are named, there are {len(exhibit.values)}")
+        numbers = [cell for row in exhibit.values for cell in row]
+    else:
+        numbers = [number for point in exhibit.points for number in (point.x, point.y)]
+    for number in numbers:
+        if isinstance(number, float) and not math.isfinite(number):
+            raise ContractError(f"{where}: holds {number}; None says that there is no number")
+    return kind | asdict(exhibit)
+
+
+def _check_shape(where: str, rows: Sequence[Sequence[Any]], columns: int) -> None:
+    for row in rows:
+        if len(row) != columns:
+            raise ContractError(f"{where}: has {columns} columns, but a row of {len(row)}")
+
+
+def _png(image: Tensor, where: str) -> str:
+    """One picture (C, H, W) in [0, 1] as PNG in base64."""
+    if image.dim() != 3 or image.shape[0] not in (1, 3):
+        raise ContractError(f"{where}: a picture is {tuple(image.shape)}; (1 or 3, H, W) would be right")
+    pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    written = io.BytesIO()
+    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(written, format="PNG", optimize=True)
+    return base64.b64encode(written.getvalue()).decode()

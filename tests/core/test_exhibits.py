@@ -1,0 +1,186 @@
+"""What an algorithm shows of a finished run: the bench it is handed, and the exhibits as results.json holds them."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_algorithms import Couple, Match
+from torch import Tensor, nn
+
+from kdzoo.api import Algorithm, Exhibit, HeatMap, Images, Point, Scatter, Shapes, Table
+from kdzoo.errors import ContractError
+from kdzoo.exhibits import as_json
+from kdzoo.recipe import recipe_hash
+from kdzoo.run_folder import RunFolder
+from kdzoo.testing import tiny_recipe, tiny_runner
+from kdzoo.zoo import load_zoo
+
+
+class Mean(nn.Module):
+    """The mean answer of some networks."""
+
+    def __init__(self, *networks: nn.Module) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return torch.stack([network(inputs).logits for network in self.networks]).mean(0)
+
+
+class Showing(Match):
+    """Has a module of its own, and shows one exhibit of each kind."""
+
+    name = "showing"
+    default_weights: ClassVar = {"task": 1.0, "match": 0.5}
+    seen: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, options: Any, shapes: Shapes) -> None:
+        super().__init__(options, shapes)
+        self.scale = nn.Parameter(torch.ones(shapes.num_classes))
+
+    def losses(self, ctx: Any) -> dict[str, Tensor]:
+        return {"match": (self.scale * ctx.student.logits - ctx.teacher.logits).square().mean()}
+
+    @classmethod
+    def exhibits(cls, bench: Any) -> Iterator[Exhibit]:
+        student, teacher = bench.network(bench.student), bench.network(bench.teachers[0])
+        both = Mean(student, teacher)
+        cls.seen = {
+            "scale": bench.algorithm(bench.student).scale.detach().clone(),
+            "stages": [result.name for result in bench.stages],
+            "entries": dict(bench.entries),
+            "logits": bench.predict(student)[0],
+            "targets": bench.predict(student)[1],
+            "mean": bench.predict(both)[0],
+            "teacher": bench.predict(teacher)[0],
+            "variants": bench.measure({"mean": both}),
+            "log": bench.log(bench.student),
+            "random": [torch.rand(3, generator=bench.random(name)) for name in ("a", "a", "b")],
+            "classes": bench.classes,
+        }
+        with pytest.raises(ContractError) as caught:
+            bench.algorithm(bench.teachers[0])
+        cls.seen["refusal"] = str(caught.value)
+        yield Table("words", ("what", "value"), (("one", 1), ("none", None)), "a note")
+        yield HeatMap("map", ("row",), ("a", "b"), ((1.0, None),), "%")
+        yield Scatter("plot", "x", "y", (Point(1.0, 2.0, "p", "g"),), front="g")
+        yield Images("pictures", torch.linspace(0, 1, 32).view(2, 1, 4, 4), ("dark", "light"))
+
+
+def run(cls: type[Algorithm], root: Path, **changes: Any) -> dict[str, Any]:
+    recipe = tiny_recipe(cls, changes)
+    with RunFolder.start(
+        root / "out",
+        name="run",
+        seed=recipe.seed,
+        recipe_text="",
+        recipe_hash=recipe_hash(recipe),
+        recipe_fields=recipe.model_dump(mode="json"),
+        new=True,
+        resume=False,
+    ) as folder:
+        tiny_runner(cls, load_zoo("none"), root, changes, folder=folder).run()
+        return json.loads(folder.path("results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return run(Showing, tmp_path_factory.mktemp("exhibits"))
+
+
+def test_an_algorithm_sees_what_was_trained_and_measured(shown: dict[str, Any]) -> None:
+    seen = Showing.seen
+    assert not torch.equal(seen["scale"], torch.ones_like(seen["scale"]))  # as trained, not as built
+    assert seen["stages"] == ["student"]
+    assert seen["entries"]["student"]["top1_percent"] == shown["student"]["top1_percent"]
+    assert {"teacher", "student"} <= seen["entries"].keys()
+    top1 = 100 * float((seen["logits"].argmax(1) == seen["targets"]).mean())
+    assert top1 == pytest.approx(shown["student"]["top1_percent"])
+    np.testing.assert_allclose(seen["mean"], (seen["logits"] + seen["teacher"]) / 2, rtol=1e-4, atol=1e-5)
+    assert seen["log"][-1]["split"] == "validation"
+    assert {row["stage"] for row in seen["log"]} == {"student"}
+    same, again, other = seen["random"]
+    assert torch.equal(same, again)
+    assert not torch.equal(same, other)
+    assert len(seen["classes"]) == seen["logits"].shape[1]
+
+
+def test_further_ways_to_answer_are_measured_like_models(shown: dict[str, Any]) -> None:
+    (variant,) = shown["variants"]
+    assert variant["label"] == "mean"
+    assert variant["params_m"] == pytest.approx(shown["student"]["params_m"] + shown["teacher"]["params_m"])
+    assert variant["macs_g"] == pytest.approx(shown["student"]["macs_g"] + shown["teacher"]["macs_g"])
+    assert variant["latency_ms"]["p50"] > 0
+    assert variant["latency_ratio"] > 0
+    top1 = 100 * float((Showing.seen["mean"].argmax(1) == Showing.seen["targets"]).mean())
+    assert variant["top1_percent"] == pytest.approx(top1)
+    assert Showing.seen["variants"] == shown["variants"]
+
+
+def test_a_stage_without_an_algorithm_has_no_state_to_show(shown: dict[str, Any]) -> None:
+    assert Showing.seen["refusal"] == ("stage 'teacher': holds no state of an algorithm; it was trained without one")
+
+
+def test_exhibits_are_kept_as_json(shown: dict[str, Any]) -> None:
+    table, heat, scatter, images = shown["exhibits"]
+    assert table == {
+        "kind": "table",
+        "title": "words",
+        "columns": ["what", "value"],
+        "rows": [["one", 1], ["none", None]],
+        "note": "a note",
+    }
+    assert (heat["kind"], heat["values"], heat["unit"]) == ("heat_map", [[1.0, None]], "%")
+    assert (scatter["kind"], scatter["front"]) == ("scatter", "g")
+    assert scatter["points"] == [{"x": 1.0, "y": 2.0, "label": "p", "group": "g"}]
+    first, second = (np.asarray(Image.open(io.BytesIO(base64.b64decode(png)))) for png in images["images"])
+    assert first.shape == second.shape == (4, 4)
+    assert (int(first[0, 0]), int(second[-1, -1])) == (0, 255)
+    assert images["captions"] == ["dark", "light"]
+
+
+def test_who_shows_nothing_keeps_nothing(tmp_path: Path) -> None:
+    results = run(Couple, tmp_path)
+    assert (results["exhibits"], results["variants"]) == ([], [])
+    assert not list((tmp_path / "store").rglob("algorithm.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("exhibit", "problem"),
+    [
+        (Table("t", ("a", "b"), (("x",),)), "algorithm 'a': exhibit 't': has 2 columns, but a row of 1"),
+        (
+            Table("t", ("a",), ((float("nan"),),)),
+            "algorithm 'a': exhibit 't': holds nan; None says that there is no number",
+        ),
+        (HeatMap("h", ("a", "b"), ("c",), ((1.0,),)), "algorithm 'a': exhibit 'h': 2 rows are named, there are 1"),
+        (HeatMap("h", ("a",), ("c",), ((1.0, 2.0),)), "algorithm 'a': exhibit 'h': has 1 columns, but a row of 2"),
+        (
+            Scatter("s", "x", "y", (Point(0.0, float("inf")),)),
+            "algorithm 'a': exhibit 's': holds inf; None says that there is no number",
+        ),
+        (
+            Images("i", torch.zeros(1, 2, 4, 4)),
+            "algorithm 'a': exhibit 'i': a picture is (2, 4, 4); (1 or 3, H, W) would be right",
+        ),
+        ("words", "algorithm 'a': exhibits() gave str; known: table, heat_map, scatter, images"),
+    ],
+)
+def test_what_no_report_can_show_is_refused(exhibit: Any, problem: str) -> None:
+    with pytest.raises(ContractError) as caught:
+        as_json(exhibit, "algorithm 'a'")
+    assert str(caught.value) == problem
+
+
+def test_a_run_without_a_folder_shows_all_the_same(tmp_path: Path) -> None:
+    results: Mapping[str, Any] = tiny_runner(Showing, load_zoo("none"), tmp_path, {}).run()
+    assert [exhibit["kind"] for exhibit in results["exhibits"]] == ["table", "heat_map", "scatter", "images"]
