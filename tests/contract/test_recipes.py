@@ -8,6 +8,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -112,11 +113,30 @@ def test_every_measured_result_belongs_to_a_recipe() -> None:
 # --- what they do ---------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="session")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with noise in place of the large sets, and the small samples of tests/fixtures/data."""
+    root = tmp_path_factory.mktemp("data")
+    noise = np.random.default_rng(0)
+    for name, shape in {"fashion_mnist": (28, 28), "cifar10": (32, 32, 3)}.items():
+        (root / name).mkdir()
+        (root / name / "meta.json").write_text(json.dumps({"classes": [f"class {k}" for k in range(10)]}))
+        for split, samples in {"train": 16_000, "test": 500}.items():
+            images = noise.integers(0, 256, (samples, *shape), dtype=np.uint8)
+            np.save(root / name / f"{split}_images.npy", images)
+            np.save(root / name / f"{split}_labels.npy", np.arange(samples, dtype=np.uint8) % 10)
+    for sample in (ROOT / "tests" / "fixtures" / "data").glob("*"):
+        (root / sample.name).symlink_to(sample)
+    return root
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=short)
-def test_a_recipe_builds(path: Path, tmp_path: Path) -> None:
+def test_a_recipe_builds(path: Path, tmp_path: Path, stand_ins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KDZOO_DATA", str(stand_ins))
     zoo = load_zoo()
     lines = Runner(resolve(load_recipe(path), zoo), zoo, None, Store(tmp_path)).check()
-    assert lines[0].startswith("data      digits: 10 classes, train 900, validation 100")
+    assert lines[0].startswith(f"data      {recipe_of(path).data.name}: ")
+    assert re.search(r"train [1-9]\d*, validation [1-9]", lines[0])
     assert any(line.startswith("student   ") for line in lines)
     assert re.match(r"forward   \w+ -?[\d.]+", lines[-1])
 
