@@ -202,6 +202,63 @@ def per_class_accuracy(classes: Sequence[str], accuracy: Mapping[str, Sequence[f
     return Chart("Accuracy by class", caption, render("classes", told, draw, 8.0, height))
 
 
+def heat_map(exhibit: Mapping[str, Any], number: int) -> Chart:
+    """Draw an exhibit's numbers by row and column, the largest darkest."""
+    rows, columns, values = exhibit["rows"], exhibit["columns"], exhibit["values"]
+    known = [value for line in values for value in line if value is not None]
+    low, high = min(known, default=0.0), max(known, default=0.0)
+
+    def draw(figure: Figure) -> None:
+        from matplotlib.patches import Rectangle
+
+        axes = figure.subplots()
+        for y, line in enumerate(values):
+            for x, value in enumerate(line):
+                if value is not None:
+                    share = (value - low) / (high - low) if high > low else 1.0
+                    tile = Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=SERIES[0], alpha=0.08 + 0.5 * share, lw=0)
+                    axes.add_patch(tile)
+                    axes.text(x, y, f"{value:.3g}", ha="center", va="center", fontsize=9)
+        axes.set_xlim(-0.5, len(columns) - 0.5)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xticks(range(len(columns)), columns)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.grid(visible=False)
+        axes.tick_params(length=0)
+
+    told = "; ".join(
+        f"{row}: " + ", ".join(f"{column} {value:.3g}" for column, value in zip(columns, line, strict=True)
+                               if value is not None)
+        for row, line in zip(rows, values, strict=True)
+    )  # fmt: skip
+    width, height = 2.0 + 0.8 * len(columns), 0.9 + 0.42 * len(rows)
+    caption = " ".join(part for part in (f"In {exhibit['unit']}." if exhibit["unit"] else "", exhibit["note"]) if part)
+    return Chart(exhibit["title"], caption, render(f"exhibit{number}", told, draw, max(4.0, width), height))
+
+
+def scatter(exhibit: Mapping[str, Any], number: int) -> Chart:
+    """Draw an exhibit's points, a colour and a marker for each group, and join those of its front."""
+    points = exhibit["points"]
+    groups = list(dict.fromkeys(point["group"] for point in points))
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for i, group in enumerate(groups):
+            mine = sorted((p["x"], p["y"], p["label"]) for p in points if p["group"] == group)
+            xs, ys, labels = zip(*mine, strict=True)
+            joined = "-" if exhibit["front"] == group else ""
+            axes.plot(xs, ys, joined + MARKERS[i % 8], color=SERIES[i % 8], markersize=7, label=group or None)
+            for x, y, label in zip(xs, ys, labels, strict=True):
+                axes.annotate(label, (x, y), (0, 7), textcoords="offset points", fontsize=8, ha="center")
+        axes.margins(x=0.12, y=0.18)
+        axes.set(xlabel=exhibit["x_label"], ylabel=exhibit["y_label"])
+        if any(groups):
+            axes.legend()
+
+    told = "; ".join(f"{p['group']} {p['label']} {p['y']:.4g} at {p['x']:.4g}".strip() for p in points)
+    return Chart(exhibit["title"], exhibit["note"], render(f"exhibit{number}", told, draw, 6.4, 3.9))
+
+
 def place(role: str, turn: int = 0) -> int:
     """The number of a role's colour and marker; names without a role take what the roles leave over."""
     spare = [i for i in range(len(SERIES)) if i not in ROLES.values()]

@@ -175,6 +175,33 @@ def cells(results: Mapping[str, Any]) -> list[tuple[str, Entry, list[Cell]]]:
     return [(role, entry, row) for (role, entry), row in zip(rows, shown, strict=True)]
 
 
+def variants(results: Mapping[str, Any]) -> list[tuple[Entry, list[str]]]:
+    """Return the rows of what else was measured, e.g. exits or an ensemble: (entry, texts of VARIANT_COLUMNS)."""
+    found = results.get("variants") or []
+    return [
+        (entry, [NOTHING if (value := c.value(entry)) is None else c.show(value) for c in VARIANT_COLUMNS])
+        for entry in found
+    ]
+
+
+#: Latency of variants was taken in turn with the student's alone, so it is told beside that.
+VARIANT_COLUMNS = (
+    *(column for column in COLUMNS if column.title != "p95"),
+    Column("Latency", "of the student's", lambda e: e.get("latency_ratio"), lambda ratio: f"{ratio:.2f} x", min),
+)
+
+
+def exhibit_cell(value: Any) -> str:
+    """A word or number of an exhibit: whole numbers in full, others to two places or three significant digits."""
+    if value is None:
+        return NOTHING
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.2f}" if 10 <= abs(value) < 1000 or value == 0 else significant(value)
+
+
 # --- the verdict ----------------------------------------------------------------------------------
 
 

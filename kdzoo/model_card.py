@@ -6,7 +6,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from kdzoo import __version__
-from kdzoo.findings import CAVEAT, Run, algorithm_of, cells, entries, heads, markdown_table, markdown_text, verdict
+from kdzoo.findings import (
+    CAVEAT,
+    VARIANT_COLUMNS,
+    Run,
+    algorithm_of,
+    cells,
+    entries,
+    exhibit_cell,
+    heads,
+    markdown_table,
+    markdown_text,
+    variants,
+    verdict,
+)
 
 #: More classes than this are counted, not listed.
 MOST_CLASSES = 30
@@ -14,7 +27,10 @@ MOST_CLASSES = 30
 
 def card(run: Run) -> str:
     """Return the card: what it is, how good, how to use it, how it was made, and what is not known."""
-    return "\n\n".join(part for part in (what(run), numbers(run), use(run), making(run), limits(run)) if part) + "\n"
+    return (
+        "\n\n".join(part for part in (what(run), numbers(run), shown(run), use(run), making(run), limits(run)) if part)
+        + "\n"
+    )
 
 
 def what(run: Run) -> str:
@@ -39,6 +55,22 @@ def numbers(run: Run) -> str:
     table = markdown_table(["", "model", *heads()], rows, left=2)
     caveat = f" {CAVEAT}" if run.results.get("paired") else ""
     return f"## Results on the test split\n\n{table}\n\nBold numbers are the best of a column, teachers aside.{caveat}"
+
+
+def shown(run: Run) -> str:
+    """What else was measured, and the tables that the algorithm shows; the report has its pictures too."""
+    parts = []
+    if others := variants(run.results):
+        rows = [[text(entry["label"]), *texts] for entry, texts in others]
+        header = ["", *(f"{c.title} ({c.unit})" if c.unit else c.title for c in VARIANT_COLUMNS)]
+        parts.append(f"### Other ways to answer\n\n{markdown_table(header, rows, left=1)}")
+    for exhibit in run.results.get("exhibits") or []:
+        if exhibit["kind"] == "table":
+            rows = [[text(exhibit_cell(cell)) for cell in row] for row in exhibit["rows"]]
+            table = markdown_table([text(title) for title in exhibit["columns"]], rows, left=1)
+            note = f"\n\n{text(exhibit['note'])}" if exhibit["note"] else ""
+            parts.append(f"### {text(exhibit['title'])}\n\n{table}{note}")
+    return "\n\n".join(parts)
 
 
 def use(run: Run) -> str:

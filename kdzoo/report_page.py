@@ -8,7 +8,20 @@ from importlib import resources
 from typing import Any
 
 from kdzoo import __version__, charts
-from kdzoo.findings import CAVEAT, COLUMNS, NOTHING, Run, Verdict, algorithm_of, cells, entries, verdict
+from kdzoo.findings import (
+    CAVEAT,
+    COLUMNS,
+    NOTHING,
+    VARIANT_COLUMNS,
+    Run,
+    Verdict,
+    algorithm_of,
+    cells,
+    entries,
+    exhibit_cell,
+    variants,
+    verdict,
+)
 from kdzoo.problems import plain
 
 
@@ -37,6 +50,8 @@ def page(run: Run) -> str:
         the_verdict(judged, run),
         warnings(run),
         comparison(run),
+        variants_table(run),
+        *(exhibit(shown, number) for number, shown in enumerate(run.results.get("exhibits") or [])),
         pictures(run),
         *details(run),
         element("footer", f"Written by kdzoo {__version__} from the files of this run folder."),
@@ -120,6 +135,80 @@ def comparison(run: Run) -> Html:
             style="margin-top: 1rem",
         ),
     )  # fmt: skip
+
+
+def variants_table(run: Run) -> Html | None:
+    found = variants(run.results)
+    if not found:
+        return None
+    titles = (
+        element("th", column.title, element("small", column.unit or "\N{NO-BREAK SPACE}"), scope="col")
+        for column in VARIANT_COLUMNS
+    )
+    rows = [
+        element("tr", element("th", entry["label"], scope="row"), *(element("td", text) for text in texts))
+        for entry, texts in found
+    ]
+    head = element("thead", element("tr", element("th", "Variant", scope="col"), *titles))
+    return element(
+        "section",
+        element("h2", "Other ways to answer"),
+        element(
+            "p",
+            "Measured on the test split like the models above, and not part of the delivered student. Latency: batch "
+            "of one, timed in turn with the student's.",
+            class_="muted",
+        ),
+        element("div", element("table", head, element("tbody", *rows)), class_="scroll"),
+    )
+
+
+def exhibit(shown: Mapping[str, Any], number: int) -> Html:
+    """One thing that the algorithm shows."""
+    kind = shown["kind"]
+    if kind in ("heat_map", "scatter"):
+        told = {key: plain_words(value, 400 if key == "note" else 40) for key, value in shown.items()}
+        return picture((charts.heat_map if kind == "heat_map" else charts.scatter)(told, number))
+    content = tiles(shown) if kind == "images" else numbers_table(shown["columns"], shown["rows"])
+    return element(
+        "section",
+        element("h2", shown["title"]),
+        element("p", shown["note"], class_="muted") if shown["note"] else None,
+        content,
+    )
+
+
+def plain_words(value: Any, most: int) -> Any:
+    """The same content with every text fit for a drawing."""
+    if isinstance(value, str):
+        return plain(value, most)
+    if isinstance(value, Mapping):
+        return {key: plain_words(inner, most) for key, inner in value.items()}
+    return [plain_words(inner, most) for inner in value] if isinstance(value, list) else value
+
+
+def numbers_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Html:
+    head = element("thead", element("tr", *(element("th", title, scope="col") for title in columns)))
+    body = (
+        element(
+            "tr", element("th", exhibit_cell(row[0]), scope="row"), *(element("td", exhibit_cell(v)) for v in row[1:])
+        )
+        for row in rows
+    )
+    return element("div", element("table", head, element("tbody", *body)), class_="scroll")
+
+
+def tiles(shown: Mapping[str, Any]) -> Html:
+    captions = [*shown["captions"], *[""] * len(shown["images"])]
+    figures = (
+        element(
+            "figure",
+            Html(f'<img alt="{html.escape(str(caption))}" src="data:image/png;base64,{html.escape(png)}">'),
+            element("figcaption", caption) if caption else None,
+        )
+        for png, caption in zip(shown["images"], captions, strict=False)
+    )
+    return element("div", *figures, class_="tiles")
 
 
 def described(entry: Mapping[str, Any]) -> str:

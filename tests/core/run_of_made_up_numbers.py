@@ -71,6 +71,45 @@ RESULTS: dict[str, Any] = {
     "test_evaluations": 1,
 }
 
+#: One exhibit of each kind, as results.json holds them, and two variants.
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
+EXHIBITS: list[dict[str, Any]] = [
+    {
+        "kind": "table",
+        "title": "Assistants",
+        "columns": ["model", "accuracy, %", "parameters"],
+        "rows": [["cifar_resnet20", 91.256, 272474], ["none", None, 0]],
+        "note": "One row a size.",
+    },
+    {
+        "kind": "heat_map",
+        "title": "Accuracy after each task",
+        "rows": ["after 1", "after 2"],
+        "columns": ["task 1", "task 2"],
+        "values": [[98.5, None], [61.25, 97.0]],
+        "unit": "%",
+        "note": "Rows are later.",
+    },
+    {
+        "kind": "scatter",
+        "title": "Cost and accuracy",
+        "x_label": "parameters, millions",
+        "y_label": "accuracy, %",
+        "points": [
+            {"x": 0.1, "y": 88.0, "label": "a", "group": "front"},
+            {"x": 0.4, "y": 91.0, "label": "b", "group": "front"},
+            {"x": 0.3, "y": 87.0, "label": "c", "group": "tried"},
+        ],
+        "front": "front",
+        "note": "Up and to the left is better.",
+    },
+    {"kind": "images", "title": "Samples", "images": [PIXEL, PIXEL], "captions": ["cat"], "note": "Made up."},
+]
+VARIANTS: list[dict[str, Any]] = [
+    {**entry("exit 1", "exit 1", 80.123, 82.0, 0.05, 0.01, 0.05, 0.004, 0.2), "latency_ratio": 0.34},
+    {**entry("ensemble", "ensemble", 90.5, 92.0, 0.02, 0.2, 0.9, 0.03, 1.2), "latency_ratio": 2.03},
+]
+
 PROVENANCE: dict[str, Any] = {
     "environment": {
         "kdzoo": "0.1.0", "torch": "2.15.0", "timm": "1.0.31", "python": "3.11.2",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from run_of_made_up_numbers import CLASSES, RESULTS, STUDENT, rows, write_run
+from run_of_made_up_numbers import CLASSES, EXHIBITS, PIXEL, RESULTS, STUDENT, VARIANTS, rows, write_run
 
 from kdzoo import charts
 from kdzoo.errors import OutputError, ReportError
@@ -22,7 +22,7 @@ from kdzoo.report_page import duration, page
 class Reader(HTMLParser):
     """Checks that tags nest, and collects elements, ids and text."""
 
-    VOID = ("meta",)
+    VOID = ("meta", "img")
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,6 +120,52 @@ def test_the_page_tells_what_the_run_found(made):
         "optimizer: {name: sgd, lr: 0.1, momentum: 0.9, weight_decay: 5e-4}",
     ):
         assert wanted in text
+
+
+@pytest.fixture(scope="module")
+def showing(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("runs") / "0001-seed0", exhibits=EXHIBITS, variants=VARIANTS)
+
+
+def test_the_page_shows_what_the_algorithm_shows(showing):
+    reader = read(page(read_run(showing)))
+    for wanted in ("Assistants", "One row a size.", "91.26", "272,474", "In %. Rows are later.", "Up and to the left"):
+        assert wanted in reader.text
+    for wanted in ("Other ways to answer", "exit 1", "80.12", "0.34 x", "2.03 x"):
+        assert wanted in reader.text
+    pictures = [attributes for tag, attributes in reader.seen if tag == "img"]
+    assert [picture["src"] for picture in pictures] == [f"data:image/png;base64,{PIXEL}"] * 2
+    assert [picture["alt"] for picture in pictures] == ["cat", ""]
+    said = [attributes["aria-label"] for tag, attributes in reader.seen if tag == "svg"]
+    assert "after 1: task 1 98.5; after 2: task 1 61.2, task 2 97" in said
+    assert "front a 88 at 0.1; front b 91 at 0.4; tried c 87 at 0.3" in said
+    ids = [attributes["id"] for _, attributes in reader.seen if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_the_card_has_the_tables_of_the_algorithm(showing):
+    written = card(read_run(showing))
+    assert "### Assistants\n\n| model | accuracy, % | parameters |\n| --- | --: | --: |" in written
+    assert "| cifar\\_resnet20 | 91.26 | 272,474 |\n| none | \N{EN DASH} | 0 |\n\nOne row a size." in written
+    assert "| exit 1 | 80.12 | 82.00 |" in written
+    assert "0.34 x" in written
+    assert "Cost and accuracy" not in written  # pictures are in the report
+
+
+def test_names_in_exhibits_are_escaped(tmp_path):
+    evil = "\"><script>alert(1)</script><b a='&$x_1$\\1"
+
+    def spoilt(value):
+        if isinstance(value, str):
+            return value if value in ("table", "heat_map", "scatter", "images", PIXEL) else evil
+        if isinstance(value, list):
+            return [spoilt(inner) for inner in value]
+        return {key: spoilt(inner) for key, inner in value.items()} if isinstance(value, dict) else value
+
+    folder = write_run(tmp_path / "run", exhibits=spoilt(EXHIBITS), variants=[{**VARIANTS[0], "label": evil}])
+    made = page(read_run(folder))
+    assert "script" not in {tag for tag, _ in read(made).seen}
+    assert "<script" not in card(read_run(folder))
 
 
 def test_every_name_is_escaped(tmp_path):
