@@ -7,7 +7,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +149,7 @@ class Builder:
                 f"algorithm '{cls.name}': needs at least {needs.min_classes} classes, the data set has "
                 f"{len(self.data.classes)}"
             )
+        loader = self.loader if stage.samples is None else self.loader.only(stage.samples)
         student = self.network(stage.model, stage.salt)
         if stage.start is not None:
             cls.adopt(student.model, read_tensors(stage.start.weights["student"]))
@@ -159,6 +160,7 @@ class Builder:
         handed = needs.data != "none"
         image = (self.data.channels, self.data.size[0], self.data.size[1])
         shapes = shapes_of(student, taught, peers, pairing, self.data.num_train if handed else 0, image)
+        shapes = replace(shapes, classes=self._classes(stage), earlier=stage.earlier)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.recipe.seed, "algorithm", stage.salt))
             algorithm = cls(chosen.options if chosen else cls.Options(), shapes)
@@ -167,7 +169,6 @@ class Builder:
             self._teacher_object(network, levels[1 + i], needs.pre_logits, handed, part)
             for i, network in enumerate(taught)
         ]
-        loader = self.loader if stage.samples is None else self.loader.only(stage.samples)
         steps = loader.steps_per_epoch if handed else (train.steps_per_epoch or DATA_FREE_STEPS)
         if train.steps_per_epoch is not None and handed:
             steps = min(steps, train.steps_per_epoch)
@@ -188,9 +189,37 @@ class Builder:
             peer_levels=[tuple(level) for level in levels[1 + len(taught) :]],
             views=self.recipe.cache.views if self.recipe.cache else None,
             validate=self.validator(precision, stage.classes),
+            told_apart=self._told_apart(stage, shapes.classes),
             ranks=self.ranks,
         )
         return job, pairing
+
+    def _classes(self, stage: Stage) -> tuple[int, ...]:
+        """The classes that a stage knows; ContractError where there are none such, or it has samples of others."""
+        everything = tuple(range(len(self.data.classes)))
+        known = everything if stage.classes is None else stage.classes
+        if not known or len(set(known)) < len(known) or not set(known) <= set(everything):
+            raise ContractError(f"a stage's classes must be different ones of 0..{everything[-1]}, got {list(known)}")
+        if not set(stage.earlier) < set(known):
+            raise ContractError(
+                f"a stage's earlier classes must be some of its classes {list(known)}, got {list(stage.earlier)}"
+            )
+        strange = sorted(self._sampled(stage) - set(known)) if stage.classes is not None else []
+        if strange:
+            raise ContractError(f"a stage that knows the classes {list(known)} has samples of {strange}")
+        return known
+
+    def _sampled(self, stage: Stage) -> set[int]:
+        targets = self.data.part("train").targets
+        return set((targets if stage.samples is None else targets[list(stage.samples)]).tolist())
+
+    def _told_apart(self, stage: Stage, known: Sequence[int]) -> tuple[int, ...] | None:
+        """The classes among which the task loss tells samples apart: None for all, () where it cannot."""
+        if stage.classes is None and not stage.earlier:
+            return None
+        return (
+            tuple(k for k in known if k not in stage.earlier) if not self._sampled(stage) & set(stage.earlier) else ()
+        )
 
     def _teacher_object(
         self, network: Network, levels: Sequence[int], pre_logits: bool, handed: bool, part: int
@@ -228,8 +257,6 @@ class Builder:
         if not self.data.split_sizes.get("validation"):
             return None
         known = np.arange(len(self.data.classes)) if classes is None else np.unique(classes)
-        if not len(known) or known[0] < 0 or known[-1] >= len(self.data.classes):
-            raise ContractError(f"a stage's classes must be of 0..{len(self.data.classes) - 1}, got {known.tolist()}")
         rows = np.flatnonzero(np.isin(self.data.part("validation").targets, known))
         if not len(rows):
             return None
@@ -291,6 +318,7 @@ class Builder:
                 "start": stage.start.key if stage.start else None,
                 "samples": stable_hash(stage.samples) if stage.samples is not None else None,
                 "classes": stage.classes,
+                "earlier": stage.earlier,
                 "salt": stage.salt,
                 "train": {k: v for k, v in train.model_dump(mode="json").items() if k not in ignored},
                 "data": self.data_identity(),

@@ -27,6 +27,7 @@ from kdzoo.delivery import delivered_spec
 from kdzoo.engine import Engine, Job, Progress
 from kdzoo.errors import KdzooError, NeedsError
 from kdzoo.models import save_ready, weights_sha256
+from kdzoo.resolve import plans_stages
 from kdzoo.run_folder import RunFolder
 from kdzoo.runner import Runner
 from kdzoo.store import Checkpoints, read_tensors
@@ -74,11 +75,11 @@ class Bench:
         return rung(self.cls) != "stages"
 
     def job(self, runner: Runner) -> Job:
-        """The job of the first stage that this algorithm itself trains."""
+        """The job of the stage that the algorithm's own step is checked by."""
         if not self.trains:
             raise Vacuous("it only plans stages, each trained by an algorithm with checks of its own")
         teachers = tuple(runner.train(Stage(f"teacher_{i}", spec)) for i, spec in enumerate(runner.plan.teachers))
-        stage = first_own_stage(self.cls, runner, teachers)
+        stage = own_stage(self.cls, runner, teachers)
         chosen = runner.plan.algorithm
         job, _ = runner.build.job(stage, chosen, runner.build.train_section(stage))
         return job
@@ -108,18 +109,28 @@ def cut(batch: Batch, size: int) -> Batch:
     )
 
 
-def first_own_stage(cls: type[Algorithm], runner: Runner, teachers: tuple[StageResult, ...]) -> Stage:
-    """The first stage of a plan that runs the algorithm itself; earlier ones are really trained."""
+def own_stage(cls: type[Algorithm], runner: Runner, teachers: tuple[StageResult, ...]) -> Stage:
+    """The first stage of a plan that runs the algorithm itself and has a teacher or peer, else the first that runs it.
+
+    Earlier ones are really trained.
+    """
     generator = cls.stages(runner.stage_plan(teachers))
     wanted = next(generator)
+    own: Stage | None = None
     while True:
         for stage in wanted if isinstance(wanted, list) else [wanted]:
             if stage.algorithm is not None and stage.algorithm.name == cls.name:
-                return stage
+                if stage.teachers or stage.peers:
+                    return stage
+                own = own or stage
+        if own is not None and not plans_stages(cls):
+            return own  # its only stage
         done = [runner.train(stage) for stage in wanted] if isinstance(wanted, list) else runner.train(wanted)
         try:
             wanted = generator.send(done)
         except StopIteration:
+            if own is not None:
+                return own
             raise CheckFailed("stages() never runs the algorithm's own step") from None
 
 

@@ -69,6 +69,7 @@ class Job:
     peer_levels: Sequence[tuple[int, ...]] = ()
     views: int | None = None  # augmentations that repeat, for cached teachers; None: a fresh one each epoch
     validate: Callable[[Network], dict[str, float]] | None = None
+    told_apart: tuple[int, ...] | None = None  # classes of the task loss; None: all, (): it has samples of others
     ranks: Ranks = field(default_factory=Ranks)
 
 
@@ -129,6 +130,10 @@ class Engine:
             where = f"{_title(job.algorithm)}: optimizer of network '{name}'"
             self.optimized[name] = optimized(mine.module, mine.optimizer, where=where)
         self._check_disjoint()
+        self._places: Tensor | None = None  # of the classes that the task loss tells apart, among each other
+        if job.told_apart:
+            self._places = torch.full((job.student.num_classes,), -1, device=job.precision.device)
+            self._places[list(job.told_apart)] = torch.arange(len(job.told_apart), device=job.precision.device)
         self._modes = [(module, tuple(module.modules())) for module in (*self.trained.values(), job.algorithm)]
         decay = job.train.ema_decay
         self.ema = None
@@ -397,7 +402,9 @@ class Engine:
             peers=peers,
             clock=clock,
             networks=self._networks(),
-            task_loss=partial(_task_loss, labels, job.train.label_smoothing, _title(job.algorithm)),
+            task_loss=partial(
+                _task_loss, labels, job.train.label_smoothing, _title(job.algorithm), job.told_apart, self._places
+            ),
             random=partial(_random, job.seed, clock.step, job.ranks.rank, part),
             device=job.precision.device,
             batch_size=len(batch.index) if batch is not None else job.batch_size // job.train.accumulate,
@@ -613,9 +620,23 @@ def _forward(
     return outputs.float()
 
 
-def _task_loss(labels: Tensor | None, smoothing: float, title: str, logits: Tensor) -> Tensor:
+def _task_loss(
+    labels: Tensor | None,
+    smoothing: float,
+    title: str,
+    told_apart: tuple[int, ...] | None,
+    places: Tensor | None,
+    logits: Tensor,
+) -> Tensor:
     if labels is None:
         raise ContractError(f"{title}: asked for the task loss, but declared to read no labels")
+    if told_apart == ():
+        raise ContractError(
+            f"{title}: asked for the task loss, which leaves out the classes of earlier stages, in a stage that has "
+            "samples of them"
+        )
+    if told_apart is not None and places is not None:
+        logits, labels = logits[:, list(told_apart)], places[labels]
     return F.cross_entropy(logits, labels, label_smoothing=smoothing)
 
 

@@ -22,7 +22,18 @@ from kdzoo.errors import ContractError
 from kdzoo.evaluation import measure_latency, predict
 from kdzoo.models import Network, evaluating
 from kdzoo.store import read_tensors
-from kdzoo.types import Exhibit, HeatMap, Images, ModelSpec, Outputs, Scatter, StageResult, Table, derive_seed
+from kdzoo.types import (
+    Exhibit,
+    HeatMap,
+    Images,
+    ModelSpec,
+    Outputs,
+    Scatter,
+    StagePlan,
+    StageResult,
+    Table,
+    derive_seed,
+)
 
 KINDS: Mapping[type, str] = {Table: "table", HeatMap: "heat_map", Scatter: "scatter", Images: "images"}
 
@@ -37,6 +48,7 @@ class DeliveredBench:
         self,
         build: Builder,
         *,
+        plan: StagePlan,
         teachers: tuple[StageResult, ...],
         control: StageResult | None,
         student: StageResult,
@@ -47,6 +59,7 @@ class DeliveredBench:
         rebuild: Callable[[str], Job],
     ) -> None:
         self.options = build.plan.algorithm.options
+        self.plan = plan
         self.classes = build.data.classes
         self.teachers, self.control, self.student, self.stages = teachers, control, student, stages
         self.entries = entries

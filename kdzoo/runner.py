@@ -135,6 +135,7 @@ class Runner:
         self._say("exhibits", "what else the algorithm shows")
         bench = DeliveredBench(
             self.build,
+            plan=self.stage_plan(teachers),
             teachers=teachers,
             control=control,
             student=student,

@@ -107,6 +107,8 @@ class Shapes:
     num_classes: int
     num_samples: int  # in the training split; 0 when the algorithm is handed no data
     image: tuple[int, int, int]  # (C, H, W) of the data set
+    classes: tuple[int, ...] = ()  # that the stage knows, see ``Stage``; all where it names none
+    earlier: tuple[int, ...] = ()  # those of them that earlier stages taught
 
     @property
     def teacher(self) -> ModelShapes:
@@ -233,7 +235,8 @@ class Stage:
     ``algorithm`` None trains on the task alone. ``start`` begins from an earlier result's weights instead
     of fresh ones. ``salt`` separates stages that would otherwise be the same and share one seed. ``samples`` are the
     rows of the training split to train on, None for all; ``Batch.index`` stays the row in the whole split.
-    ``classes`` are those that validation judges: samples and logits of others are left out.
+    ``classes`` are all that the stage knows: samples and logits of others are left out of its validation and of its
+    task loss. ``earlier`` are those of them that earlier stages taught: the task loss leaves out their logits too.
     """
 
     name: str
@@ -246,6 +249,7 @@ class Stage:
     salt: str = ""
     samples: tuple[int, ...] | None = None
     classes: tuple[int, ...] | None = None
+    earlier: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -362,10 +366,12 @@ class Bench(Protocol):
     """What ``Algorithm.exhibits`` may use, after everything that is delivered was measured on the test split.
 
     ``entries`` are those measurements by label: "teacher" (or "teacher 0" ...), "control", "student", "peer 0" ...
-    and the labels of exported files. ``stages`` are the results of the algorithm's stages, in order.
+    and the labels of exported files. ``stages`` are the results of the algorithm's stages, in order; ``plan`` is the
+    one that they were made by.
     """
 
     options: Any
+    plan: StagePlan
     classes: tuple[str, ...]
     student: StageResult
     teachers: tuple[StageResult, ...]

@@ -509,6 +509,29 @@ def test_an_algorithm_that_never_runs_its_own_step_is_told_so(root: Path) -> Non
     assert (told.status, told.text) == ("failed", "stages() never runs the algorithm's own step")
 
 
+def test_the_step_that_is_checked_is_one_with_a_teacher(root: Path) -> None:
+    class Sequel(Sound):
+        name, needs = "sequel", Needs(teachers=0, features=True)
+
+        def __init__(self, options: AlgorithmOptions, shapes: Shapes) -> None:
+            Algorithm.__init__(self, options, shapes)
+
+        def losses(self, ctx: StepContext) -> dict[str, Tensor]:
+            nothing = ctx.student.logits.sum() * 0
+            return {"match": self.match(ctx) if ctx.teachers else nothing, "map": nothing}
+
+        def update(self, ctx: StepContext) -> None:
+            pass
+
+        @classmethod
+        def stages(cls, plan: Any) -> Any:
+            first = yield Stage("first", plan.student, plan.own)
+            return (yield Stage("second", plan.student, plan.own, (first,), start=first))
+
+    assert outcome(checks.student_gets_gradient_from_distillation_alone, Sequel, root).status == "passed"
+    assert outcome(checks.teacher_is_untouched, Sequel, root).status == "passed"
+
+
 def test_a_declared_least_number_of_classes_or_samples_is_held(root: Path) -> None:
     class Picky(NeedsAThirdClass, SpreadOfOne):
         name, needs = "picky", Needs(features=True, min_classes=3, min_batch=2)

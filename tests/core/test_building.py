@@ -8,15 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_algorithms import Couple, Everything, Match
+from torch.nn import functional as F
 
 import kdzoo
 from kdzoo import building
 from kdzoo.api import Algorithm, AlgorithmChoice, Needs
 from kdzoo.building import DATA_FREE_STEPS, DECISIVE, Builder
-from kdzoo.engine import Plain
+from kdzoo.engine import Engine, Plain
 from kdzoo.errors import KdzooError, NeedsError, RecipeError
 from kdzoo.models import save_ready
 from kdzoo.parallel import Ranks
@@ -24,7 +26,7 @@ from kdzoo.resolve import ResolvedAlgorithm, resolve_choice
 from kdzoo.runner import Runner
 from kdzoo.store import write_tensors
 from kdzoo.testing import STUDENT, TEACHER, TINY, tiny_runner
-from kdzoo.types import ModelSpec, Stage, StageResult
+from kdzoo.types import Clock, ModelSpec, Stage, StageResult
 from kdzoo.zoo import load_zoo
 
 
@@ -224,6 +226,32 @@ def test_a_batch_is_shared_evenly_by_the_processes(usual: Runner) -> None:
 # --- identity -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_task_loss_tells_apart_the_new_classes_of_a_stage(usual: Runner, smoothing: float) -> None:
+    targets = usual.data.part("train").targets
+    stage = Stage(
+        "task",
+        usual.plan.student,
+        samples=tuple(int(row) for row in np.flatnonzero((targets == 3) | (targets == 1))),
+        classes=(2, 3, 1),
+        earlier=(2,),
+        train={"label_smoothing": smoothing},
+    )
+    engine = Engine(job_of(usual, stage, None))
+    batch = next(engine._batches(0, 0))
+    ctx = engine.context(batch, Clock(0, 1, 0, 1))
+    logits = torch.randn(len(batch.targets), 4, generator=torch.Generator().manual_seed(0))
+    expected = F.cross_entropy(logits[:, [3, 1]], (batch.targets == 1).long(), label_smoothing=smoothing)
+    torch.testing.assert_close(ctx.task_loss(logits), expected)
+    shapes = engine.job.algorithm.shapes
+    assert (shapes.classes, shapes.earlier) == ((2, 3, 1), (2,))
+
+
+def test_a_stage_that_names_no_classes_knows_all(usual: Runner) -> None:
+    job = job_of(usual, Stage("student", usual.plan.student), None)
+    assert (job.algorithm.shapes.classes, job.algorithm.shapes.earlier, job.told_apart) == ((0, 1, 2, 3), (), None)
+
+
 def key_of(run: Runner, stage: Stage) -> str:
     chosen = resolve_choice(stage.algorithm, run.zoo) if stage.algorithm else None
     return run.build.stage_key(stage, chosen, run.build.train_section(stage))
@@ -251,6 +279,9 @@ STAGES: dict[str, Callable[[Stage], Stage]] = {
     "start": lambda stage: dataclasses.replace(stage, start=stage.teachers[0]),
     "salt": lambda stage: dataclasses.replace(stage, salt="salt"),
     "training": lambda stage: dataclasses.replace(stage, train={"label_smoothing": 0.1}),
+    "samples": lambda stage: dataclasses.replace(stage, samples=(0, 1)),
+    "classes": lambda stage: dataclasses.replace(stage, classes=(0, 1)),
+    "earlier": lambda stage: dataclasses.replace(stage, earlier=(0,)),
 }
 
 

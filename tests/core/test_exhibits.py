@@ -66,6 +66,7 @@ class Showing(Match):
             "log": bench.log(bench.student),
             "random": [torch.rand(3, generator=bench.random(name)) for name in ("a", "a", "b")],
             "classes": bench.classes,
+            "plan": bench.plan,
         }
         with pytest.raises(ContractError) as caught:
             bench.algorithm(bench.teachers[0])
@@ -111,6 +112,8 @@ def test_an_algorithm_sees_what_was_trained_and_measured(shown: dict[str, Any]) 
     same, again, other = seen["random"]
     assert torch.equal(same, again)
     assert not torch.equal(same, other)
+    assert len(seen["plan"].targets) == shown["data"]["train"]
+    assert seen["plan"].teachers[0].name == "teacher"
     assert len(seen["classes"]) == seen["logits"].shape[1]
 
 

@@ -321,7 +321,23 @@ def test_all_samples_by_name_are_all_samples(shared: Place) -> None:
             {"samples": (5, 48)},
             "a stage's samples must be different rows of the 48 training samples, got 2 of 2 different, from 5 to 48",
         ),
-        ({"classes": (0, 9)}, "a stage's classes must be of 0..3, got [0, 9]"),
+        ({"classes": (0, 9)}, "a stage's classes must be different ones of 0..3, got [0, 9]"),
+        ({"classes": (1, 1)}, "a stage's classes must be different ones of 0..3, got [1, 1]"),
+        ({"classes": ()}, "a stage's classes must be different ones of 0..3, got []"),
+        ({"classes": (2, 3)}, "a stage that knows the classes [2, 3] has samples of [0, 1]"),
+        (
+            {"classes": (0, 1, 2, 3), "earlier": (2, 7)},
+            "a stage's earlier classes must be some of its classes [0, 1, 2, 3], got [2, 7]",
+        ),
+        (
+            {"earlier": (0, 1, 2, 3)},
+            "a stage's earlier classes must be some of its classes [0, 1, 2, 3], got [0, 1, 2, 3]",
+        ),
+        (
+            {"earlier": (1,)},
+            "algorithm 'Plain': asked for the task loss, which leaves out the classes of earlier stages, in a stage "
+            "that has samples of them",
+        ),
     ],
 )
 def test_samples_and_classes_that_are_not_there_are_refused(stage: Any, problem: str, shared: Place) -> None:
