@@ -11,6 +11,8 @@ from kdzoo.offers import (
     FileSplit,
     ModelFamily,
     OfferOptions,
+    Tokens,
+    TokenSplit,
     Tracker,
 )
 from kdzoo.types import (
@@ -80,6 +82,8 @@ __all__ = [
     "Stages",
     "StepContext",
     "Table",
+    "TokenSplit",
+    "Tokens",
     "Tracker",
     "Update",
     "hookimpl",

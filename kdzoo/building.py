@@ -30,6 +30,8 @@ from kdzoo.models import (
     pair_levels,
     registering_module,
     shapes_of,
+    start_from,
+    weights_sha256,
 )
 from kdzoo.parallel import Ranks
 from kdzoo.recipe import Recipe, TrainRecipe
@@ -70,6 +72,7 @@ class Builder:
         set_threads(self.recipe.threads)
         self.environment = environment(self.device)
         self.data: DataSet = open_data(plan.source, self.recipe.data, self.recipe.seed)
+        self._tokens = self.data.token_args()
         if self.recipe.data.batch_size % ranks.world:
             raise NeedsError(
                 f"data.batch_size: {self.recipe.data.batch_size} samples cannot be shared evenly by {ranks.world} "
@@ -102,6 +105,7 @@ class Builder:
             data_std=self.data.std,
             seed=derive_seed(self.recipe.seed, "init", salt),
             load=load,
+            tokens=self._tokens,
         )
 
     def _channels_last(self) -> bool:
@@ -144,6 +148,8 @@ class Builder:
             )
         if train.select == "best" and not self.data.split_sizes.get("validation"):
             raise NeedsError("train.select: 'best' is chosen on the validation split, and data.validation leaves none")
+        if needs.data == "none" and self.data.tokens is not None:
+            raise NeedsError(f"algorithm '{cls.name}': makes up its inputs, which are images; the data set has text")
         if len(self.data.classes) < needs.min_classes:
             raise NeedsError(
                 f"algorithm '{cls.name}': needs at least {needs.min_classes} classes, the data set has "
@@ -151,8 +157,12 @@ class Builder:
             )
         loader = self.loader if stage.samples is None else self.loader.only(stage.samples)
         student = self.network(stage.model, stage.salt)
-        if stage.start is not None:
+        if stage.start is not None and stage.model.weights == "teacher":
+            start_from(student, self.trained_network(stage.start))
+        elif stage.start is not None:
             cls.adopt(student.model, read_tensors(stage.start.weights["student"]))
+        elif stage.model.weights == "teacher" and taught:  # a dry run, which has no stored teacher to start from
+            start_from(student, taught[0])
         peers = [self.network(spec, f"{stage.salt}peer_{i}") for i, spec in enumerate(stage.peers)]
         taught = [self.trained_network(teacher) for teacher in stage.teachers] if taught is None else taught
         pairing = pair_levels(student, [*taught, *peers]) if needs.features else None
@@ -319,6 +329,7 @@ class Builder:
                 "samples": stable_hash(stage.samples) if stage.samples is not None else None,
                 "classes": stage.classes,
                 "earlier": stage.earlier,
+                "initial": self._initial(stage),
                 "salt": stage.salt,
                 "train": {k: v for k, v in train.model_dump(mode="json").items() if k not in ignored},
                 "data": self.data_identity(),
@@ -330,6 +341,18 @@ class Builder:
                 "code": _core_hash(),
             }
         )
+
+    def _initial(self, stage: Stage) -> str | None:
+        """Hash of the weights that a stage begins from, where more than the seed and the model's source decides them.
+
+        What a model for text is made of, its configuration and the pieces of its table, lies outside of both.
+        """
+        ready = stage.model.weights not in ("train", "teacher")
+        if not ready and self.data.tokens is None:
+            return None
+        network = self.network(stage.model, stage.salt, load=ready)
+        made_of = {key: value for key, value in network.create_args.items() if key != "tokens"}
+        return stable_hash([weights_sha256(network.model), made_of])
 
 
 def _source_hash(cls: type) -> str:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from kdzoo.augment import Augment, augment
 from kdzoo.errors import ContractError, DataError
-from kdzoo.offers import ArraySplit, DataSource, DataSplits, FileSplit, Split
+from kdzoo.offers import ArraySplit, DataSource, DataSplits, FileSplit, Split, TokenSplit
 from kdzoo.types import Batch, derive_seed, stable_hash
 
 if TYPE_CHECKING:
@@ -33,6 +33,10 @@ SplitName = Literal["train", "validation", "test"]
 
 #: Threads that hash files; hashing lets go of the interpreter, so they run side by side.
 HASHING_THREADS = 8
+
+#: Batches of text that are sorted by length together: enough that each has rows of nearly one length, few enough that
+#: whom a sentence meets stays a matter of chance.
+POOLED_BATCHES = 50
 
 
 def data_root(root: str | None) -> Path:
@@ -92,19 +96,24 @@ class DataSet:
         self.classes = tuple(splits.classes)
         self.channels, self.size = splits.channels, (splits.size[0], splits.size[1])
         self.mean, self.std = tuple(splits.mean), tuple(splits.std)
+        self.tokens = splits.tokens
         self.source, self.licence = splits.source, splits.licence
         self.notes: list[str] = []
         self.test_gate = TestGate(self)
         self._splits, self._seed = splits, seed
         self._check_header()
+        if self.tokens is not None and recipe.augment != "none":
+            raise DataError(f"{self._title}: data.augment: '{recipe.augment}' is for images; none is right for text")
         whole = self._checked(splits.train, "train")
-        self._digests = {"train": digests(splits.train)}
-        content: list[Any] = [source.name, source.options.model_dump(mode="json"), self.classes, self.channels]
+        self._pad = 0 if self.tokens is None else self.tokens.pad
+        self._digests = {"train": digests(splits.train, self._pad)}
+        content: list[Any] = [] if self.tokens is None else [self._token_content()]
+        content += [source.name, source.options.model_dump(mode="json"), self.classes, self.channels]
         content += [self.size, self.mean, self.std, self._content("train", splits.train)]
         self.parts: dict[str, Part] = {}
         if splits.validation is not None:
             self.parts["validation"] = self._checked(splits.validation, "validation")
-            self._digests["validation"] = digests(splits.validation)
+            self._digests["validation"] = digests(splits.validation, self._pad)
             content.append(self._content("validation", splits.validation))
             whole = self._limited(whole, recipe.train_limit)
         else:
@@ -161,6 +170,10 @@ class DataSet:
     def _check_header(self) -> None:
         if len(self.classes) < 2 or len(set(self.classes)) < len(self.classes):
             raise DataError(f"{self._title}: needs at least 2 classes of different names, got {list(self.classes)}")
+        if self.tokens is not None and (self.channels != 1 or self.size[1] != 1):
+            raise DataError(
+                f"{self._title}: text with {self.channels} channels of size {self.size}; 1 of (L, 1) would be right"
+            )
         if self.channels < 1 or len(self.size) != 2 or min(self.size) < 1:
             raise DataError(f"{self._title}: {self.channels} channels of size {self.size} are no images")
         lengths = {len(self.mean), len(self.std)}
@@ -174,9 +187,13 @@ class DataSet:
         """The whole of a split, after checking its shape, type and targets."""
         where = f"{self._title}, split {name}"
         targets = np.asarray(split.targets)
-        samples = len(split.images) if isinstance(split, ArraySplit) else len(split.names)
+        if isinstance(split, TokenSplit) != (self.tokens is not None):
+            raise DataError(f"{where}: text has TokenSplits and DataSplits.tokens; images have neither")
+        samples = samples_of(split)
         if samples == 0:
             raise DataError(f"{where}: has no samples")
+        if isinstance(split, TokenSplit):
+            self._check_ids(where, split)
         if isinstance(split, ArraySplit):
             wanted = (samples, *self.size, self.channels)
             grey = self.channels == 1 and split.images.shape == wanted[:3]
@@ -191,6 +208,43 @@ class DataSet:
             raise DataError(f"{where}: targets lie in {low}..{high}; 0..{len(self.classes) - 1} would be right")
         return Part(split, np.arange(samples))
 
+    def _check_ids(self, where: str, split: TokenSplit) -> None:
+        assert self.tokens is not None
+        ids = np.asarray(split.ids)
+        if ids.dtype.kind not in "iu" or ids.ndim != 2 or ids.shape[1] < 1:
+            raise DataError(f"{where}: ids are {ids.dtype} {ids.shape}; int (N, L) would be right")
+        if int(ids.min()) < 0 or int(ids.max()) >= self.tokens.vocab_size:
+            raise DataError(
+                f"{where}: ids lie in {ids.min()}..{ids.max()}; 0..{self.tokens.vocab_size - 1} would be right"
+            )
+        real = ids != self.tokens.pad
+        wrong = np.flatnonzero(~real[:, 0] | (real[:, 1:] & ~real[:, :-1]).any(axis=1))
+        if len(wrong):
+            raise DataError(
+                f"{where}: row {int(wrong[0])} is empty or is filled up before its end with {self.tokens.pad}; tokens "
+                "first, then only fill, would be right"
+            )
+
+    def _token_content(self) -> Any:
+        """What a tokenizer is known by: its ids, and its files."""
+        assert self.tokens is not None
+        files = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(self.tokens.files.items())}
+        return [self.tokens.vocab_size, self.tokens.pad, self.tokens.unknown, files]
+
+    def token_args(self) -> dict[str, Any] | None:
+        """What a network that reads text is built from; None for images. ``seen`` are the ids of the training split."""
+        if self.tokens is None:
+            return None
+        train = self.parts["train"]
+        assert isinstance(train.split, TokenSplit)
+        seen = np.unique(np.asarray(train.split.ids)[train.rows]).tolist()
+        return {
+            "vocab_size": self.tokens.vocab_size,
+            "pad": self.tokens.pad,
+            "unknown": self.tokens.unknown,
+            "seen": seen,
+        }
+
     def _content(self, name: str, split: Split) -> str:
         """Hash of a whole split: each sample's digest and target, in order."""
         digest = hashlib.sha256("".join(self._digests[name]).encode())
@@ -204,13 +258,14 @@ class DataSet:
         known = set(self._digests[other])
         count = sum(digest in known for digest in self._digests[name])
         if count:
-            images = "1 image" if count == 1 else f"{count} images"
-            self.notes.append(f"{images} of {name} {'is' if count == 1 else 'are'} also in {other}")
+            what = "image" if self.tokens is None else "text"
+            samples = f"1 {what}" if count == 1 else f"{count} {what}s"
+            self.notes.append(f"{samples} of {name} {'is' if count == 1 else 'are'} also in {other}")
 
     def _read_test(self) -> None:
         test = self._splits.test()
         self.parts["test"] = self._checked(test, "test")
-        self._digests["test"] = digests(test)
+        self._digests["test"] = digests(test, self._pad)
         self._note_duplicates("test", "train")
         self._note_duplicates("test", "validation")
 
@@ -261,8 +316,30 @@ def stratified(targets: np.ndarray, count: int, seed: int, keep: int) -> np.ndar
     return np.sort(np.concatenate(rows))
 
 
-def digests(split: Split) -> list[str]:
-    """Hash the content of each sample."""
+def samples_of(split: Split) -> int:
+    """How many samples a split has."""
+    if isinstance(split, FileSplit):
+        return len(split.names)
+    return len(split.images if isinstance(split, ArraySplit) else split.ids)
+
+
+def bucketed(order: np.ndarray, lengths: np.ndarray, batch_size: int, seed: int) -> np.ndarray:
+    """Reorder rows so that each batch holds rows of nearly one length, and batches of all lengths take turns.
+
+    Shapes: rows (N,) in a random order, a length for each row of the split, -> (N,), N a multiple of ``batch_size``.
+    """
+    pool = POOLED_BATCHES * batch_size
+    pools = [rows[np.argsort(lengths[rows], kind="stable")] for rows in np.split(order, range(pool, len(order), pool))]
+    batches = np.concatenate(pools).reshape(-1, batch_size)
+    return np.random.Generator(np.random.Philox(seed)).permutation(batches).reshape(-1)
+
+
+def digests(split: Split, pad: int = 0) -> list[str]:
+    """Hash the content of each sample; of text without its fill, ``pad``."""
+    if isinstance(split, TokenSplit):
+        ids = np.asarray(split.ids).astype("<i4")
+        rows = [row[:length].tobytes() for row, length in zip(ids, (ids != pad).sum(axis=1), strict=True)]
+        return [hashlib.blake2b(row, digest_size=16).hexdigest() for row in rows]
     if isinstance(split, ArraySplit):
         images = np.ascontiguousarray(split.images)
         return [hashlib.blake2b(image.data, digest_size=16).hexdigest() for image in images]
@@ -280,7 +357,10 @@ def digests(split: Split) -> list[str]:
 
 
 class Loader:
-    """Makes batches: float32 in [0, 1], not normalised, on the device."""
+    """Makes batches on the device: pixels in float32 in [0, 1], not normalised, or ids of tokens, int64.
+
+    A batch of text is as wide as its longest row. In training, rows of nearly one length share a batch.
+    """
 
     def __init__(
         self,
@@ -297,7 +377,7 @@ class Loader:
         self._augment, self._seed = augment, seed
         self._workers, self._timeout_s = workers, timeout_s
         self._format = torch.channels_last if channels_last else torch.contiguous_format
-        self._readers: dict[str, MemoryReader | FileReader] = {}
+        self._readers: dict[str, MemoryReader | FileReader | TokenReader] = {}
         self._rows: np.ndarray | None = None
 
     def only(self, rows: Sequence[int]) -> Loader:
@@ -334,7 +414,12 @@ class Loader:
         """The epoch's permutation of the samples that are trained on."""
         generator = np.random.Generator(np.random.Philox(derive_seed(self._seed, "order", epoch)))
         order = generator.permutation(self.num_train)
-        return order if self._rows is None else self._rows[order]
+        order = order if self._rows is None else self._rows[order]
+        reader = self._reader("train")
+        if not isinstance(reader, TokenReader):
+            return order
+        whole = order[: self.steps_per_epoch * self.batch_size]
+        return bucketed(whole, reader.lengths, self.batch_size, derive_seed(self._seed, "buckets", epoch))
 
     def train_batches(
         self,
@@ -348,20 +433,28 @@ class Loader:
         """Yield an epoch's batches from ``start_step`` on; with ``world`` processes, this rank's share of each."""
         steps = self.steps_per_epoch
         batches = self.order(epoch)[: steps * self.batch_size].reshape(steps, world, self.batch_size // world)
-        return self._batches("train", list(batches[start_step:, rank]), view, second_view)
+        widths = self._widths(batches[start_step:].reshape(-1, self.batch_size)) if world > 1 else None
+        return self._batches("train", list(batches[start_step:, rank]), view, second_view, widths)
+
+    def _widths(self, batches: np.ndarray) -> list[int] | None:
+        """How wide each batch of text is for all processes, whose shares are put together again."""
+        reader = self._reader("train")
+        return reader.lengths[batches].max(axis=1).tolist() if isinstance(reader, TokenReader) else None
 
     def canonical_batches(self, view: int, batch_size: int | None = None) -> Iterator[Batch]:
         """Yield the training split in index order as ``view`` shows it.
 
         Every ``inputs`` has exactly ``batch_size`` samples (None: a training batch's): the last batch is filled by
         repeating samples, so that the same kernels run as in training. ``index`` and ``targets`` hold the samples
-        that count.
+        that count. Text is as wide as the split's longest row, so that whatever is made of it has one shape.
         """
         samples, batch_size = self.data.num_train, batch_size or self.batch_size
         steps = -(-samples // batch_size)
         rows = np.arange(steps * batch_size) % samples
         valid = samples
-        for batch in self._batches("train", list(rows.reshape(steps, batch_size)), view, False):
+        reader = self._reader("train")
+        widths = [int(reader.lengths.max())] * steps if isinstance(reader, TokenReader) else None
+        for batch in self._batches("train", list(rows.reshape(steps, batch_size)), view, False, widths):
             count = min(valid, batch_size)
             valid -= count
             yield Batch(batch.inputs, batch.targets[:count], batch.index[:count], view)
@@ -374,9 +467,19 @@ class Loader:
         return self._batches(split, np.split(rows, range(batch_size, len(rows), batch_size)), None, False)
 
     def _batches(
-        self, split: SplitName, batches: Sequence[np.ndarray], view: int | None, second_view: bool
+        self,
+        split: SplitName,
+        batches: Sequence[np.ndarray],
+        view: int | None,
+        second_view: bool,
+        widths: Sequence[int] | None = None,
     ) -> Iterator[Batch]:
         reader = self._reader(split)
+        if isinstance(reader, TokenReader):
+            for ids, rows in zip(reader.batches(batches, widths), batches, strict=True):
+                index = torch.from_numpy(rows).to(self.device)
+                yield Batch(ids, reader.targets[index], index, view or 0, ids if second_view else None)
+            return
         for images, rows in zip(reader.batches(batches), batches, strict=True):
             index = torch.from_numpy(rows).to(self.device)
             first = images if view is None else augment(images, index, self._augment, self._seed, view)
@@ -389,10 +492,13 @@ class Loader:
     def _pixels(self, images: Tensor) -> Tensor:
         return images.float().div_(255).contiguous(memory_format=self._format)
 
-    def _reader(self, split: SplitName) -> MemoryReader | FileReader:
+    def _reader(self, split: SplitName) -> MemoryReader | FileReader | TokenReader:
         part = self.data.part(split)
         if split not in self._readers:
-            if isinstance(part.split, ArraySplit):
+            if isinstance(part.split, TokenSplit):
+                assert self.data.tokens is not None, "checked when the data set was opened"
+                self._readers[split] = TokenReader(part, part.split, self.data.tokens.pad, self.device)
+            elif isinstance(part.split, ArraySplit):
                 self._readers[split] = MemoryReader(part, part.split, self.device)
             else:
                 shape = (*self.data.size, self.data.channels)
@@ -413,6 +519,22 @@ class MemoryReader:
         """Yield uint8 (N, C, H, W) for each batch of indices."""
         for rows in batches:
             yield self.images.index_select(0, torch.from_numpy(rows).to(self.images.device))
+
+
+class TokenReader:
+    """A split of text that lives on the device."""
+
+    def __init__(self, part: Part, split: TokenSplit, pad: int, device: torch.device) -> None:
+        ids = np.asarray(split.ids)[part.rows]
+        self.lengths = (ids != pad).sum(axis=1)  # (N,), tokens without fill
+        self.ids = torch.from_numpy(ids.astype(np.int64)).to(device)
+        self.targets = torch.from_numpy(part.targets).to(device)
+
+    def batches(self, batches: Sequence[np.ndarray], widths: Sequence[int] | None = None) -> Iterator[Tensor]:
+        """Yield ids (N, L) for each batch of indices, L its longest row's length or the width that is given."""
+        for number, rows in enumerate(batches):
+            width = int(self.lengths[rows].max()) if widths is None else widths[number]
+            yield self.ids[:, :width].index_select(0, torch.from_numpy(rows).to(self.ids.device))
 
 
 class FileReader:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,9 +17,13 @@ from kdzoo.evaluation import measure_latency, predict, result_entry
 from kdzoo.export.verify import export_and_verify
 from kdzoo.metrics import paired_counts, per_class_percent
 from kdzoo.models import RESERVED, Network, save_ready
+from kdzoo.offers import Exporter
 from kdzoo.run_folder import RunFolder
-from kdzoo.store import sha256_file, write_tensors
+from kdzoo.store import sha256_file, write_bytes, write_tensors
 from kdzoo.types import ModelSpec, StageResult
+
+#: Test sentences whose requests are timed, twice each.
+TEXT_REQUESTS = 100
 
 
 class Delivery:
@@ -68,10 +74,15 @@ class Delivery:
             for label in networks
         }
         exports = self.export(networks["student"], logits["student"], targets, reference)
-        self._latency(networks, entries, exports)
+        taught = [label for label in networks if label.startswith("teacher")]
+        teacher_exports = {
+            label: self.export_teacher(label, networks[label], logits[label], targets) for label in taught
+        }
+        self._latency(networks, entries, {"student": exports, **teacher_exports})
         if self.build.ranks.first and self.folder is not None:
             self._deliver(student)
-        self.entries = entries | {entry["label"]: entry for entry, _ in exports}
+        files = [*exports, *(done for exported in teacher_exports.values() for done in exported)]
+        self.entries = entries | {entry["label"]: entry for entry, _ in files}
         self.reference = reference
         several = [entry for label, entry in entries.items() if label.startswith("teacher")]
         return {
@@ -81,6 +92,7 @@ class Delivery:
             "student": entries["student"],
             "peers": [entry for label, entry in entries.items() if label.startswith("peer")],
             "exports": [entry for entry, _ in exports],
+            "teacher_exports": [entry for files in teacher_exports.values() for entry, _ in files],
             "paired": paired_counts(logits["student"], logits["control"], targets) if control is not None else None,
             "per_class": {
                 "classes": list(self.data.classes),
@@ -102,18 +114,39 @@ class Delivery:
         """Every exported file, verified on the whole test split by its own runtime in a fresh process."""
         if self.folder is None or not self.build.ranks.first or not self.build.plan.exporters:
             return []
+        return self._exported("student", self.build.plan.exporters, network, logits, targets, reference)
+
+    def export_teacher(
+        self, label: str, network: Network, logits: np.ndarray, targets: np.ndarray
+    ) -> list[tuple[dict[str, Any], Callable[[np.ndarray], np.ndarray]]]:
+        """A teacher's files in the formats that the recipe wants of it too, verified like the student's."""
+        if self.folder is None or not self.build.ranks.first:
+            return []
+        pairs = zip(self.build.plan.exporters, self.recipe.export, strict=True)
+        wanted = [exporter for exporter, section in pairs if section.teacher]
+        return self._exported(label, wanted, network, logits, targets, None)
+
+    def _exported(
+        self,
+        label: str,
+        exporters: Sequence[Exporter],
+        network: Network,
+        logits: np.ndarray,
+        targets: np.ndarray,
+        reference: np.ndarray | None,
+    ) -> list[tuple[dict[str, Any], Callable[[np.ndarray], np.ndarray]]]:
+        if not exporters:
+            return []
+        assert self.folder is not None
         network = network.to("cpu")
-        inputs = np.concatenate(
-            [
-                network.prepare(batch.inputs.cpu()).numpy()
-                for batch in self.loader.eval_batches("test", self.recipe.data.eval_batch_size)
-            ]
-        )
+        inputs = self._test_inputs(network)
         batches = self.loader.train_batches(0, 0, 0, 0, 1, False)
         calibration = [network.prepare(batch.inputs.cpu()) for batch, _ in zip(batches, range(8), strict=False)]
         done = []
-        for exporter in self.build.plan.exporters:
-            self.say(f"export {exporter.name} {exporter.label}".strip(), "verifying on the whole test split")
+        for exporter in exporters:
+            file = " ".join(part for part in (exporter.name, exporter.label) if part)
+            what = file if label == "student" else f"{file} of {label}"
+            self.say(f"export {what}", "verifying on the whole test split")
             entry = export_and_verify(
                 exporter,
                 network,
@@ -123,30 +156,46 @@ class Delivery:
                 teacher_logits=reference,
                 calibration=calibration,
                 folder=self.folder.path("export"),
-                stem="student",
+                stem=label.replace(" ", "_"),
                 classes=self.data.classes,
             )
+            entry["label"] = what
             run = exporter.load(self.folder.path("export") / entry["file"], torch.get_num_threads())
             done.append((entry, run))
         return done
+
+    def _test_inputs(self, network: Network) -> np.ndarray:
+        """The whole test split as the model takes it; text is filled up to one width."""
+        batches = self.loader.eval_batches("test", self.recipe.data.eval_batch_size)
+        inputs = [network.prepare(batch.inputs.cpu()).numpy() for batch in batches]
+        if network.tokens is not None:
+            width, pad = max(part.shape[1] for part in inputs), network.tokens["pad"]
+            inputs = [np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=pad) for part in inputs]
+        return np.concatenate(inputs)
 
     def _latency(
         self,
         networks: Mapping[str, Network],
         entries: Mapping[str, dict[str, Any]],
-        exports: Sequence[tuple[dict[str, Any], Callable[[np.ndarray], np.ndarray]]],
+        exports: Mapping[str, Sequence[tuple[dict[str, Any], Callable[[np.ndarray], np.ndarray]]]],
     ) -> None:
-        """Time everything at batch 1, interleaved, so that a noisy machine is equally unfair to all."""
-        sample = next(iter(self.loader.eval_batches("test", 1))).inputs
+        """Time everything at batch 1, interleaved, so that a noisy machine is equally unfair to all.
+
+        Images are all of one size, so the first stands for them; of text each round takes the next, at its own length.
+        """
+        requests = 1 if self.data.tokens is None else TEXT_REQUESTS
+        samples = [batch.inputs for batch in islice(self.loader.eval_batches("test", 1), requests)]
         candidates: dict[str, Callable[[], Any]] = {}
         for label, network in networks.items():
             network.to(self.build.device).eval()
-            candidates[label] = _timed_forward(network.model, network.prepare(sample))
-        prepared = networks["student"].prepare(sample).cpu().numpy()
-        for entry, run in exports:
-            candidates[entry["label"]] = partial(run, prepared)
-        times = measure_latency(candidates)
-        for entry in [*entries.values(), *(entry for entry, _ in exports)]:
+            candidates[label] = in_turn([_timed_forward(network.model, network.prepare(sample)) for sample in samples])
+        files = [(networks[label], *done) for label, exported in exports.items() for done in exported]
+        for network, entry, run in files:
+            candidates[entry["label"]] = in_turn(
+                [partial(run, network.prepare(sample).cpu().numpy()) for sample in samples]
+            )
+        times = measure_latency(candidates, repeats=max(50, 2 * requests), warmup=max(5, requests))
+        for entry in [*entries.values(), *(entry for _, entry, _ in files)]:
             entry["latency_ms"] = times[entry["label"]]
 
     def _deliver(self, student: StageResult) -> None:
@@ -167,8 +216,21 @@ class Delivery:
                 "size": list(network.size),
                 "channels": network.channels,
                 "sha256": sha256_file(self.folder.path("student.safetensors")),
+                **self._deliver_tokenizer(),
             },
         )
+
+    def _deliver_tokenizer(self) -> dict[str, Any]:
+        """Put the tokenizer's files beside a student that reads text, and tell of them."""
+        tokens = self.data.tokens
+        if tokens is None or self.folder is None:
+            return {}
+        for name, content in tokens.files.items():
+            path = self.folder.path(f"tokenizer/{name}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(path, content)
+        told = {"vocab_size": tokens.vocab_size, "pad": tokens.pad, "unknown": tokens.unknown}
+        return {"tokens": {**told, "files": [f"tokenizer/{name}" for name in sorted(tokens.files)]}}
 
 
 def delivered_spec(told: Mapping[str, Any]) -> ModelSpec:
@@ -176,7 +238,15 @@ def delivered_spec(told: Mapping[str, Any]) -> ModelSpec:
     args = {name: value for name, value in told["args"].items() if name not in RESERVED}
     height, width = told["size"]
     size = height if height == width else None  # only data are not square, and then it is theirs
+    if told.get("tokens"):
+        return ModelSpec(told["model"], args=args)
     return ModelSpec(told["model"], args=args, mean=tuple(told["mean"]), std=tuple(told["std"]), size=size)
+
+
+def in_turn(calls: Sequence[Callable[[], Any]]) -> Callable[[], Any]:
+    """One call that makes the given ones, the next each time."""
+    turn = itertools.cycle(calls)
+    return lambda: next(turn)()
 
 
 def _timed_forward(model: torch.nn.Module, inputs: torch.Tensor) -> Callable[[], None]:

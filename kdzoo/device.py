@@ -94,19 +94,22 @@ class Precision:
 def choose_precision(wanted: str, channels_last: bool | None, network: Network, device: torch.device) -> Precision:
     """Settle ``auto`` for one network by what is known of its kind, the same on every run of a machine.
 
-    Measured on the CPU (benchmarks/step_time.py): bf16 with channels_last pays for plain convnets; depthwise
-    convolutions train slower in bf16, and networks of a few thousand parameters lose to the casts. A network that
-    bf16 gives wrong gradients stays in float32.
+    Measured on the CPU (benchmarks/step_time.py, benchmarks/text_speed.py): bf16 with channels_last pays for plain
+    convnets and bf16 for transformers that read text; depthwise convolutions train slower in bf16, and networks of a
+    few thousand parameters lose to the casts. A network that bf16 gives wrong gradients stays in float32.
     """
+    text = network.tokens is not None
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
     plain = bool(convolutions) and all(module.groups == 1 for module in convolutions)
     large = network.macs >= AUTOCAST_MIN_MACS
-    if channels_last is None:  # also wherever bf16 is asked for: it is what bf16 convolutions are made for
+    if text:
+        channels_last = False  # rows of ids have no channels
+    elif channels_last is None:  # also wherever bf16 is asked for: it is what bf16 convolutions are made for
         channels_last = bool(convolutions) and (large or wanted == "bf16") and device.type != "mps"
     if wanted != "auto":
         return Precision(device, {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[wanted], channels_last)
     fast_bf16 = {
-        "cpu": cpu_has_bf16() and plain and not network.overstrided,
+        "cpu": cpu_has_bf16() and (plain or text) and not network.overstrided,
         "cuda": torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False),
     }.get(device.type, False)
     return Precision(device, torch.bfloat16 if fast_bf16 and large else None, channels_last)

@@ -148,7 +148,7 @@ def entries(results: Mapping[str, Any]) -> list[tuple[str, Entry]]:
     """Return (role, entry) pairs in the order of the table; roles are teacher, control, student, peer and export."""
     teachers = results.get("teachers") or [results.get("teacher")]
     groups = {
-        "teacher": teachers,
+        "teacher": [*teachers, *(results.get("teacher_exports") or [])],
         "control": [results.get("control")],
         "student": [results["student"]],
         "peer": results.get("peers") or [],
@@ -260,7 +260,7 @@ def verdict(results: Mapping[str, Any]) -> Verdict:
 def ratios(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Compare the student, and the smallest file, with the best teacher."""
     rows = entries(results)
-    teachers = [entry for role, entry in rows if role == "teacher"]
+    teachers = [entry for role, entry in rows if role == "teacher" and not entry.get("file")]
     if not teachers:
         return []
     student, teacher = results["student"], max(teachers, key=lambda entry: entry["top1_percent"])

@@ -35,13 +35,15 @@ def card(run: Run) -> str:
 
 def what(run: Run) -> str:
     results = run.results
-    teachers = [text(entry["model"]) for role, entry in entries(results) if role == "teacher"]
+    rows = entries(results)
+    teachers = [text(entry["model"]) for role, entry in rows if role == "teacher" and not entry.get("file")]
     taught = f" It learnt from {' and '.join(teachers)}" if teachers else " It learnt without a teacher"
     judged = verdict(results)
+    kind = "A text" if run.student.get("tokens") else "An image"
     return "\n\n".join(
         [
             f"# {text(run.recipe.get('name') or run.folder.name)}: {text(results['student']['model'])}",
-            f"An image classifier, distilled by kdzoo with the algorithm {text(algorithm_of(run))}.{taught}.",
+            f"{kind} classifier, distilled by kdzoo with the algorithm {text(algorithm_of(run))}.{taught}.",
             f"**{judged.headline}.** {judged.sentence}",
         ]
     )
@@ -78,20 +80,18 @@ def use(run: Run) -> str:
     student = run.student
     if not student:
         return ""
-    channels, (height, width) = len(student["mean"]), student["size"]
-    classes = student["classes"]
+    classes, text_read = student["classes"], student.get("tokens")
     named = (
         ", ".join(text(name) for name in classes) if len(classes) <= MOST_CLASSES else "see `classes` in student.json"
     )
     parts = [
         "## Use",
-        f"It tells {len(classes)} classes apart ({named}) in images like those it was trained on. Nothing is known of "
-        "how it answers to anything else: it always names one of its classes.",
-        f"Inputs: float32 `(N, {channels}, {height}, {width})`, pixels scaled to [0, 1], then normalised by mean "
-        f"`{numbers_of(student['mean'])}` and std `{numbers_of(student['std'])}` a channel. "
+        f"It tells {len(classes)} classes apart ({named}) in {'texts' if text_read else 'images'} like those it was "
+        "trained on. Nothing is known of how it answers to anything else: it always names one of its classes.",
+        f"Inputs: {text_inputs(text_read) if text_read else image_inputs(student)} "
         f"Outputs: logits `(N, {len(classes)})`.",
-        "With timm alone:",
-        fenced(timm_snippet(student)),
+        "With timm and tokenizers:" if text_read else "With timm alone:",
+        fenced(timm_text_snippet(student) if text_read else timm_snippet(student)),
     ]
     files = [
         entry["file"]
@@ -99,8 +99,83 @@ def use(run: Run) -> str:
         if role == "export" and str(entry.get("file", "")).endswith(".onnx")
     ]
     if files:
-        parts += ["With onnxruntime alone; the file itself says how to feed it:", fenced(onnx_snippet(files[0]))]
+        snippet = onnx_text_snippet(files[0]) if text_read else onnx_snippet(files[0])
+        runtime = "onnxruntime and tokenizers" if text_read else "onnxruntime alone"
+        parts += [f"With {runtime}; the file itself says how to feed it:", fenced(snippet)]
     return "\n\n".join(parts)
+
+
+def image_inputs(student: Mapping[str, Any]) -> str:
+    channels, (height, width) = len(student["mean"]), student["size"]
+    return (
+        f"float32 `(N, {channels}, {height}, {width})`, pixels scaled to [0, 1], then normalised by mean "
+        f"`{numbers_of(student['mean'])}` and std `{numbers_of(student['std'])}` a channel."
+    )
+
+
+def text_inputs(tokens: Mapping[str, Any]) -> str:
+    return (
+        f"ids of tokens, int64 `(N, L)` of any length L, shorter rows filled up at their end with {tokens['pad']}; the "
+        "tokenizer lies beside the student."
+    )
+
+
+#: The file in which the library tokenizers keeps a whole tokenizer.
+TOKENIZER = "tokenizer/tokenizer.json"
+
+
+def encoding() -> list[str]:
+    """Python that turns one text into ids (1, L)."""
+    return [
+        f"tokenizer = Tokenizer.from_file({TOKENIZER!r})",
+        "tokenizer.no_padding()",
+        'ids = tokenizer.encode("your text").ids',
+    ]
+
+
+def timm_text_snippet(student: Mapping[str, Any]) -> str:
+    """Python that loads student.safetensors and answers one text; run from the run folder."""
+    return "\n".join(
+        [
+            f"import {student['imports']}  # makes the network known to timm",
+            "import json",
+            "",
+            "import timm",
+            "import torch",
+            "from safetensors.torch import load_file",
+            "from tokenizers import Tokenizer",
+            "",
+            'student = json.load(open("student.json"))',
+            'model = timm.create_model(student["model"], **student["args"])',
+            'model.load_state_dict(load_file("student.safetensors"))',
+            "model.eval()",
+            "",
+            *encoding(),
+            "with torch.no_grad():",
+            "    logits = model(torch.tensor([ids]))",
+            'answer = student["classes"][int(logits.argmax())]',
+        ]
+    )
+
+
+def onnx_text_snippet(file: str) -> str:
+    """Python that runs an exported file on one text; run from the run folder."""
+    return "\n".join(
+        [
+            "import json",
+            "",
+            "import numpy as np",
+            "import onnxruntime",
+            "from tokenizers import Tokenizer",
+            "",
+            f"session = onnxruntime.InferenceSession({f'export/{file}'!r}, providers=['CPUExecutionProvider'])",
+            "classes = json.loads(session.get_modelmeta().custom_metadata_map['classes'])",
+            "",
+            *encoding(),
+            "logits = session.run(['logits'], {'inputs': np.array([ids])})[0]",
+            "answer = classes[int(logits[0].argmax())]",
+        ]
+    )
 
 
 def timm_snippet(student: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import math
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,6 +37,7 @@ RESERVED = {
     "pretrained_cfg": "say weights: hf-hub:... or a file",
     "pretrained_cfg_overlay": "say weights: hf-hub:... or a file",
     "features_only": "a network without a classifier cannot be trained",
+    "tokens": "the data set says what its text is made of",
 }
 
 #: How far a network's parts, or its folded copy, may be from the whole, relative to the largest value.
@@ -46,9 +48,10 @@ class Network(nn.Module):
     """A plain timm model beside its own input normalisation, levels and costs.
 
     ``forward`` takes pixels in [0, 1] of any size, as the data set has them; ``model`` is what is trained, saved and
-    exported, and knows nothing of this class. ``levels`` are all its levels, shallow to deep; ``macs`` are the
-    multiply-accumulates of one sample; ``overstrided`` names the convolutions whose input map is smaller than their
-    stride; ``create_args`` rebuild ``model`` by ``timm.create_model``.
+    exported, and knows nothing of this class. One that reads text takes ids (N, L), fill included, as they are, its
+    features are (N, D, L, 1), and ``tokens`` is what it was built from. ``levels`` are all its levels, shallow to deep;
+    ``macs`` are the multiply-accumulates of one sample, of text the longest; ``overstrided`` names the convolutions
+    whose input map is smaller than their stride; ``create_args`` rebuild ``model`` by ``timm.create_model``.
     """
 
     overstrided: tuple[str, ...]
@@ -66,6 +69,7 @@ class Network(nn.Module):
         channels: int,
         num_classes: int,
         create_args: Mapping[str, Any],
+        tokens: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -74,15 +78,22 @@ class Network(nn.Module):
         self.size = size
         self.channels = channels
         self.num_classes = num_classes
-        self.create_args = dict(create_args)
-        #: Whether ready weights came for other classes, so that the classifier starts anew.
-        self.fresh_head = False
+        self.tokens = tokens
+        #: A model that was made from more than plain values knows itself by which it can be made again.
+        self.create_args = dict(getattr(model, "create_args", create_args))
+        #: Whether ready weights came for other classes, or without a classifier, so that it starts anew.
+        self.fresh_head = bool(getattr(model, "fresh_head", False))
         self.register_buffer("_mean", torch.tensor(self.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(self.std).view(1, -1, 1, 1), persistent=False)
         self.levels, self.pre_logits_width, self.macs = self._probe()
 
     def prepare(self, inputs: Tensor) -> Tensor:
-        """Turn pixels (N, C, H, W) in [0, 1] into what ``model`` takes: its channels, its size, normalised."""
+        """Turn pixels (N, C, H, W) in [0, 1] into what ``model`` takes: its channels, its size, normalised.
+
+        Ids of tokens (N, L) stay as they are.
+        """
+        if self.tokens is not None:
+            return inputs
         if inputs.shape[1] != self.channels:
             inputs = inputs.expand(-1, self.channels, -1, -1)  # grey to as many equal channels
         if tuple(inputs.shape[2:]) != self.size:
@@ -105,6 +116,14 @@ class Network(nn.Module):
         embedding: Any = model.forward_head(last, pre_logits=True).flatten(1) if pre_logits else None
         return Outputs(model.forward_head(last), features, embedding)
 
+    def example(self, samples: int) -> Tensor:
+        """Made-up inputs that are the same each time: pixels (N, C, H, W) in [0, 1], or ids (N, L) without fill."""
+        generator = torch.Generator().manual_seed(0)
+        if self.tokens is None:
+            return torch.rand(samples, self.channels, *self.size, generator=generator)
+        ids = torch.randint(1, self.tokens["vocab_size"], (samples, self.size[0]), generator=generator)
+        return (ids + self.tokens["pad"]) % self.tokens["vocab_size"]
+
     @property
     def _title(self) -> str:
         return f"model '{self.spec.name}'"
@@ -125,7 +144,8 @@ class Network(nn.Module):
         """Run one sample of noise: which levels there are, how wide the embedding is, what it costs."""
         model: Any = self.model
         generator = torch.Generator().manual_seed(0)
-        inputs = torch.randn(1, self.channels, *self.size, generator=generator)
+        noise = torch.randn(1, self.channels, *self.size, generator=generator)
+        inputs = noise if self.tokens is None else self.example(1)
         with evaluating(model):
             try:
                 # The counter follows parameters that are handed on as arguments, which takes gradients.
@@ -133,6 +153,7 @@ class Network(nn.Module):
                     logits = model(inputs).detach()
             except Exception as error:  # whatever a model raises, it does not run on such inputs
                 shape = f"{self.channels} x {self.size[0]} x {self.size[1]}"
+                shape = shape if self.tokens is None else f"{self.size[0]} tokens"
                 raise ModelError(f"{self._title}: does not run on inputs of {shape}: {_words(error)}") from error
             if logits.shape != (1, self.num_classes):
                 shape = f"{tuple(logits.shape)}, not (1, {self.num_classes})"
@@ -218,15 +239,35 @@ def build_network(
     data_std: Sequence[float],
     seed: int,
     load: bool = True,
+    tokens: Mapping[str, Any] | None = None,
 ) -> Network:
     """Build a network by name, initialised under ``seed``, and bring in its weights.
 
     ``channels`` is the data set's, ``size`` the network's input (H, W). Its normalisation is ``mean`` and ``std``,
     else that of its pretrained weights, else the data set's. ``load=False`` builds the very same network without
-    reading its weights, for a caller that has others. Raises UnknownName and ModelError.
+    reading its weights, for a caller that has others. ``tokens`` are what a network that reads text is built from;
+    None for images. Raises UnknownName and ModelError.
     """
     _check_spec(spec)
+    _check_inputs(spec, tokens)
     origin = _origin(spec)
+    if tokens is not None:
+        args = {"tokens": tokens, **origin.args, **spec.args, "num_classes": num_classes}
+        model = _create(spec, origin, args, seed, pretrained=load and origin.ready)
+        mean, std, length = tuple(data_mean), tuple(data_std), int(size[0])
+        network = Network(
+            model,
+            spec,
+            mean=mean,
+            std=std,
+            size=(length, 1),
+            channels=channels,
+            num_classes=num_classes,
+            create_args=args,
+            tokens=tokens,
+        )
+        _load_file(network, origin, load)
+        return network
     settings = origin.settings
     ready = settings if origin.ready else None
     # Ready weights see grey images as three equal channels; a fresh network has as many channels as the data.
@@ -257,9 +298,27 @@ def build_network(
         create_args=args,
     )
     network.fresh_head = ready is not None and ready.num_classes != num_classes
-    if load and not origin.ready and spec.weights != "train":
-        load_weights(network, Path(spec.weights).expanduser())
+    _load_file(network, origin, load)
     return network
+
+
+def _load_file(network: Network, origin: Origin, load: bool) -> None:
+    """Bring in weights from a file, if that is where they are."""
+    if load and not origin.ready and network.spec.weights not in ("train", "teacher"):
+        load_weights(network, Path(network.spec.weights).expanduser())
+
+
+def _check_inputs(spec: ModelSpec, tokens: Mapping[str, Any] | None) -> None:
+    """A network for text is made from ``tokens``, which one for images does not take."""
+    reads_text = "tokens" in inspect.signature(timm.model_entrypoint(spec.name)).parameters
+    if reads_text != (tokens is not None):
+        raise ModelError(
+            f"model '{spec.name}': reads {'text' if reads_text else 'images'}, the data set has "
+            f"{'images' if reads_text else 'text'}; choose another model or data set"
+        )
+    given = [name for name in ("mean", "std", "size") if getattr(spec, name) is not None]
+    if reads_text and given:
+        raise ModelError(f"model '{spec.name}': reads text, which has no {given[0]}; leave it out")
 
 
 def _check_spec(spec: ModelSpec) -> None:
@@ -297,10 +356,12 @@ def _create(spec: ModelSpec, origin: Origin, args: Mapping[str, Any], seed: int,
         torch.manual_seed(seed)
         try:
             return timm.create_model(origin.name, pretrained=pretrained, pretrained_cfg=origin.config, **args)
+        except ModelError:
+            raise
         except Exception as error:  # whatever the model's constructor or the hub raises, it is reported with its cause
             if pretrained:
                 raise _unreachable(spec, error) from error
-            shown = ", ".join(f"{key}={value!r}" for key, value in args.items())
+            shown = ", ".join(f"{key}={value!r}" for key, value in args.items() if key != "tokens")
             raise ModelError(f"model '{spec.name}': cannot be built with {shown}: {_words(error)}") from error
 
 
@@ -349,6 +410,26 @@ def load_weights(network: Network, path: Path) -> None:
     if broken:
         raise ModelError(f"{path}: weights that are not finite: {', '.join(broken[:5])}")
     network.model.load_state_dict(state, strict=True)
+
+
+def start_from(network: Network, other: Network) -> None:
+    """Give ``network`` its first weights from another one, the teacher.
+
+    One of the same tensors takes them all; any other must know how, by a method ``take_over(model)``. Raises
+    ModelError where neither holds.
+    """
+    own, theirs = network.model.state_dict(), other.model.state_dict()
+    if {key: value.shape for key, value in own.items()} == {key: value.shape for key, value in theirs.items()}:
+        network.model.load_state_dict(theirs, strict=True)
+        return
+    take_over: Any = getattr(network.model, "take_over", None)
+    if take_over is None:
+        raise ModelError(
+            f"model '{network.spec.name}': weights: teacher, but '{other.spec.name}' has other tensors, and this model "
+            "has no rule for which to take; choose the teacher's own architecture or other weights"
+        )
+    with torch.no_grad():
+        take_over(other.model)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -480,8 +561,7 @@ def fold_batchnorm(network: Network) -> Network:
     """
     plain = copy.deepcopy(network).eval()
     probe = copy.deepcopy(plain).to(device="cpu", dtype=torch.float32)
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.rand(2, probe.channels, *probe.size, generator=generator)
+    inputs = probe.example(2)
     levels, embedding = range(len(probe.levels)), probe.pre_logits_width > 0
     with torch.no_grad():
         pairs = _followed_by_batchnorm(probe.model, probe.prepare(inputs))

@@ -57,12 +57,36 @@ class FileSplit:
     digest: Callable[[int], str] | None = None  # hash of a sample, cheaper than reading it; None: of what is read
 
 
-Split = ArraySplit | FileSplit
+@dataclass(frozen=True)
+class TokenSplit:
+    """A split of text: ids of tokens (N, L), int, each row filled up at its end; targets (N,), int."""
+
+    ids: np.ndarray
+    targets: np.ndarray
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """How text became ids: 0 to ``vocab_size`` - 1, of which ``pad`` fills rows up and no text has it.
+
+    ``files`` are the tokenizer's own, by name; they are delivered beside the student.
+    """
+
+    vocab_size: int
+    pad: int
+    unknown: int  # stands for what the vocabulary lacks
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+Split = ArraySplit | FileSplit | TokenSplit
 
 
 @dataclass(frozen=True)
 class DataSplits:
-    """A data set in its official splits. ``test`` is a callable so that nothing reads it too early."""
+    """A data set in its official splits. ``test`` is a callable so that nothing reads it too early.
+
+    Text has ``tokens`` and no pixels: one channel, a size of (L, 1), a mean of 0 and a std of 1.
+    """
 
     train: Split
     test: Callable[[], Split]
@@ -74,6 +98,7 @@ class DataSplits:
     validation: Split | None = None  # None: the core carves a seeded share of train
     source: str = ""
     licence: str = ""
+    tokens: Tokens | None = None  # of text; every split is then a TokenSplit
 
 
 class DataSource(ABC):
@@ -126,12 +151,13 @@ class Exporter(ABC):
     ) -> None:
         """Write ``model`` (plain, in eval mode, normalised inputs) to ``path``, batch size dynamic.
 
-        ``example`` is one normalised batch (N, C, H, W); ``calibration`` are training batches of that kind.
+        ``example`` is one normalised batch (N, C, H, W); ``calibration`` are training batches of that kind. For text
+        they are ids (N, L), int64, and L is dynamic too.
         """
 
     @abstractmethod
     def load(self, path: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
-        """Return the file's own runtime: normalised (N, C, H, W) float32 -> logits (N, K) float32."""
+        """Return the file's own runtime: normalised (N, C, H, W) float32, or ids (N, L) int64, -> (N, K) float32."""
 
 
 # --- tracking -------------------------------------------------------------------------------

@@ -189,7 +189,12 @@ class ModelRecipe(_Section):
     """One model."""
 
     name: Line = Field(description="Name of the model, as timm knows it once the plugins are loaded.")
-    weights: Line = Field("train", description="train, pretrained, hf-hub:... or a file.")
+    weights: Line = Field(
+        "train", description="train, pretrained, hf-hub:..., a file, or teacher: start from the first teacher's."
+    )
+    finetune: Flag = Field(
+        False, description="Of a teacher: train it from its ready weights, rather than use them as they are."
+    )
     args: Options = Field({}, description="Arguments of the model, e.g. its depth.")
     train: TrainOverrides | None = Field(None, description="What this model's training does otherwise.")
     mean: tuple[Annotated[Real, Field(ge=-1000, le=1000)], ...] | None = Field(
@@ -269,6 +274,7 @@ class ExportRecipe(_Section):
     format: Line = Field("onnx", description="Name of the export format.")
     quantize: Line | None = Field(None, description="Quantisation of the format, e.g. int8; null: none.")
     options: Options = Field({}, description="Further options of the format.")
+    teacher: Flag = Field(False, description="Also export the teacher, to compare both in one runtime.")
 
 
 class ExpectedRecipe(_Section):
@@ -313,6 +319,7 @@ class Recipe(_Section):
             except ValidationError as error:
                 found = explain(error, TrainRecipe, data)
                 problems += [(f"models.{path}.train.{below}", message) for below, message in found]
+        problems += self._beginnings()
         for group in (self.export, self.trackers):
             name = "export" if group is self.export else "trackers"
             for index, item in enumerate(group):
@@ -321,6 +328,21 @@ class Recipe(_Section):
         if problems:
             raise misfits(*problems)
         return self
+
+    def _beginnings(self) -> list[tuple[str, str]]:
+        """What is wrong with where models start from: each (path, message)."""
+        problems = []
+        for path, model in self.models.each():
+            taught = path.split(".")[0] in ("student", "assistants")
+            if model.weights == "teacher" and not taught:
+                problems.append((f"models.{path}.weights", "only the student and assistants start from the teacher"))
+            elif model.weights == "teacher" and not self.models.all_teachers:
+                problems.append((f"models.{path}.weights", "starts from the teacher, but the recipe names none"))
+            if model.finetune and not path.startswith("teacher"):
+                problems.append((f"models.{path}.finetune", "is for teachers; any other model is trained anyway"))
+            elif model.finetune and model.weights == "train":
+                problems.append((f"models.{path}.finetune", "needs ready weights to start from, got weights: train"))
+        return problems
 
 
 # --- reading, writing, comparing --------------------------------------------------------------

@@ -67,7 +67,8 @@ def page(run: Run) -> str:
 
 
 def heading(run: Run) -> Html:
-    teachers = [str(entry["model"]) for role, entry in entries(run.results) if role == "teacher"]
+    rows = entries(run.results)
+    teachers = [str(entry["model"]) for role, entry in rows if role == "teacher" and not entry.get("file")]
     taught = f" from {' + '.join(teachers)}" if teachers else ""
     data = (run.results.get("data") or {}).get("name")
     return element(

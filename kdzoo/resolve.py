@@ -295,7 +295,8 @@ def _below_export(path: str, problems: RecipeProblems) -> Report:
 
 
 def _spec(model: ModelRecipe) -> ModelSpec:
-    return ModelSpec(model.name, model.weights, model.args, model.train or {}, model.mean, model.std, model.size)
+    train = model.train or {}
+    return ModelSpec(model.name, model.weights, model.args, train, model.mean, model.std, model.size, model.finetune)
 
 
 def _provenance(recipe: Recipe, chosen: tuple[ResolvedAlgorithm | None, ...], zoo: Zoo) -> dict[str, dict[str, str]]:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -86,6 +86,7 @@ class Runner:
         self.stages: list[Trained] = []
         self.warnings: list[str] = []
         self.pairings: dict[str, list[str]] = {}
+        self._first_teacher: StageResult | None = None
         self._logged = 0  # rows of the stage in progress that are in the log already
         self._trackers = [tracker() for tracker in plan.trackers] if folder is not None and self.ranks.first else []
 
@@ -98,6 +99,7 @@ class Runner:
         self._open_folder()
         try:
             teachers = tuple(self._teacher(i, spec) for i, spec in enumerate(self.plan.teachers))
+            self._first_teacher = teachers[0] if teachers else None
             control = self.train(Stage("control", self.plan.student)) if self.recipe.control else None
             before = len(self.stages)
             student = self.drive(teachers)
@@ -242,7 +244,8 @@ class Runner:
 
     def _teacher(self, index: int, spec: ModelSpec) -> StageResult:
         name = "teacher" if len(self.plan.teachers) == 1 else f"teacher_{index}"
-        result = self.train(Stage(name, spec)) if spec.weights == "train" else self._import(name, spec)
+        trained = spec.weights == "train" or spec.finetune
+        result = self.train(Stage(name, spec)) if trained else self._import(name, spec)
         least = self.recipe.min_teacher_top1_percent
         top1 = result.metrics.get("top1_percent")
         if least is not None and top1 is not None and top1 < least:
@@ -258,7 +261,7 @@ class Runner:
         if network.fresh_head:
             raise ModelError(
                 f"{name} '{spec.name}': '{spec.weights}' is for other classes than the data's {network.num_classes}, "
-                "so that its answers would be random; give weights of these classes, or train it"
+                "so that its answers would be random; give weights of these classes, or say finetune: true"
             )
         validate = self.build.validator(self.build.precision(network))
         identity = {
@@ -290,6 +293,8 @@ class Runner:
 
     def train(self, stage: Stage) -> StageResult:
         """Run one stage, or take its result from the store."""
+        if stage.model.weights == "teacher" and stage.start is None:
+            stage = replace(stage, start=self._first_teacher)
         self._heed(f"before stage '{stage.name}'")
         chosen = resolve_choice(stage.algorithm, self.zoo) if stage.algorithm is not None else None
         train = self.build.train_section(stage)
@@ -466,9 +471,8 @@ class Runner:
             precision = self.build.precision(network)
             parameters = count_parameters(network.model)
             lines.append(
-                f"{label:<9} {network.spec.name}: {parameters:,} parameters, {network.macs:,} MACs, input "
-                f"{network.size[0]}x{network.size[1]}, mean {_few(network.mean)}, std {_few(network.std)}, "
-                f"{precision.name}{', channels last' if precision.channels_last else ''}"
+                f"{label:<9} {network.spec.name}: {parameters:,} parameters, {network.macs:,} MACs, "
+                f"{_inputs(network)}, {precision.name}{', channels last' if precision.channels_last else ''}"
             )
         job, pairing = self.rehearse(taught)
         lines += [f"paired    {line}" for line in (pairing.describe() if pairing else [])]
@@ -494,6 +498,13 @@ class Runner:
 def shows(cls: type[Algorithm]) -> bool:
     """Whether an algorithm has exhibits, for which its stages keep what it had learnt."""
     return cls.exhibits.__func__ is not Algorithm.exhibits.__func__  # type: ignore[attr-defined]
+
+
+def _inputs(network: Network) -> str:
+    if network.tokens is not None:
+        return f"up to {network.size[0]} tokens"
+    size = f"{network.size[0]}x{network.size[1]}"
+    return f"input {size}, mean {_few(network.mean)}, std {_few(network.std)}"
 
 
 def _few(numbers: Sequence[float]) -> str:

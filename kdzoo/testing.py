@@ -130,7 +130,8 @@ def tiny_runner(
 
 
 def _spec(model: ModelRecipe) -> ModelSpec:
-    return ModelSpec(model.name, model.weights, model.args, model.train or {}, model.mean, model.std, model.size)
+    train = model.train or {}
+    return ModelSpec(model.name, model.weights, model.args, train, model.mean, model.std, model.size, model.finetune)
 
 
 def _stripes(changes: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -79,7 +79,7 @@ class OwnNetwork:
 
 @dataclass(frozen=True)
 class Level:
-    """One depth of a backbone; tokens of a transformer count as a grid."""
+    """One depth of a backbone; tokens of a transformer count as a grid, those of text as a map of width 1."""
 
     name: str
     channels: int
@@ -120,9 +120,12 @@ class Shapes:
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch of training data. Pixels are in [0, 1] and not normalised: each model does that."""
+    """One batch of training data. Pixels are in [0, 1] and not normalised: each model does that.
 
-    inputs: Tensor  # (N, C, H, W), float32
+    Text comes as ids of tokens, filled up to the batch's longest row.
+    """
+
+    inputs: Tensor  # (N, C, H, W), float32; text: (N, L), int64
     targets: Tensor  # (N,), int64
     index: Tensor  # (N,), int64, position in the training split
     view: int = 0  # which augmentation of the samples this is
@@ -134,7 +137,7 @@ class Outputs:
     """What a model returns for a batch; an algorithm is always handed float32."""
 
     logits: Tensor  # (N, K)
-    features: tuple[Tensor, ...] = ()  # one (N, C, H, W) a paired level, shallow to deep
+    features: tuple[Tensor, ...] = ()  # one (N, C, H, W) a paired level, shallow to deep; text: (N, D, L, 1), 0 at fill
     pre_logits: Tensor = None  # type: ignore[assignment]  # (N, D), where ``needs.pre_logits`` asks for it
 
     def float(self) -> Outputs:
@@ -208,7 +211,11 @@ class Update:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model by name: ``weights`` is "train", "pretrained", "hf-hub:..." or a file."""
+    """A model by name: ``weights`` is "train", "pretrained", "hf-hub:...", a file, or "teacher".
+
+    "teacher" starts from the first teacher's weights. A teacher whose weights are ready is used as it is, or, with
+    ``finetune``, trained from them; every other model is trained from them in any case.
+    """
 
     name: str
     weights: str = "train"
@@ -217,6 +224,7 @@ class ModelSpec:
     mean: tuple[float, ...] | None = None  # own input normalisation; None: the weights' or the data set's
     std: tuple[float, ...] | None = None
     size: int | None = None  # own input size, pixels
+    finetune: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Run an exported file in a process of its own: ``python -m kdzoo.export.check_file '<request as JSON>'``.
 
-Samples come as little-endian float32 on standard input; logits leave as .npy files in the request's folder.
+Samples come as little-endian float32, text as int64, on standard input; logits leave as .npy files in the request's
+folder.
 """
 
 from __future__ import annotations
@@ -22,15 +23,21 @@ def run(request: dict[str, Any], samples: BinaryIO) -> None:
     cls = load_zoo().exporter(request["exporter"])
     logits_of = cls(cls.Options(**request["options"])).load(Path(request["path"]), request["threads"])
     shape, results = tuple(request["shape"]), Path(request["results"])
-    size = 4 * int(np.prod(shape))
+    kind = np.dtype("<f4" if request["pad"] is None else "<i8")
+    size = kind.itemsize * int(np.prod(shape))
     answers: list[np.ndarray] = []
     while content := samples.read(BATCH * size):
-        batch = np.frombuffer(content, dtype="<f4").reshape(-1, *shape)
+        batch = np.frombuffer(content, dtype=kind).reshape(-1, *shape)
         if not answers:
-            np.save(results / "alone.npy", logits_of(batch[:1]), allow_pickle=False)
-            np.save(results / "odd.npy", logits_of(batch[: request["odd"]]), allow_pickle=False)
-        answers.append(logits_of(batch))
+            for name, part in (("alone", batch[:1]), ("odd", batch[: request["odd"]])):
+                np.save(results / f"{name}.npy", logits_of(trimmed(part, request["pad"])), allow_pickle=False)
+        answers.append(logits_of(trimmed(batch, request["pad"])))
     np.save(results / "whole.npy", np.concatenate(answers), allow_pickle=False)
+
+
+def trimmed(batch: np.ndarray, pad: int | None) -> np.ndarray:
+    """Text (N, L) without the fill that all of its rows share; anything else, whose ``pad`` is None, as it is."""
+    return batch if pad is None else batch[:, : int((batch != pad).sum(axis=1).max())]
 
 
 def main() -> int:

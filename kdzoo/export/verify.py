@@ -60,10 +60,10 @@ def export_and_verify(
 ) -> dict[str, Any]:
     """Export the plain model of ``network`` to ``folder / <stem>[.<label>]<suffix>`` and return its results entry.
 
-    ``inputs`` (N, C, H, W) is the whole test split as the model takes it, normalised, float32; a memory-mapped array
-    will do. ``targets`` are (N,), ``student_logits`` (N, K) what the student itself gave for these samples, and
-    ``calibration`` training batches prepared like ``inputs``. The entry's latency is None: it means something only
-    when the file is timed beside the models.
+    ``inputs`` (N, C, H, W) is the whole test split as the model takes it, normalised, float32, or text, (N, L), int64;
+    a memory-mapped array will do. ``targets`` are (N,), ``student_logits`` (N, K) what the student itself gave for
+    these samples, and ``calibration`` training batches prepared like ``inputs``. The entry's latency is None: it means
+    something only when the file is timed beside the models.
 
     Raises ExportError, with both numbers of each failed check, when the file is not the student; it is then kept
     as ``*.rejected`` for a look, and a file that was there before stays.
@@ -73,13 +73,14 @@ def export_and_verify(
     plain = plain_copy(network.model)  # the exporter gets another copy, so that it cannot change what counts as right
     with tempfile.TemporaryDirectory(prefix="kdzoo-export-") as scratch:
         made = Path(scratch) / name
-        example = torch.from_numpy(np.array(inputs[:2], dtype=np.float32))
+        example = torch.from_numpy(np.array(inputs[:2], dtype=dtype_of(network)))
         exporter.export(
             plain_copy(plain), example, made, file_metadata(network, inputs.shape[1:], classes), calibration
         )
         if not made.is_file():
             raise ExportError(f"{exporter.name}: its exporter wrote no file; it should have written {name}")
-        problems, logits = check(exporter, made, plain, inputs, targets, student_logits, threads, Path(scratch))
+        pad = None if network.tokens is None else int(network.tokens["pad"])
+        problems, logits = check(exporter, made, plain, inputs, targets, student_logits, threads, Path(scratch), pad)
         content = made.read_bytes()
     folder.mkdir(parents=True, exist_ok=True)
     rejected = folder / f"{name}.rejected"
@@ -102,6 +103,11 @@ def export_and_verify(
     return {**entry, "file": name}
 
 
+def dtype_of(network: Network) -> type[np.generic]:
+    """What a network's inputs are made of."""
+    return np.float32 if network.tokens is None else np.int64
+
+
 def plain_copy(model: nn.Module) -> nn.Module:
     """Return the model as files hold it: on the CPU, in eval mode, float32, contiguous, without gradient."""
     plain = copy.deepcopy(model).to(device="cpu", dtype=torch.float32).eval().requires_grad_(False)
@@ -109,8 +115,11 @@ def plain_copy(model: nn.Module) -> nn.Module:
 
 
 def file_metadata(network: Network, shape: Sequence[int], classes: Sequence[str]) -> dict[str, str]:
-    """Return what a file says of itself: all that a user needs to feed it with (C, H, W) inputs of this shape."""
-    preprocessing = {
+    """Return what a file says of itself: all that a user needs to feed it with (C, H, W) inputs of this shape.
+
+    Text comes out of the tokenizer that is delivered beside the student.
+    """
+    preprocessing: dict[str, Any] = {
         "layout": "NCHW",
         "channels": shape[0],
         "size": list(shape[1:]),
@@ -118,6 +127,8 @@ def file_metadata(network: Network, shape: Sequence[int], classes: Sequence[str]
         "mean": list(network.mean),
         "std": list(network.std),
     }
+    if network.tokens is not None:
+        preprocessing = {"layout": "NL", **{key: network.tokens[key] for key in ("vocab_size", "pad", "unknown")}}
     return {
         "model": network.spec.name,
         "classes": json.dumps(list(classes)),
@@ -135,10 +146,14 @@ def check(
     student_logits: np.ndarray,
     threads: int | None,
     scratch: Path,
+    pad: int | None = None,
 ) -> tuple[list[str], np.ndarray | None]:
-    """Return what is wrong with the file, each with what was got and what would be right, and its logits (N, K)."""
+    """Return what is wrong with the file, each with what was got and what would be right, and its logits (N, K).
+
+    ``pad`` is the id that fills text up, None for images.
+    """
     try:
-        got = answers(exporter, path, inputs, threads or torch.get_num_threads(), scratch)
+        got = answers(exporter, path, inputs, threads or torch.get_num_threads(), scratch, pad)
     except ExportError as error:
         return [str(error)], None
     logits, where = got["whole"], f"all {len(targets)} test samples"
@@ -153,7 +168,8 @@ def check(
             problems.append(f"{what}: logits {furthest:.2g} of the largest away from those in a large batch")
     if exporter.tolerance_logits is not None:
         with torch.no_grad():
-            expected = plain(torch.from_numpy(np.array(inputs[:SAMPLES], dtype=np.float32))).numpy()
+            first = np.array(inputs[:SAMPLES], dtype=np.float32 if pad is None else np.int64)
+            expected = plain(torch.from_numpy(first)).numpy()
         furthest = distance(logits[:SAMPLES], expected)
         if not furthest <= exporter.tolerance_logits:
             problems.append(
@@ -182,7 +198,9 @@ def distance(values: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(values - expected).max() / np.abs(expected).max())
 
 
-def answers(exporter: Exporter, path: Path, inputs: np.ndarray, threads: int, scratch: Path) -> dict[str, np.ndarray]:
+def answers(
+    exporter: Exporter, path: Path, inputs: np.ndarray, threads: int, scratch: Path, pad: int | None = None
+) -> dict[str, np.ndarray]:
     """Return the file's logits of the "whole" split, of one sample "alone" and of an "odd" batch of the first few."""
     request = {
         "exporter": exporter.name,
@@ -190,6 +208,7 @@ def answers(exporter: Exporter, path: Path, inputs: np.ndarray, threads: int, sc
         "path": os.fspath(path),
         "threads": threads,
         "shape": list(inputs.shape[1:]),
+        "pad": pad,
         "odd": odd_size(len(inputs)),
         "results": os.fspath(scratch),
     }
@@ -214,8 +233,9 @@ def run_in_fresh_process(request: Mapping[str, Any], inputs: np.ndarray, scratch
             watch.start()
             # A pipe that breaks is a process that ended early; its exit code and last words tell why.
             with contextlib.suppress(BrokenPipeError):
+                kind = "<f4" if request["pad"] is None else "<i8"
                 for start in range(0, len(inputs), BATCH):
-                    process.stdin.write(np.ascontiguousarray(inputs[start : start + BATCH], dtype="<f4").data)
+                    process.stdin.write(np.ascontiguousarray(inputs[start : start + BATCH], dtype=kind).data)
                 process.stdin.close()
             code = process.wait()
             watch.cancel()

@@ -27,9 +27,10 @@ INPUT, OUTPUT = "inputs", "logits"
 class Onnx(Exporter):
     """One self-contained .onnx file whose batch size is free.
 
-    The graph takes normalised inputs (N, C, H, W) and returns logits (N, K), both float32 under either
-    ``quantize``; the metadata says how to normalise and names the classes. int8 keeps inputs of convolutions and
-    linear layers as uint8 and their weights as int8 with one scale a channel, which is what onnxruntime runs fused.
+    The graph takes normalised inputs (N, C, H, W), float32, or ids of tokens (N, L), int64, whose length is free too,
+    and returns logits (N, K), float32, under either ``quantize``; the metadata says how to normalise and names the
+    classes. int8 keeps inputs of convolutions and linear layers as uint8 and their weights as int8 with one scale a
+    channel, which is what onnxruntime runs fused.
     """
 
     name = "onnx"
@@ -82,22 +83,26 @@ class Onnx(Exporter):
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 3
         session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+        kind = np.int64 if session.get_inputs()[0].type == "tensor(int64)" else np.float32
 
         def run(inputs: np.ndarray) -> np.ndarray:
-            return session.run([OUTPUT], {INPUT: np.ascontiguousarray(inputs, dtype=np.float32)})[0]
+            return session.run([OUTPUT], {INPUT: np.ascontiguousarray(inputs, dtype=kind)})[0]
 
         return run
 
 
 def trace(model: nn.Module, example: Tensor, opset: int | None) -> onnx.ModelProto:
-    """Return the float32 graph of ``model`` with a free batch size."""
+    """Return the float32 graph of ``model`` with a free batch size, and a free length of text."""
     if len(example) < 2:  # a batch of one would be taken for a constant
-        example = example.repeat(2, 1, 1, 1)
+        example = example.repeat(2, *[1] * (example.dim() - 1))
+    free = {0: torch.export.Dim("batch")}
+    if not example.is_floating_point():
+        free[1] = torch.export.Dim("length")
     program = torch.onnx.export(
         model,
         (example.contiguous(),),
         dynamo=True,
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        dynamic_shapes=(free,),
         external_data=False,
         input_names=[INPUT],
         output_names=[OUTPUT],
@@ -120,7 +125,10 @@ def quantize_int8(graph: onnx.ModelProto, calibration: Sequence[Tensor], folder:
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             batch = next(self.batches, None)
-            return None if batch is None else {INPUT: batch.detach().float().cpu().contiguous().numpy()}
+            if batch is None:
+                return None
+            batch = batch.detach().cpu().contiguous()
+            return {INPUT: (batch.float() if batch.is_floating_point() else batch).numpy()}
 
     prepared, quantized = folder / "prepared.onnx", folder / "quantized.onnx"
     quant_pre_process(graph, prepared)  # fuses BatchNorm, without which each one would be quantized on its own

@@ -65,7 +65,13 @@ def student():
         inputs = torch.randn(SAMPLES, 3, 8, 8)
     model.train()  # as training leaves it
     network = SimpleNamespace(
-        model=model, spec=ModelSpec("tiny_net"), mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1), size=(8, 8), macs=42_000
+        model=model,
+        spec=ModelSpec("tiny_net"),
+        mean=(0.5, 0.4, 0.3),
+        std=(0.2, 0.2, 0.1),
+        size=(8, 8),
+        macs=42_000,
+        tokens=None,
     )
     with torch.no_grad():
         logits = verify.plain_copy(model)(inputs).numpy()
