@@ -184,6 +184,7 @@ class Delivery:
         Images are all of one size, so the first stands for them; of text each round takes the next, at its own length.
         """
         requests = 1 if self.data.tokens is None else TEXT_REQUESTS
+        rounds = {} if self.data.tokens is None else {"repeats": 2 * requests, "warmup": requests}
         samples = [batch.inputs for batch in islice(self.loader.eval_batches("test", 1), requests)]
         candidates: dict[str, Callable[[], Any]] = {}
         for label, network in networks.items():
@@ -194,7 +195,7 @@ class Delivery:
             candidates[entry["label"]] = in_turn(
                 [partial(run, network.prepare(sample).cpu().numpy()) for sample in samples]
             )
-        times = measure_latency(candidates, repeats=max(50, 2 * requests), warmup=max(5, requests))
+        times = measure_latency(candidates, **rounds)
         for entry in [*entries.values(), *(entry for _, entry, _ in files)]:
             entry["latency_ms"] = times[entry["label"]]
 
