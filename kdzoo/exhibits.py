@@ -66,7 +66,15 @@ class DeliveredBench:
         self.variants: list[dict[str, Any]] = []
         self._build, self._reference, self._rows, self._rebuild = build, reference, rows, rebuild
 
-    def network(self, result: StageResult, which: str = "student") -> Network:
+    def network(self, result: StageResult, which: str = "student", levels: Sequence[str] = ()) -> nn.Module:
+        network = self._network(result, which)
+        return Reading(network, [network.level(name) for name in levels]) if levels else network
+
+    def section(self, result: StageResult, level: str, which: str = "student") -> nn.Module:
+        network = self._network(result, which)
+        return network.section(network.level(level))
+
+    def _network(self, result: StageResult, which: str) -> Network:
         peers = {f"peer_{i}": peer for i, peer in enumerate(result.peers)}
         spec: ModelSpec = peers.get(which, result.model)
         return self._build.trained_network(result, which, spec).to(self._build.device).eval()
@@ -114,6 +122,17 @@ class DeliveredBench:
 
     def random(self, name: str) -> torch.Generator:
         return torch.Generator().manual_seed(derive_seed(self._build.recipe.seed, "exhibits", name))
+
+
+class Reading(nn.Module):
+    """A network that always answers with the same levels."""
+
+    def __init__(self, network: Network, levels: Sequence[int]) -> None:
+        super().__init__()
+        self.network, self.levels = network, tuple(levels)
+
+    def forward(self, inputs: Tensor) -> Outputs:
+        return self.network(inputs, levels=self.levels)
 
 
 class Answering(nn.Module):

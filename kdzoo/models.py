@@ -124,6 +124,24 @@ class Network(nn.Module):
         ids = torch.randint(1, self.tokens["vocab_size"], (samples, self.size[0]), generator=generator)
         return (ids + self.tokens["pad"]) % self.tokens["vocab_size"]
 
+    def level(self, name: str) -> int:
+        """Which of ``levels`` has a name; raises ModelError where none has."""
+        names = [level.name for level in self.levels]
+        if name not in names:
+            raise ModelError(f"{self._title}: has no level '{name}'; known: {', '.join(names) or 'none'}")
+        return names.index(name)
+
+    def section(self, level: int) -> Section:
+        """A copy of this network, in eval mode, that ends after a level and holds nothing that comes later."""
+        section = Section(copy.deepcopy(self).eval(), level)
+        parameters = tuple(section.parameters())
+        with torch.enable_grad():
+            features = section(self.example(2).to(self._mean.device))
+            reached = torch.autograd.grad(features.sum(), parameters, allow_unused=True)
+        used = {id(p) for p, gradient in zip(parameters, reached, strict=True) if gradient is not None}
+        _drop_unused(section.network.model, used)
+        return section
+
     @property
     def _title(self) -> str:
         return f"model '{self.spec.name}'"
@@ -178,6 +196,35 @@ class Network(nn.Module):
             stride = entry.get("reduction") or max(1, round(self.size[0] / height))
             levels.append(Level(str(entry["module"]), channels, height, width, int(stride)))
         return tuple(levels)
+
+
+class Section(nn.Module):
+    """A network up to one of its levels: pixels (N, C, H, W) in [0, 1] -> features (N, C, H, W)."""
+
+    def __init__(self, network: Network, level: int) -> None:
+        super().__init__()
+        self.network, self.level = network, level
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        model: Any = self.network.model
+        (features,) = model.forward_intermediates(
+            self.network.prepare(inputs),
+            indices=[self.level],
+            stop_early=True,
+            output_fmt="NCHW",
+            intermediates_only=True,
+        )
+        return features
+
+
+def _drop_unused(model: nn.Module, used: set[int]) -> None:
+    """Put nothing in the place of each module all of whose parameters are unused; a list keeps its length."""
+    for name, child in model.named_children():
+        own = [id(parameter) for parameter in child.parameters()]
+        if own and not used.intersection(own) and not isinstance(child, nn.Sequential | nn.ModuleList):
+            setattr(model, name, nn.Identity())
+        else:
+            _drop_unused(child, used)
 
 
 @contextmanager

@@ -221,6 +221,7 @@ class Runner:
             outputs=self._outputs,
             costs=self.build.costs,
             folder=self._search_folder(),
+            train=self.build.train_section(Stage("student", plan.student)).model_dump(mode="json"),
         )
 
     def _targets(self) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from kdzoo.resolve import Plan, resolve_algorithm
 from kdzoo.run_folder import RunFolder
 from kdzoo.runner import Runner
 from kdzoo.store import Store
-from kdzoo.types import ModelSpec, Needs
+from kdzoo.types import AlgorithmChoice, ModelSpec, Needs, StagePlan
 from kdzoo.zoo import Zoo
 
 #: A small timm ResNet with live residual branches (timm starts them at zero).
@@ -95,6 +96,19 @@ def tiny_recipe(cls: type[Algorithm], changes: Mapping[str, Any] | None = None) 
     return Recipe.model_validate(_merged(_merged(base, rest), changes or {}))
 
 
+def bare_plan(student: ModelSpec, own: AlgorithmChoice, options: Any, **given: Any) -> StagePlan:
+    """What ``Algorithm.stages`` is handed, of made-up models: to drive the generator by hand, without training."""
+    unasked: dict[str, Any] = {"teachers": (), "assistants": (), "peers": (), "delegate": None, "folder": None}
+    unasked |= {"num_classes": 4, "seed": 0, "targets": (0, 1, 2, 3)}
+    for name in ("outputs", "costs"):
+        unasked[name] = partial(_unasked, name)
+    return StagePlan(student=student, own=own, options=options, **(unasked | given))
+
+
+def _unasked(name: str, *_: Any) -> Any:
+    raise AssertionError(f"the plan of a test was asked for {name}, which it was not given")
+
+
 def least(wanted: int | tuple[int, int | None]) -> int:
     return wanted if isinstance(wanted, int) else wanted[0]
 
@@ -146,4 +160,4 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-__all__ = ["STUDENT", "TEACHER", "TINY", "Needs", "Stripes", "tiny_recipe", "tiny_runner"]
+__all__ = ["STUDENT", "TEACHER", "TINY", "Needs", "Stripes", "bare_plan", "tiny_recipe", "tiny_runner"]

@@ -308,6 +308,7 @@ class StagePlan:
     outputs: Callable[[StageResult, Sequence[int]], Outputs]  # logits and pre_logits
     costs: Callable[[ModelSpec], Costs]
     folder: Path | None  # survives kills; None where nothing is trained
+    train: Mapping[str, Any] = field(default_factory=dict)  # the recipe's train section, as the student trains by it
 
 
 # --- what an algorithm shows ------------------------------------------------------------------
@@ -387,8 +388,14 @@ class Bench(Protocol):
     stages: tuple[StageResult, ...]
     entries: Mapping[str, Mapping[str, Any]]
 
-    def network(self, result: StageResult, which: str = "student") -> torch.nn.Module:
-        """A stage's trained network in eval mode: inputs as in a batch -> ``Outputs``."""
+    def network(self, result: StageResult, which: str = "student", levels: Sequence[str] = ()) -> torch.nn.Module:
+        """A stage's trained network in eval mode: inputs as in a batch -> ``Outputs``, with the levels so named."""
+
+    def section(self, result: StageResult, level: str, which: str = "student") -> torch.nn.Module:
+        """The same network cut off after a level: inputs as in a batch -> features (N, C, H, W).
+
+        It holds only what it computes with, so that its parameters and its latency are those of an early exit.
+        """
 
     def algorithm(self, result: StageResult) -> Any:
         """The algorithm of a stage with all that it had learnt, in eval mode."""

@@ -36,6 +36,22 @@ class Mean(nn.Module):
         return torch.stack([network(inputs).logits for network in self.networks]).mean(0)
 
 
+def early_exits(bench: Any) -> list[dict[str, Any]]:
+    """What the student's sections answer, beside the levels of the whole network."""
+    inputs = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    names = ("layer1", "layer3")
+    whole = bench.network(bench.student, levels=names)(inputs)
+    sections = [bench.section(bench.student, name) for name in names]
+    return [
+        {
+            "alike": torch.equal(section(inputs), features),
+            "logits": torch.equal(whole.logits, bench.network(bench.student)(inputs).logits),
+            "parameters": sum(parameter.numel() for parameter in section.parameters()),
+        }
+        for section, features in zip(sections, whole.features, strict=True)
+    ]
+
+
 class Showing(Match):
     """Has a module of its own, and shows one exhibit of each kind."""
 
@@ -66,6 +82,7 @@ class Showing(Match):
             "log": bench.log(bench.student),
             "random": [torch.rand(3, generator=bench.random(name)) for name in ("a", "a", "b")],
             "classes": bench.classes,
+            "early": early_exits(bench),
             "plan": bench.plan,
         }
         with pytest.raises(ContractError) as caught:
@@ -131,6 +148,13 @@ def test_further_ways_to_answer_are_measured_like_models(shown: dict[str, Any]) 
 
 def test_a_stage_without_an_algorithm_has_no_state_to_show(shown: dict[str, Any]) -> None:
     assert Showing.seen["refusal"] == ("stage 'teacher': holds no state of an algorithm; it was trained without one")
+
+
+def test_a_network_can_be_cut_off_after_a_level(shown: dict[str, Any]) -> None:
+    early = Showing.seen["early"]
+    assert all(one["alike"] and one["logits"] for one in early)
+    first, second = (one["parameters"] for one in early)
+    assert 0 < first < second < 1e6 * shown["student"]["params_m"]
 
 
 def test_exhibits_are_kept_as_json(shown: dict[str, Any]) -> None:

@@ -552,3 +552,27 @@ def test_another_copy_of_the_model_keeps_the_preprocessing() -> None:
     assert joined.model is other
     assert net.model is not other
     assert joined.mean == net.mean
+
+
+@pytest.mark.parametrize("name", [*CONVNETS, "test_vit", "mobilenetv3_small_050"])
+def test_a_section_is_the_network_up_to_a_level_and_nothing_beyond(name: str) -> None:
+    size = (160, 160) if name == "test_vit" else (64, 64)
+    whole = network(name, size=size).eval()
+    pixels = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    features = whole(pixels, levels=range(len(whole.levels))).features
+    counts = []
+    for level, expected in enumerate(features):
+        section = whole.section(level)
+        assert torch.equal(section(pixels), expected)
+        counts.append(count_parameters(section))
+    assert counts == sorted(set(counts))
+    assert counts[-1] < count_parameters(whole.model)  # without the classifier
+    assert not any(parameter.grad is not None for parameter in whole.parameters())
+
+
+def test_a_level_that_is_not_there_is_named_with_those_that_are() -> None:
+    with pytest.raises(ModelError) as caught:
+        network().level("layer9")
+    assert str(caught.value) == (
+        "model 'test_resnet': has no level 'layer9'; known: act1, layer1, layer2, layer3, layer4"
+    )

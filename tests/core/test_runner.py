@@ -350,6 +350,8 @@ def test_a_plan_tells_labels_costs_and_outputs_of_training_samples(shared: Place
     plan = run.stage_plan(())
     assert plan.targets == tuple(run.data.part("train").targets.tolist())
     assert (plan.num_classes, plan.seed, plan.folder) == (len(run.data.classes), 0, None)
+    assert plan.train["epochs"] == run.recipe.train.epochs
+    assert plan.train["optimizer"]["lr"] == run.recipe.train.optimizer.lr
     network = run.build.network(run.plan.student)
     assert plan.costs(run.plan.student).macs_g == network.macs / 1e9
     assert plan.costs(run.plan.student).params_m == sum(p.numel() for p in network.model.parameters()) / 1e6

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from kdzoo.api import AlgorithmChoice, ModelSpec, Stage, StagePlan, StageResult
+from kdzoo.api import AlgorithmChoice, ModelSpec, Stage, StageResult
+from kdzoo.testing import bare_plan
 from kdzoo_self.born_again import BornAgain
 
 KD = AlgorithmChoice("kd", {"temperature": 1.0}, {"task": 1.0, "kd": 1.0})
@@ -19,7 +20,7 @@ def result(name: str, model: ModelSpec) -> StageResult:
 def run(options: dict[str, object], *teachers: StageResult) -> tuple[list[Stage], StageResult]:
     """Drive the generator as the runner does and return the stages in order."""
     choice = AlgorithmChoice("born_again", options)
-    plan = StagePlan(STUDENT, teachers, (), (), choice, KD, BornAgain.Options(**options))
+    plan = bare_plan(STUDENT, choice, BornAgain.Options(**options), teachers=teachers, delegate=KD)
     generator = BornAgain.stages(plan)
     done: list[Stage] = []
     answer = None

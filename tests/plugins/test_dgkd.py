@@ -9,7 +9,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from kdzoo.api import AlgorithmChoice, ModelShapes, ModelSpec, Outputs, Shapes, Stage, StagePlan, StageResult
+from kdzoo.api import AlgorithmChoice, ModelShapes, ModelSpec, Outputs, Shapes, Stage, StageResult
+from kdzoo.testing import bare_plan
 from kdzoo_assistant.dgkd import DGKD, dgkd_loss
 
 OWN = AlgorithmChoice("dgkd", {"temperature": 5.0, "drop": 1}, {"task": 0.1, "kd": 0.9})
@@ -22,13 +23,11 @@ def result(name: str, model: ModelSpec) -> StageResult:
 
 def run(*assistants: str) -> tuple[list[Stage], StageResult]:
     """Drive the generator as the runner does and return the stages in order."""
-    plan = StagePlan(
+    plan = bare_plan(
         student=ModelSpec("plain_cnn2"),
         teachers=(result("teacher", ModelSpec("plain_cnn10")),),
         assistants=tuple(ModelSpec(name) for name in assistants),
-        peers=(),
         own=OWN,
-        delegate=None,
         options=DGKD.Options(),
     )
     generator = DGKD.stages(plan)

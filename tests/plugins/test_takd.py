@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from kdzoo.api import AlgorithmChoice, ModelSpec, Stage, StagePlan, StageResult
+from kdzoo.testing import bare_plan
 from kdzoo_assistant.takd import TAKD
 
 KD = AlgorithmChoice("kd", {"temperature": 4.0}, {"task": 0.1, "kd": 0.9})
@@ -30,11 +31,10 @@ def run(plan: StagePlan) -> tuple[list[Stage], StageResult]:
 
 
 def plan(*assistants: str) -> StagePlan:
-    return StagePlan(
+    return bare_plan(
         student=ModelSpec("resnet8"),
         teachers=(result("teacher", ModelSpec("resnet110")),),
         assistants=tuple(ModelSpec(name) for name in assistants),
-        peers=(),
         own=AlgorithmChoice("takd", {"via": "kd", "temperature": 4.0}, {"task": 0.1, "kd": 0.9}),
         delegate=KD,
         options=TAKD.Options(),
