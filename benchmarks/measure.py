@@ -52,7 +52,8 @@ def measure(path: Path, seeds: int, out: Path) -> None:
             content[who] = [round(result[who]["top1_percent"], 4) for result in results]
     if all(result.get("control") for result in results):
         ratios = [step_seconds(result, "student") / step_seconds(result, "control") for result in results]
-        content["step_time_over_control"] = round(statistics.median(ratios), 2)
+        if all(ratio == ratio for ratio in ratios):  # not a number where no stage trained the student alone
+            content["step_time_over_control"] = round(statistics.median(ratios), 2)
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{recipe.name}.json").write_text(json.dumps(content, indent=1) + "\n")
     print(recipe.name, "student", content["student"], "control", content.get("control"), flush=True)

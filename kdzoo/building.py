@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +21,7 @@ from kdzoo.data import DataSet, open_data
 from kdzoo.device import Precision, choose_precision, environment, pick_device, set_threads
 from kdzoo.engine import Job, Plain
 from kdzoo.errors import ContractError, NeedsError
-from kdzoo.evaluation import predict
+from kdzoo.evaluation import measure_latency, predict, timed_forward
 from kdzoo.levels import Pairing
 from kdzoo.models import (
     Network,
@@ -36,7 +37,7 @@ from kdzoo.models import (
 from kdzoo.parallel import Ranks
 from kdzoo.recipe import Recipe, TrainRecipe
 from kdzoo.resolve import Plan, ResolvedAlgorithm
-from kdzoo.store import Store, read_tensors
+from kdzoo.store import Store, read_tensors, write_json
 from kdzoo.teacher import CachedTeacher, Teacher
 from kdzoo.types import Costs, ModelSpec, Outputs, Stage, StageResult, derive_seed, stable_hash
 
@@ -293,6 +294,31 @@ class Builder:
     def costs(self, spec: ModelSpec) -> Costs:
         network = self.network(spec, load=False)
         return Costs(count_parameters(network.model) / 1e6, network.macs / 1e9)
+
+    def latency(self, spec: ModelSpec) -> float:
+        """Median time of one sample's forward pass, milliseconds; timed once a machine, and from then on stored."""
+        channels, (height, width) = self.data.channels, self.data.size
+        key = stable_hash(
+            {
+                "model": asdict(spec),
+                "architecture": _model_hash(spec.name),
+                "image": [channels, height, width],
+                "environment": self.environment,
+            }
+        )
+        if self.store.find("latency", key) is None and self.ranks.first:
+            network = self.network(spec, load=False).to(self.device).eval()
+            sample = network.prepare(torch.rand(1, channels, height, width).to(self.device))
+            times = measure_latency({"": timed_forward(network.model, sample)})[""]
+
+            def write(folder: Path) -> None:
+                write_json(folder / "latency.json", times)
+
+            self.store.publish("latency", key, write)
+        self.ranks.barrier()
+        folder = self.store.find("latency", key)
+        assert folder is not None, "published above"
+        return float(json.loads((folder / "latency.json").read_text())["p50"])
 
     # --- identity -----------------------------------------------------------------------------
 

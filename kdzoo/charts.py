@@ -119,7 +119,7 @@ def learning_curves(rows: Sequence[Mapping[str, Any]]) -> Chart | None:
 
 
 def loss_terms(rows: Sequence[Mapping[str, Any]]) -> Chart | None:
-    """Draw the mean of each loss term by epoch, one panel a stage; None without training rows."""
+    """Draw the mean of each loss term by epoch, one panel a stage that has any; None where none has."""
     stages: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for row in rows:
         if row.get("split") == "train":
@@ -127,6 +127,7 @@ def loss_terms(rows: Sequence[Mapping[str, Any]]) -> Chart | None:
             for name, value in row.items():
                 if name not in BESIDE_TERMS and isinstance(value, int | float):
                     terms.setdefault(name, []).append((row["epoch"] + 1, value))
+    stages = {stage: terms for stage, terms in stages.items() if terms}
     drawn = dict(list(stages.items())[-MOST_STAGES:])
     if not drawn:
         return None

@@ -13,7 +13,7 @@ import torch
 
 from kdzoo.building import Builder
 from kdzoo.device import Precision
-from kdzoo.evaluation import measure_latency, predict, result_entry
+from kdzoo.evaluation import measure_latency, predict, result_entry, timed_forward
 from kdzoo.export.verify import export_and_verify
 from kdzoo.metrics import paired_counts, per_class_percent
 from kdzoo.models import RESERVED, Network, save_ready
@@ -103,6 +103,7 @@ class Delivery:
                 },
             },
             "data": {"name": self.recipe.data.name, "test_samples": len(targets), **self.data.split_sizes},
+            "same_network": control is None or _same(control.model, student.model),
             "algorithm": self.build.plan.algorithm.cls.name,
             "data_handed": self.build.plan.algorithm.cls.needs.data,
             "test_evaluations": self.data.test_gate.reads,
@@ -189,7 +190,7 @@ class Delivery:
         candidates: dict[str, Callable[[], Any]] = {}
         for label, network in networks.items():
             network.to(self.build.device).eval()
-            candidates[label] = in_turn([_timed_forward(network.model, network.prepare(sample)) for sample in samples])
+            candidates[label] = in_turn([timed_forward(network.model, network.prepare(sample)) for sample in samples])
         files = [(networks[label], *done) for label, exported in exports.items() for done in exported]
         for network, entry, run in files:
             candidates[entry["label"]] = in_turn(
@@ -234,6 +235,11 @@ class Delivery:
         return {"tokens": {**told, "files": [f"tokenizer/{name}" for name in sorted(tokens.files)]}}
 
 
+def _same(first: ModelSpec, second: ModelSpec) -> bool:
+    """Whether two models are one architecture at one input size, whatever their weights."""
+    return (first.name, dict(first.args), first.size) == (second.name, dict(second.args), second.size)
+
+
 def delivered_spec(told: Mapping[str, Any]) -> ModelSpec:
     """The network that student.json tells of, which need not be the recipe's student where an algorithm chose one."""
     args = {name: value for name, value in told["args"].items() if name not in RESERVED}
@@ -248,13 +254,3 @@ def in_turn(calls: Sequence[Callable[[], Any]]) -> Callable[[], Any]:
     """One call that makes the given ones, the next each time."""
     turn = itertools.cycle(calls)
     return lambda: next(turn)()
-
-
-def _timed_forward(model: torch.nn.Module, inputs: torch.Tensor) -> Callable[[], None]:
-    def forward() -> None:
-        with torch.inference_mode():
-            model(inputs)
-        if inputs.device.type == "cuda":
-            torch.cuda.synchronize()
-
-    return forward

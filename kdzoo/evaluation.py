@@ -70,6 +70,18 @@ def result_entry(
     )
 
 
+def timed_forward(model: nn.Module, inputs: torch.Tensor) -> Callable[[], None]:
+    """One forward pass as ``measure_latency`` takes it: it does not return before its work is done."""
+
+    def forward() -> None:
+        with torch.inference_mode():
+            model(inputs)
+        if inputs.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return forward
+
+
 def measure_latency(
     candidates: Mapping[str, Callable[[], Any]], repeats: int = 50, warmup: int = 5
 ) -> dict[str, dict[str, float]]:

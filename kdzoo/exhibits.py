@@ -19,7 +19,7 @@ from kdzoo import metrics
 from kdzoo.building import Builder
 from kdzoo.engine import Job
 from kdzoo.errors import ContractError
-from kdzoo.evaluation import measure_latency, predict
+from kdzoo.evaluation import measure_latency, predict, timed_forward
 from kdzoo.models import Network, evaluating
 from kdzoo.store import read_tensors
 from kdzoo.types import (
@@ -92,7 +92,7 @@ class DeliveredBench:
 
     def measure(self, modules: Mapping[str, nn.Module]) -> list[dict[str, Any]]:
         sample = next(iter(self._build.loader.eval_batches("test", 1))).inputs
-        timed = {"": _forward(self.network(self.student), sample)}
+        timed = {"": timed_forward(self.network(self.student), sample)}
         entries = []
         for label, module in modules.items():
             module.to(self._build.device)
@@ -109,7 +109,7 @@ class DeliveredBench:
                 macs=_macs(module, sample),
             )
             entries.append(entry)
-            timed[label] = _forward(module, sample)
+            timed[label] = timed_forward(module.eval(), sample)
         times = measure_latency(timed)
         for entry in entries:
             entry["latency_ms"] = times[entry["label"]]
@@ -145,18 +145,6 @@ class Answering(nn.Module):
     def forward(self, inputs: Tensor) -> Outputs:
         answer = self.module(inputs)
         return answer if isinstance(answer, Outputs) else Outputs(answer)
-
-
-def _forward(module: nn.Module, sample: Tensor) -> Callable[[], None]:
-    module.eval()
-
-    def forward() -> None:
-        with torch.inference_mode():
-            module(sample)
-        if sample.device.type == "cuda":
-            torch.cuda.synchronize()
-
-    return forward
 
 
 def _macs(module: nn.Module, sample: Tensor) -> int:

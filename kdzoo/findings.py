@@ -240,9 +240,10 @@ def verdict(results: Mapping[str, Any]) -> Verdict:
         )
     else:
         gain = student["top1_percent"] - control["top1_percent"]
-        facts.append((f"{gain:+.2f}", "points against the same network trained alone"))
+        network = "the same network" if results.get("same_network", True) else "the recipe's student, another network,"
+        facts.append((f"{gain:+.2f}", f"points against {network} trained alone"))
         more = "more" if gain >= 0 else "less"
-        than = f"{abs(gain):.2f} points {more} than the same network trained alone under the same budget"
+        than = f"{abs(gain):.2f} points {more} than {network} trained alone under the same budget"
         if not paired:
             headline = "A difference without an interval"
             sentence = f"{reached}, {than}. The run did not keep on which samples they differ."

@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -220,6 +220,7 @@ class Runner:
             targets=self._targets(),
             outputs=self._outputs,
             costs=self.build.costs,
+            latency=self.build.latency,
             folder=self._search_folder(),
             train=self.build.train_section(Stage("student", plan.student)).model_dump(mode="json"),
         )
@@ -238,8 +239,10 @@ class Runner:
         return self.build.outputs(result, samples)
 
     def _search_folder(self) -> Path | None:
-        """A folder of the run for what stages() has to remember over kills."""
-        return None if self.folder is None else self.folder.folder_of("search")
+        """A folder of the run for what stages() has to remember over kills; the first process alone writes it."""
+        if self.folder is None or not self.ranks.first:
+            return None
+        return self.folder.folder_of("search")
 
     # --- one stage ----------------------------------------------------------------------------
 
@@ -449,13 +452,41 @@ class Runner:
     def rehearse(self, taught: Sequence[Network] | None = None) -> tuple[Job, Pairing | None]:
         """Build the student's stage with untrained networks, so that whatever it needs is refused before training."""
         plan = self.plan
-        taught = [self.build.network(spec) for spec in plan.teachers] if taught is None else taught
+        taught = [self.build.network(spec) for spec in plan.teachers] if taught is None else list(taught)
         chosen = plan.delegate or plan.algorithm
+        known = {f"teacher {i}": network for i, network in enumerate(taught)}
+        first = self._first_stage(chosen.cls, known)
+        if first is not None and first.algorithm is not None:
+            of_stage = resolve_choice(first.algorithm, self.zoo)
+            teachers_of_stage = [known[teacher.key] for teacher in first.teachers]
+            return self.build.job(first, of_stage, self.build.train_section(first), teachers_of_stage)
         stage = Stage("student", plan.student, chosen.choice, peers=plan.peers)
         least = chosen.cls.needs.teachers
         wanted = least if isinstance(least, int) else max(least[0], len(taught))
         teachers = (taught or [self.build.network(plan.student, "teacher")])[:wanted]
         return self.build.job(stage, chosen, self.build.train_section(stage), teachers)
+
+    def _first_stage(self, cls: type[Algorithm], known: Collection[str]) -> Stage | None:
+        """What ``cls`` would train first, where that follows from the recipe alone; None where it does not.
+
+        ``known`` are keys of teachers, which are not trained yet.
+        """
+        teachers = tuple(
+            StageResult(key, key, spec, Untold(), Untold()) for key, spec in zip(known, self.plan.teachers, strict=True)
+        )
+        plan = replace(self.stage_plan(teachers), outputs=_not_trained, folder=None)
+        generator = self.plan.algorithm.cls.stages(plan)
+        try:
+            wanted = next(generator)
+        except (NotTrained, StopIteration):
+            return None
+        finally:
+            generator.close()
+        for stage in wanted if isinstance(wanted, list) else [wanted]:
+            named = stage.algorithm is not None and stage.algorithm.name == cls.name
+            if named and stage.start is None and all(teacher.key in known for teacher in stage.teachers):
+                return stage
+        return None
 
     def check(self) -> list[str]:
         """Build everything, run one dry forward, and say what a run would do."""
@@ -494,6 +525,21 @@ class Runner:
         logits, targets = predict(network, self.loader.eval_batches("test", self.recipe.data.eval_batch_size))
         delivery = Delivery(self.build, self.folder, self.display.stage)
         return [entry for entry, _ in delivery.export(network, logits, targets, None)]
+
+
+class NotTrained(Exception):
+    """Raised where a plan is looked at before anything was trained, and asks for what only a trained network tells."""
+
+
+class Untold(dict[str, Any]):
+    """What would be known of a network once it is trained."""
+
+    def __missing__(self, key: str) -> Any:
+        raise NotTrained
+
+
+def _not_trained(result: StageResult, samples: Sequence[int]) -> Outputs:
+    raise NotTrained
 
 
 def shows(cls: type[Algorithm]) -> bool:

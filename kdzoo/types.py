@@ -285,6 +285,11 @@ class Costs:
     macs_g: float  # billions of multiply-accumulates of one sample
 
 
+def _nothing_to_ask(*asked: Any) -> Any:
+    """Stands in a plan that nobody runs, as tests make them."""
+    raise LookupError(f"this plan has no run behind it that could be asked for {asked}")
+
+
 @dataclass(frozen=True)
 class StagePlan:
     """What ``Algorithm.stages`` may read: the recipe's models, the algorithm's own choice, and the training split.
@@ -302,12 +307,13 @@ class StagePlan:
     own: AlgorithmChoice  # this algorithm with the recipe's options and weights
     delegate: AlgorithmChoice | None  # the algorithm that ``Algorithm.delegate`` names, if any
     options: Any  # this algorithm's own Options, validated
-    num_classes: int
-    seed: int
-    targets: tuple[int, ...]  # (number of training samples,)
-    outputs: Callable[[StageResult, Sequence[int]], Outputs]  # logits and pre_logits
-    costs: Callable[[ModelSpec], Costs]
-    folder: Path | None  # survives kills; None where nothing is trained
+    num_classes: int = 0
+    seed: int = 0
+    targets: tuple[int, ...] = ()  # (number of training samples,)
+    outputs: Callable[[StageResult, Sequence[int]], Outputs] = _nothing_to_ask  # logits and pre_logits
+    costs: Callable[[ModelSpec], Costs] = _nothing_to_ask
+    latency: Callable[[ModelSpec], float] = _nothing_to_ask  # of one sample, ms; timed once a machine, then the same
+    folder: Path | None = None  # survives kills; None where nothing is trained
     train: Mapping[str, Any] = field(default_factory=dict)  # the recipe's train section, as the student trains by it
 
 

@@ -186,6 +186,22 @@ def test_steps_without_data_have_a_default(tmp_path: Path) -> None:
     assert (job.steps_per_epoch, job.loader, job.algorithm.shapes.num_samples) == (DATA_FREE_STEPS, None, 0)
 
 
+def test_latency_is_timed_once_a_machine_and_then_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([1.5, 2.5, 3.5, 4.5])
+    monkeypatch.setattr(building, "measure_latency", lambda calls: {"": {"p50": next(times), "p95": 9.0}})
+    build = runner(tmp_path).build
+    spec = build.plan.student
+    assert [build.latency(spec), build.latency(spec)] == [1.5, 1.5]
+    assert runner(tmp_path, seed=1).build.latency(spec) == 1.5  # weights do not matter
+    assert build.latency(dataclasses.replace(spec, size=24)) == 2.5
+    assert build.latency(TEACHER_MODEL) == 3.5
+    assert runner(tmp_path, data={"options": {"size": (20, 20)}}).build.latency(spec) == 4.5
+
+
+def test_latency_is_that_of_a_forward_pass(usual: Runner) -> None:
+    assert 0 < usual.build.latency(usual.plan.student) < 1e4
+
+
 def test_without_a_validation_split_there_is_no_validator(tmp_path: Path, usual: Runner) -> None:
     precision = usual.build.precision(usual.build.network(usual.plan.student))
     assert usual.build.validator(precision) is not None

@@ -296,6 +296,14 @@ def test_durations(seconds, shown):
 # --- the verdict ----------------------------------------------------------------------------------
 
 
+def test_a_student_that_the_algorithm_chose_is_not_called_the_same_network():
+    judged = verdict({**RESULTS, "same_network": False})
+    assert (
+        "1.41 points more than the recipe's student, another network, trained alone under the same" in judged.sentence
+    )
+    assert judged.facts[0] == ("+1.41", "points against the recipe's student, another network, trained alone")
+
+
 def test_a_gain_whose_interval_is_above_zero_was_worth_it():
     judged = verdict(RESULTS)
     assert (judged.tone, judged.headline) == ("good", "Distillation was worth it")
@@ -380,6 +388,11 @@ def test_nothing_to_draw_is_no_chart():
     assert charts.accuracy_against_latency([("student", {**RESULTS["student"], "latency_ms": None})]) is None
     assert charts.learning_curves([]) is None
     assert charts.loss_terms([]) is None
+    without = {"stage": "cut", "split": "train", "epoch": 0, "step": 4, "lr": 0.1}  # a stage that made no update
+    assert charts.loss_terms([without]) is None
+    drawn = charts.loss_terms([without, {**without, "stage": "student", "task": 0.5}])
+    assert drawn is not None
+    assert "cut" not in drawn.svg
     assert charts.per_class_accuracy([], {}) is None
 
 

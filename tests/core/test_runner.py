@@ -20,7 +20,7 @@ from kdzoo import delivery
 from kdzoo import runner as runners
 from kdzoo.api import Algorithm, Needs, Stage, Tracker
 from kdzoo.engine import Engine
-from kdzoo.errors import ContractError, DivergedError, Interrupted, KdzooError, ModelError, ResumeError
+from kdzoo.errors import ContractError, DivergedError, Interrupted, KdzooError, ModelError, NeedsError, ResumeError
 from kdzoo.evaluation import predict
 from kdzoo.models import save_ready
 from kdzoo.recipe import recipe_hash
@@ -464,6 +464,7 @@ def test_a_student_that_the_algorithm_chose_is_told_measured_and_exported_again(
     told = ran.json("student.json")
     assert {key: told["args"][key] for key in TEACHER} == TEACHER
     assert ran.results["student"]["params_m"] == ran.results["teacher"]["params_m"]
+    assert ran.results["same_network"] is True  # there is no control to differ from
     spec = delivery.delivered_spec(told)
     assert (spec.name, dict(spec.args)) == ("test_resnet", {"in_chans": 3, **TEACHER})
     assert (spec.mean, spec.std, spec.size) == ((0.5,) * 3, (0.25,) * 3, 16)
@@ -483,6 +484,90 @@ def test_a_student_that_the_algorithm_chose_is_told_measured_and_exported_again(
             shutil.copy(ran.folder / name, folder.path(name))
         runner = shared.runner(planned("wide", plan), folder)
         assert runner.export_again() == []  # no format is asked for, but the network was rebuilt and answered
+
+
+def test_it_is_told_whether_control_and_student_are_the_same_network(shared: Place) -> None:
+    def plan(given: Any) -> Iterator[Any]:
+        return (yield Stage("wide", dataclasses.replace(given.student, args=TEACHER), given.own, given.teachers))
+
+    def larger(given: Any) -> Iterator[Any]:
+        return (yield Stage("large", dataclasses.replace(given.student, size=24), given.own, given.teachers))
+
+    told = [shared.run(cls, control=True).results["same_network"] for cls in (Match, planned("wide", plan))]
+    assert told == [True, False]
+    assert shared.run(planned("larger", larger), control=True).results["same_network"] is False
+
+
+# --- before any training --------------------------------------------------------------------------
+
+
+def rehearsed(place: Place, plan: Callable[[Any], Iterator[Any]]) -> Any:
+    return place.runner(planned("rehearsed", plan)).rehearse()[0]
+
+
+def test_the_first_stage_of_a_plan_is_what_is_rehearsed(shared: Place) -> None:
+    def plan(given: Any) -> Iterator[Any]:
+        wide = dataclasses.replace(given.student, args=TEACHER)
+        alone = Stage("alone", given.student)
+        return (yield [alone, Stage("first", wide, given.own, given.teachers, train={"epochs": 3})])[1]
+
+    job = rehearsed(shared, plan)
+    assert (job.name, job.train.epochs, len(job.teachers)) == ("first", 3, 1)
+    assert dict(job.student.spec.args) == TEACHER
+
+
+def later(given: Any) -> Iterator[Any]:
+    first = yield Stage("first", given.student)
+    return (yield Stage("second", given.student, given.own, (first,)))
+
+
+def reading(given: Any) -> Iterator[Any]:
+    given.outputs(given.teachers[0], [0])
+    yield from later(given)
+
+
+def judging(given: Any) -> Iterator[Any]:
+    assert given.teachers[0].metrics["top1_percent"] > 0
+    yield from later(given)
+
+
+def beginning(given: Any) -> Iterator[Any]:
+    return (yield Stage("begun", given.student, given.own, given.teachers, start=given.teachers[0]))
+
+
+def nothing(given: Any) -> Iterator[Any]:
+    yield from ()
+
+
+@pytest.mark.parametrize("plan", [later, reading, judging, beginning, nothing])
+def test_a_plan_that_depends_on_training_is_rehearsed_as_one_stage(
+    plan: Callable[[Any], Iterator[Any]], shared: Place
+) -> None:
+    job = rehearsed(shared, plan)
+    assert (job.name, job.student.spec, len(job.teachers)) == ("student", shared.runner().plan.student, 1)
+
+
+def test_what_a_plan_refuses_is_refused_before_training(shared: Place) -> None:
+    def picky(given: Any) -> Iterator[Any]:
+        raise NeedsError("not with this student")
+        yield
+
+    assert refusal(NeedsError, lambda: rehearsed(shared, picky)) == "not with this student"
+
+
+def test_a_rehearsal_leaves_no_folder_and_no_open_generator(place: Place) -> None:
+    closed: list[bool] = []
+
+    def plan(given: Any) -> Iterator[Any]:
+        assert given.folder is None
+        try:
+            yield Stage("first", given.student, given.own, given.teachers)
+        finally:
+            closed.append(True)
+
+    rehearsed(place, plan)
+    assert closed == [True]
+    assert not (place.root / "out").exists()
 
 
 def test_provenance_says_what_it_takes_to_repeat_the_run(shared: Place) -> None:
