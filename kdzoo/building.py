@@ -297,19 +297,18 @@ class Builder:
 
     def latency(self, spec: ModelSpec) -> float:
         """Median time of one sample's forward pass, milliseconds; timed once a machine, and from then on stored."""
-        channels, (height, width) = self.data.channels, self.data.size
         key = stable_hash(
             {
                 "model": asdict(spec),
                 "architecture": _model_hash(spec.name),
-                "image": [channels, height, width],
+                "data": self.data.fingerprint,  # for the size of a sample
                 "environment": self.environment,
             }
         )
         if self.store.find("latency", key) is None and self.ranks.first:
             network = self.network(spec, load=False).to(self.device).eval()
-            sample = network.prepare(torch.rand(1, channels, height, width).to(self.device))
-            times = measure_latency({"": timed_forward(network.model, sample)})[""]
+            sample = next(iter(self.loader.eval_batches("train", 1, (0,)))).inputs
+            times = measure_latency({"": timed_forward(network.model, network.prepare(sample))})[""]
 
             def write(folder: Path) -> None:
                 write_json(folder / "latency.json", times)
