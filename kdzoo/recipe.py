@@ -303,6 +303,9 @@ class Recipe(_Section):
     device: Device = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="Precision of training.")
     threads: Annotated[Whole, Field(ge=1, le=1024)] | None = Field(None, description="CPU threads; null: as torch.")
+    jobs: Annotated[Whole, Field(ge=1, le=256)] = Field(
+        1, description="Processes that train independent stages, e.g. several teachers, side by side; same bits."
+    )
     seed: Annotated[Whole, Field(ge=0, le=2**63 - 1)] = Field(0, description="Seed of everything random.")
     min_teacher_top1_percent: Percent | None = Field(
         None, description="A teacher worse than this on the validation split stops the run; null: none does."

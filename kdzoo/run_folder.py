@@ -391,8 +391,7 @@ class RunFolder:
 
     def drop_checkpoints(self, stage: str) -> None:
         """Forget the checkpoints of a stage whose result is stored."""
-        if stage in self._record["checkpointed"]:
-            self._update(checkpointed=[name for name in self._record["checkpointed"] if name != stage])
+        self._mark(stage, False)
         place, temporary = self._stage_folder(stage), temporary_in(self.root / "checkpoints")
         if place.exists():
             with writing(place, 0, "its checkpoints could not be removed"):
@@ -406,9 +405,17 @@ class RunFolder:
             name = f"{readable or 'stage'}-{hashlib.sha256(stage.encode()).hexdigest()[:8]}"
         return self.root / "checkpoints" / name
 
-    def _mark(self, stage: str) -> None:
-        if stage not in self._record["checkpointed"]:
-            self._update(checkpointed=[*self._record["checkpointed"], stage])
+    def _mark(self, stage: str, begun: bool = True) -> None:
+        """Record whether a stage has checkpoints; workers of this run may do so at the same time."""
+        descriptor = os.open(self.root, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            self._record = {**self._record, "checkpointed": read_sealed(self.path("run.json"))["checkpointed"]}
+            if begun != (stage in self._record["checkpointed"]):
+                others = [name for name in self._record["checkpointed"] if name != stage]
+                self._update(checkpointed=[*others, stage] if begun else others)
+        finally:
+            os.close(descriptor)  # which unlocks
 
     # --- the end ------------------------------------------------------------------------------
 

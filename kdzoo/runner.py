@@ -19,19 +19,21 @@ from kdzoo.algorithm import Algorithm
 from kdzoo.building import STAGE_FORMAT, Builder
 from kdzoo.delivery import Delivery, delivered_spec
 from kdzoo.engine import Engine, Job, Progress
-from kdzoo.errors import ContractError, DivergedError, Interrupted, ModelError, OutputError, ResumeError
+from kdzoo.errors import ContractError, DivergedError, Interrupted, ModelError, NeedsError, OutputError, ResumeError
 from kdzoo.evaluation import predict
 from kdzoo.exhibits import DeliveredBench, as_json
 from kdzoo.levels import Pairing
 from kdzoo.models import Network, count_parameters, save_ready, weights_sha256
 from kdzoo.parallel import Ranks
-from kdzoo.recipe import recipe_hash
-from kdzoo.resolve import Plan, resolve_choice
+from kdzoo.problems import Positions
+from kdzoo.recipe import LoadedRecipe, Recipe, recipe_hash
+from kdzoo.resolve import Plan, resolve, resolve_choice
 from kdzoo.run_folder import RunFolder
 from kdzoo.store import Store, read_tensors, write_json, write_tensors
 from kdzoo.teacher import CachedTeacher
 from kdzoo.types import ModelSpec, Outputs, Stage, StagePlan, StageResult, stable_hash
-from kdzoo.zoo import Zoo
+from kdzoo.workers import Workers
+from kdzoo.zoo import Zoo, load_zoo
 
 #: What every interrupted run ends with.
 GO_ON = "state saved, the same command goes on from there"
@@ -75,7 +77,9 @@ class Runner:
         ranks: Ranks | None = None,
         display: Display | None = None,
         stop: Callable[[], int] = lambda: 0,
+        logs: bool = True,
     ) -> None:
+        """``logs`` False is for a worker, which trains stages for another runner and leaves the log to that."""
         self.plan, self.zoo, self.folder, self.store = plan, zoo, folder, store
         self.recipe = plan.recipe
         self.ranks = ranks or Ranks()
@@ -88,7 +92,14 @@ class Runner:
         self.pairings: dict[str, list[str]] = {}
         self._first_teacher: StageResult | None = None
         self._logged = 0  # rows of the stage in progress that are in the log already
-        self._trackers = [tracker() for tracker in plan.trackers] if folder is not None and self.ranks.first else []
+        self._logs = logs and folder is not None and self.ranks.first
+        self._trackers = [tracker() for tracker in plan.trackers] if self._logs else []
+        self._workers: Workers | None = None
+        if self.recipe.jobs > 1 and self.ranks.world > 1:
+            raise NeedsError(
+                f"jobs: {self.recipe.jobs} workers cannot be combined with the {self.ranks.world} processes of a "
+                "distributed run; set jobs: 1"
+            )
 
     # --- the whole run ------------------------------------------------------------------------
 
@@ -98,6 +109,7 @@ class Runner:
         self.ranks.agree("the recipe", recipe_hash(self.recipe))
         self._open_folder()
         try:
+            self._prepare([s for i, spec in enumerate(self.plan.teachers) if (s := self._teacher_stage(i, spec))])
             teachers = tuple(self._teacher(i, spec) for i, spec in enumerate(self.plan.teachers))
             self._first_teacher = teachers[0] if teachers else None
             control = self.train(Stage("control", self.plan.student)) if self.recipe.control else None
@@ -111,6 +123,8 @@ class Runner:
         finally:
             for tracker in self._trackers:
                 tracker.close()
+            if self._workers is not None:
+                self._workers.close()
         results |= {
             "pairing": self.pairings,
             "stages": [{"name": t.result.name, "key": t.result.key[:12], **t.facts} for t in self.stages],
@@ -202,6 +216,7 @@ class Runner:
             if isinstance(wanted, Stage):
                 answer = last = self.train(wanted)
             else:
+                self._prepare(wanted)
                 answer = [self.train(stage) for stage in wanted]
                 last = answer[-1] if answer else last
 
@@ -246,10 +261,51 @@ class Runner:
 
     # --- one stage ----------------------------------------------------------------------------
 
+    def _prepare(self, stages: Sequence[Stage]) -> None:
+        """Train independent stages side by side where the recipe asks for it; their results are then in the store."""
+        if self.recipe.jobs == 1:
+            return
+        keys = {self._key(stage): stage for stage in map(self._started, stages)}
+        missing = {key: stage for key, stage in keys.items() if self.store.find("stage", key) is None}
+        if len(missing) < 2:
+            return
+        names = [stage.name for stage in missing.values()]
+        if len(set(names)) < len(names):
+            raise ContractError(f"independent stages need different names, got {', '.join(names)}")
+        self._heed(f"before stages {', '.join(names)}")
+        if self._workers is None:
+            place = self.folder.root if self.folder is not None else None
+            given = (self.recipe, self.plan.path, self.store.root, place, torch.get_num_threads())
+            self._workers = Workers(self.recipe.jobs, begin_work, given)
+        for name in names:
+            self.display.stage(name, f"training, {min(self.recipe.jobs, len(names))} side by side")
+        done = self._workers.run(list(missing.values()), self.stop)
+        if done is None:
+            number = self.stop() or signal.SIGTERM
+            raise Interrupted(f"stopped in stages {', '.join(names)}; {GO_ON}", 128 + number)
+        if done != list(missing):
+            raise ContractError(
+                f"stages {', '.join(names)}: a worker process sees other code, versions or hardware than this one"
+            )
+
+    def _started(self, stage: Stage) -> Stage:
+        """A stage with the result that it starts from, where its model says that this is the teacher's."""
+        from_teacher = stage.model.weights == "teacher" and stage.start is None
+        return replace(stage, start=self._first_teacher) if from_teacher else stage
+
+    def _key(self, stage: Stage) -> str:
+        chosen = resolve_choice(stage.algorithm, self.zoo) if stage.algorithm is not None else None
+        return self.build.stage_key(stage, chosen, self.build.train_section(stage))
+
+    def _teacher_stage(self, index: int, spec: ModelSpec) -> Stage | None:
+        """The stage that trains a teacher; None for one whose weights come ready."""
+        name = "teacher" if len(self.plan.teachers) == 1 else f"teacher_{index}"
+        return Stage(name, spec) if spec.weights == "train" or spec.finetune else None
+
     def _teacher(self, index: int, spec: ModelSpec) -> StageResult:
         name = "teacher" if len(self.plan.teachers) == 1 else f"teacher_{index}"
-        trained = spec.weights == "train" or spec.finetune
-        result = self.train(Stage(name, spec)) if trained else self._import(name, spec)
+        stage = self._teacher_stage(index, spec)
+        result = self.train(stage) if stage is not None else self._import(name, spec)
         least = self.recipe.min_teacher_top1_percent
         top1 = result.metrics.get("top1_percent")
         if least is not None and top1 is not None and top1 < least:
@@ -297,8 +353,7 @@ class Runner:
 
     def train(self, stage: Stage) -> StageResult:
         """Run one stage, or take its result from the store."""
-        if stage.model.weights == "teacher" and stage.start is None:
-            stage = replace(stage, start=self._first_teacher)
+        stage = self._started(stage)
         self._heed(f"before stage '{stage.name}'")
         chosen = resolve_choice(stage.algorithm, self.zoo) if stage.algorithm is not None else None
         train = self.build.train_section(stage)
@@ -423,7 +478,7 @@ class Runner:
     def _log(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Log the rows of the stage in progress that are not in the log yet."""
         fresh_rows, self._logged = rows[self._logged :], len(rows)
-        if self.folder is None or not self.ranks.first:
+        if self.folder is None or not self._logs:
             return
         for row in fresh_rows:
             self.folder.log_metrics(dict(row))
@@ -540,6 +595,18 @@ class Untold(dict[str, Any]):
 
 def _not_trained(result: StageResult, samples: Sequence[int]) -> Outputs:
     raise NotTrained
+
+
+def begin_work(
+    recipe: Recipe, path: Path, store: Path, place: Path | None, threads: int, stop: Callable[[], int]
+) -> Callable[[Stage], str]:
+    """In a worker: return what trains a stage into the store and gives its key."""
+    torch.set_num_threads(threads)
+    zoo = load_zoo()
+    plan = resolve(LoadedRecipe(recipe, path, Positions()), zoo)
+    folder = None if place is None else RunFolder.view(place)
+    runner = Runner(plan, zoo, folder, Store(store), Ranks(recipe.device), stop=stop, logs=False)
+    return lambda stage: runner.train(stage).key
 
 
 def shows(cls: type[Algorithm]) -> bool:

@@ -32,7 +32,7 @@ LAYERS = [
     {"engine"},
     {"evaluation", "run_folder", "export"},
     {"building"},
-    {"delivery", "exhibits"},
+    {"delivery", "exhibits", "workers"},
     {"runner", "verdict", "charts", "findings"},
     {"report_page", "model_card"},
     {"report"},
