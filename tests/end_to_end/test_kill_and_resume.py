@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -147,3 +148,31 @@ def test_a_kill_of_an_algorithm_with_a_state_of_its_own(
     ended = other("run", other.recipe(changes), "--out", "out")
     assert "teacher: taken from the store" in ended.err
     assert lasting(folder) == lasting(run_folder(other.place / "out"))
+
+
+def test_a_search_that_is_killed_asks_for_the_same_trials(
+    cli: CommandLine, trained: Trained, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    axis = {"arg": "stages", "values": [[[3], [6]], [[4], [8]], [[5], [10]], [[6], [12]]]}
+    options = {"width": axis, "trials": 4, "trial_epochs": 1, "random_trials": 2, "side_by_side": 2}
+    changes = {"algorithm": {"name": "nas_kd", "options": options}, "train": {"epochs": 2, "checkpoint_seconds": 0}}
+    other = CommandLine(tmp_path_factory.mktemp("unbroken"))
+    for place in (cli.place, other.place):
+        stock(place / "out", trained.folder, "teacher")
+    path, out, landed = cli.recipe(changes), cli.place / "out", 0
+    stages = out / ".store" / "stage"
+    for enough in (1, 3, 5):  # results that are in the store beside the teacher's
+        running = cli.start("run", path, "--out", out)
+        reached = until(lambda e=enough, r=running: len(list(stages.iterdir())) > e or not r.alive, f"{enough} trials")
+        time.sleep(0.05)
+        landed += reached and running.kill().code == -9
+    assert landed == 3, "too few kills landed in the search"
+    for line, where in ((cli, out), (other, other.place / "out")):
+        ended = line("run", line.recipe(changes), "--out", where)
+        assert ended.code == 0, ended
+    folders = run_folder(out), run_folder(other.place / "out")
+    assert lasting(folders[0]) == lasting(folders[1])
+    journals = [(folder / "search" / "journal.log").read_text().splitlines() for folder in folders]
+    asked = [[re.sub(r'"(worker_id|datetime_\w+)":"[^"]*"', "", row) for row in rows] for rows in journals]
+    assert asked[0] == asked[1]
+    assert len(asked[0]) > 20
