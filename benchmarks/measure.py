@@ -54,6 +54,10 @@ def measure(path: Path, seeds: int, out: Path) -> None:
         ratios = [step_seconds(result, "student") / step_seconds(result, "control") for result in results]
         if all(ratio == ratio for ratio in ratios):  # not a number where no stage trained the student alone
             content["step_time_over_control"] = round(statistics.median(ratios), 2)
+    variants = [{each["label"]: each["top1_percent"] for each in result.get("variants", [])} for result in results]
+    labels = [label for label in variants[0] if all(label in found for found in variants)]
+    if labels:  # what else the algorithm measures on the test split
+        content["variants"] = {label: [round(found[label], 4) for found in variants] for label in labels}
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{recipe.name}.json").write_text(json.dumps(content, indent=1) + "\n")
     print(recipe.name, "student", content["student"], "control", content.get("control"), flush=True)

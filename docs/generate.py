@@ -312,8 +312,9 @@ class Measured:
         self.student: list[float] = list(data["student"])
         self.control: list[float] = list(data.get("control") or [])
         self.teacher: list[float] = list(data.get("teacher") or [])
-        for name in ("student", "control", "teacher"):
-            values = getattr(self, name)
+        self.variants: dict[str, list[float]] = {label: list(v) for label, v in data.get("variants", {}).items()}
+        models = {name: getattr(self, name) for name in ("student", "control", "teacher")}
+        for name, values in (*models.items(), *self.variants.items()):
             if len(values) != len(self.seeds) and (values or name == "student"):
                 raise ValueError(f"{path}: '{name}' has {len(values)} values for {len(self.seeds)} seeds")
 
@@ -334,6 +335,12 @@ class Measured:
         rows = [[str(seed), *(_at(values, i, sign) for values, sign in columns)] for i, seed in enumerate(self.seeds)]
         rows.append(["**mean, std**", *(mean_std(values, sign) for values, sign in columns)])
         return table(("seed", "teacher %", "control %", "student %", "student - control"), rows)
+
+    def beside(self) -> str:
+        """What the algorithm measures besides, e.g. other sizes of the student; empty where there is nothing."""
+        rows = [(prose(label), mean_std(values)) for label, values in self.variants.items()]
+        title = "Measured on the same split, by the algorithm itself:"
+        return page(title, table(("", "mean, std %"), rows)) if rows else ""
 
 
 def _at(values: Sequence[float], index: int, sign: str) -> str:
@@ -408,9 +415,10 @@ def _result(recipe: Recipe, here: str) -> str:
         return "Not measured yet."
     raw = link("the numbers as data", f"results/{found.path.name}", here)
     return page(
-        "Top-1 accuracy on the test split, read once after training. The control is the same student under the same "
-        "budget without the teacher.",
+        "Top-1 accuracy on the test split, read once after training. The control is the recipe's student under the "
+        "same budget without the teacher.",
         found.table(),
+        found.beside(),
         f"In short: {found.summary()}.",
         f"Measured by `{found.command}` at commit `{found.commit}` on {prose(found.hardware)} ({raw}). "
         + ("`kdzoo verify` re-checks it." if recipe.expected else ""),

@@ -158,6 +158,16 @@ def test_a_measured_recipe_shows_its_numbers_on_every_page(results):
     assert changed == {"recipes/quickstart.md", "recipes/index.md", "algorithms/kd.md", "algorithms/index.md"}
 
 
+def test_what_an_algorithm_measures_besides_is_shown_too(results):
+    numbers = {"seeds": [0, 1], "student": [90.0, 91.0], "control": [89.0, 89.0]}
+    results("quickstart", **numbers, variants={"exit 1": [80.0, 82.0]})
+    own = generate.gallery_pages()["recipes/quickstart.md"]
+    assert "by the algorithm itself:\n\n|  | mean, std % |\n| --- | --- |\n| exit 1 | 81.00 ± 1.41 |" in own
+    path = results("quickstart", **numbers, variants={"exit 1": [80.0]})
+    with pytest.raises(ValueError, match=re.escape(f"{path}: 'exit 1' has 1 values for 2 seeds")):
+        generate.measured("quickstart")
+
+
 def test_results_with_a_missing_seed_are_refused(results):
     path = results("x", seeds=[0, 1], student=[90.0], control=[])
     with pytest.raises(ValueError, match=re.escape(f"{path}: 'student' has 1 values for 2 seeds")):
