@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 DOMINANT_RATIO = 50.0
 #: Share of the time that saves at the ends of epochs may take; very short epochs are not all saved.
 SAVING_SHARE = 0.05
+#: What becomes of the recipe's schedule for a network whose algorithm wants its rate kept.
+UNSCHEDULED = {"schedule": {"name": "constant", "warmup_epochs": 0, "milestones": ()}}
 
 
 class Plain(Algorithm):
@@ -128,7 +131,8 @@ class Engine:
             self.optimized[f"peer_{i}"] = optimized(peer.model, common)
         for name, mine in own.items():
             where = f"{_title(job.algorithm)}: optimizer of network '{name}'"
-            self.optimized[name] = optimized(mine.module, mine.optimizer, where=where)
+            train = job.train if mine.scheduled else job.train.merged(UNSCHEDULED)
+            self.optimized[name] = optimized(mine.module, mine.optimizer, train=train, where=where)
         self._check_disjoint()
         self._places: Tensor | None = None  # of the classes that the task loss tells apart, among each other
         if job.told_apart:
@@ -226,11 +230,12 @@ class Engine:
         parts = _split(batch, job.train.accumulate)
         contexts: list[StepContext] = []
         values: dict[str, float] = {}
+        counts: Counter[str] = Counter()
         notes: dict[str, list[Tensor | float]] = {}
         try:
             generators = [self._start(part, clock, contexts, number, notes) for number, part in enumerate(parts)]
             for _ in range(1_000):
-                updates = self._backward(generators, parts, values)
+                updates = self._backward(generators, parts, values, counts)
                 if updates is None:
                     break
             else:
@@ -248,6 +253,7 @@ class Engine:
             ) from error
         if self.ema is not None:
             self.ema.update_parameters(job.student.model)
+        values |= {name: values[name] / count for name, count in counts.items()}
         values |= self._noted(notes, values)
         self._note(values)
         spent = time.perf_counter() - begin
@@ -280,9 +286,16 @@ class Engine:
         yield from self.job.algorithm.step(ctx)
 
     def _backward(
-        self, generators: list[Iterator[Update]], parts: list[Batch | None], values: dict[str, float]
+        self,
+        generators: list[Iterator[Update]],
+        parts: list[Batch | None],
+        values: dict[str, float],
+        counts: Counter[str],
     ) -> str | None:
-        """Backward of every micro-batch's next update, then that network's step; None when there is none."""
+        """Backward of every micro-batch's next update, then that network's step; None when there is none.
+
+        Terms are added to ``values``; ``counts`` says in how many updates each was.
+        """
         job = self.job
         network: str | None = None
         for number, (generator, part) in enumerate(zip(generators, parts, strict=True)):
@@ -306,6 +319,7 @@ class Engine:
             prefix = f"{update.network}." if update.network.startswith("peer_") else ""
             for term, value in terms.items():
                 values[prefix + term] = values.get(prefix + term, 0.0) + value / len(parts)
+                counts[prefix + term] += number == 0
         if network is not None:
             self._optimizer_step(network, parts, values)
         return network

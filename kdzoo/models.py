@@ -559,7 +559,7 @@ def shapes_of(
     networks = [student, *teachers, *peers]
     levels = pairing.levels if pairing is not None else ((),) * len(networks)
     shapes = [
-        ModelShapes(tuple(own), network.pre_logits_width, network.num_classes)
+        ModelShapes(tuple(own), network.pre_logits_width, network.num_classes, network.mean, network.std)
         for network, own in zip(networks, levels, strict=True)
     ]
     return Shapes(

@@ -72,6 +72,7 @@ class OwnNetwork:
 
     module: torch.nn.Module
     optimizer: Mapping[str, Any]  # timm optimizer name, lr and further arguments
+    scheduled: bool = True  # whether the recipe's schedule lowers its learning rate too
 
 
 # --- shapes ---------------------------------------------------------------------------------
@@ -90,11 +91,13 @@ class Level:
 
 @dataclass(frozen=True)
 class ModelShapes:
-    """What one model returns: its paired levels, shallow to deep, and its embedding width."""
+    """What one model takes and returns: its paired levels, shallow to deep, and its embedding width."""
 
     levels: tuple[Level, ...]
     pre_logits: int
     num_classes: int
+    mean: tuple[float, ...] = (0.0,)  # by which the model normalises pixels in [0, 1], one a channel
+    std: tuple[float, ...] = (1.0,)
 
 
 @dataclass(frozen=True)

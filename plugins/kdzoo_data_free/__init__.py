@@ -7,8 +7,11 @@ from typing import Any
 
 from kdzoo.api import hookimpl
 from kdzoo_data_free.dafl import DAFL
+from kdzoo_data_free.deep_inversion import DeepInversion
+from kdzoo_data_free.zskt import ZSKT
 
 
 @hookimpl
 def register_algorithms(register: Callable[[type], Any]) -> None:
-    register(DAFL)
+    for algorithm in (DAFL, DeepInversion, ZSKT):
+        register(algorithm)

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from kdzoo.api import Algorithm, AlgorithmOptions, Needs, OwnNetwork, Paper, Shapes, StepContext, Update
+from kdzoo.api import (
+    Algorithm,
+    AlgorithmOptions,
+    Bench,
+    Exhibit,
+    Needs,
+    OwnNetwork,
+    Paper,
+    Shapes,
+    StepContext,
+    Update,
+)
+from kdzoo_data_free.generator import SHOWN, Generator, pictures
+from kdzoo_data_free.statistics import batch_norm_gap_loss, batch_norm_inputs
 
 
 def dafl_one_hot_loss(teacher_logits: Tensor) -> Tensor:
@@ -48,42 +61,6 @@ def dafl_student_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     return F.kl_div(F.log_softmax(student_logits, dim=1), teacher, reduction="batchmean", log_target=True)
 
 
-class Generator(nn.Module):
-    """Noise to images in [0, 1]: a quarter-size map, doubled twice by upsampling, with convolutions between.
-
-    Shapes: (N, latent_dim) -> (N, C, H, W).
-    """
-
-    def __init__(self, latent_dim: int, width: int, contrast: float, image: tuple[int, int, int]) -> None:
-        super().__init__()
-        channels, height, width_px = image
-        self.size = (height, width_px)
-        # at least 2x2, so that BatchNorm has something to average over in a batch of one
-        self.base = (width, max(2, math.ceil(height / 4)), max(2, math.ceil(width_px / 4)))
-        self.stem = nn.Linear(latent_dim, math.prod(self.base))
-        self.blocks = nn.Sequential(
-            nn.BatchNorm2d(width),
-            nn.Upsample(scale_factor=2),
-            nn.Conv2d(width, width, 3, padding=1),
-            nn.BatchNorm2d(width),
-            nn.LeakyReLU(0.2),
-            nn.Upsample(scale_factor=2),
-            nn.Conv2d(width, width // 2, 3, padding=1),
-            nn.BatchNorm2d(width // 2),
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(width // 2, channels, 3, padding=1),
-        )
-        # spreads the pixels of each batch over [0, 1]; flat grey images teach a student little
-        self.spread = nn.BatchNorm2d(channels)
-        nn.init.constant_(self.spread.weight, contrast)
-
-    def forward(self, latent: Tensor) -> Tensor:
-        maps = self.spread(self.blocks(self.stem(latent).unflatten(1, self.base)))
-        if maps.shape[2:] != self.size:
-            maps = F.interpolate(maps, size=self.size, mode="bilinear", align_corners=False)
-        return torch.sigmoid(maps)
-
-
 class DAFL(Algorithm):
     """Makes the student match the teacher on images that a generator invents to please the teacher.
 
@@ -96,18 +73,20 @@ class DAFL(Algorithm):
     Loss terms: ``one_hot``: nats, 0 for a certain teacher, mean over samples.
         ``activation``: minus the mean magnitude of the teacher's features, below 0.
         ``balance``: nats, from -ln K (balanced) to 0.
+        ``batch_norm``: distance of the images' features from the mean and variance that the teacher's BatchNorm layers
+        remember, in the features' units, sum over layers; 0 for a teacher without BatchNorm.
         ``kd``: nats, 0 when student equals teacher, mean over samples.
     Trains: a generator with an Adam optimizer of its own.   State: BatchNorm statistics of the generator.
     Raises: nothing.
     Source: Chen, Wang, Xu, Yang, Liu, Shi, Xu, Xu, Tian, "Data-Free Learning of Student Networks", ICCV 2019,
         https://arxiv.org/abs/1904.01186, and the authors' code.
-    Differs from the paper: 1. the generator ends in BatchNorm (of scale ``contrast`` at first) and a sigmoid, so that
-        pixels are in [0, 1]; the authors' ends in tanh and BatchNorm and makes normalised pixels directly. 2. balance
-        is in nats; the authors' code uses the logarithm to base 10, so its weight 5 is 5 / ln 10 here. 3. the
-        generator's Adam learns at 3e-4, the authors' at 0.2. 4. BatchNorm in the generator has epsilon 1e-5, the
-        authors' 0.8. 5. one schedule, the recipe's, holds for the generator too.
-    Defaults from: the authors' code for MNIST (loss weights, latent_dim, width); our own choice (contrast,
-        generator_lr).
+    Differs from the paper: 1. generated pixels are cut off at 0 and 1, so that they lie in the range of real ones; the
+        authors' pass through tanh before their BatchNorm and are unbounded. 2. balance is in nats; the authors' code
+        uses the logarithm to base 10, so its weight 5 is 5 / ln 10 here. 3. the generator's Adam learns at 1e-3, the
+        authors' at 0.2. 4. BatchNorm in the generator has epsilon 1e-5, the authors' 0.8. 5. one schedule, the
+        recipe's, holds for the generator too. 6. the term ``batch_norm``, which the paper has not, comes from
+        DeepInversion; its weight is 0 unless a recipe sets it.
+    Defaults from: the authors' code for MNIST (loss weights, latent_dim, width); our own choice (generator_lr).
     """
 
     name = "dafl"
@@ -118,7 +97,7 @@ class DAFL(Algorithm):
         url="https://arxiv.org/abs/1904.01186",
     )
     needs = Needs(teachers=1, pre_logits=True, data="none")
-    default_weights: ClassVar = {"one_hot": 1.0, "activation": 0.1, "balance": 2.17, "kd": 1.0}
+    default_weights: ClassVar = {"one_hot": 1.0, "activation": 0.1, "balance": 2.17, "batch_norm": 0.0, "kd": 1.0}
     also_known_as = ("data_free_learning",)
     skip_checks: ClassVar = {
         "perfect_student_scores_zero": "one_hot, activation and balance judge the generator and do not depend on the "
@@ -136,23 +115,15 @@ class DAFL(Algorithm):
             strict=True,
             description="Channels of the generator's first map; the last has half of it.",
         )
-        contrast: float = Field(
-            2.0,
-            gt=0,
-            le=100,
-            strict=True,
-            description="Spread of the generated pixels at the start: 1, 2 and 4 give a standard deviation of about "
-            "0.21, 0.31 and 0.40 in [0, 1]; choose the one by which the teacher normalises.",
-        )
         generator_lr: float = Field(
-            3e-4, gt=0, le=10, strict=True, description="Adam learning rate of the generator, before the schedule."
+            1e-3, gt=0, le=10, strict=True, description="Adam learning rate of the generator, before the schedule."
         )
 
     options: Options
 
     def __init__(self, options: AlgorithmOptions, shapes: Shapes) -> None:
         super().__init__(options, shapes)
-        self.generator = Generator(self.options.latent_dim, self.options.width, self.options.contrast, shapes.image)
+        self.generator = Generator(self.options.latent_dim, self.options.width, shapes.image, shapes.teacher)
 
     def networks(self) -> Mapping[str, OwnNetwork]:
         return {
@@ -164,14 +135,32 @@ class DAFL(Algorithm):
     def step(self, ctx: StepContext) -> Iterator[Update]:
         noise = torch.randn(ctx.batch_size, self.options.latent_dim, generator=ctx.random("latent")).to(ctx.device)
         images = self.generator(noise)
-        teacher = ctx.networks["teacher"](images)
+        with batch_norm_inputs(ctx.modules["teacher"]) as seen:
+            teacher = ctx.networks["teacher"](images)
         yield Update(
             "generator",
             {
                 "one_hot": dafl_one_hot_loss(teacher.logits),
                 "activation": dafl_activation_loss(teacher.pre_logits),
                 "balance": dafl_balance_loss(teacher.logits),
+                "batch_norm": batch_norm_gap_loss(seen) if seen else images.new_zeros(()),
             },
         )
         student = ctx.networks["student"](images.detach())
         yield Update("student", {"kd": dafl_student_loss(student.logits, teacher.logits.detach())})
+
+    def warnings(self, means: Mapping[str, float]) -> Iterable[str]:
+        least = -math.log(self.shapes.num_classes)
+        if means["balance"] > least / 2:
+            yield (
+                f"the generator makes few classes: balance is {means['balance']:.2f}, {least:.2f} were all alike; "
+                "raise its weight or data.batch_size"
+            )
+
+    @classmethod
+    def exhibits(cls, bench: Bench) -> Iterable[Exhibit]:
+        algorithm = bench.algorithm(bench.student)
+        noise = torch.randn(SHOWN, algorithm.options.latent_dim, generator=bench.random("latent"))
+        with torch.no_grad():
+            images = algorithm.generator(noise.to(algorithm.generator.mean.device))
+        yield pictures(images, bench.network(bench.teachers[0]), bench.classes)

@@ -367,6 +367,36 @@ def test_the_schedule_goes_on_after_a_resume_and_holds_for_every_network(make: C
         assert (student, critic) == (peer, pytest.approx(student / 10))
 
 
+def test_an_own_network_may_keep_its_rate_whatever_the_schedule(make: Callable[..., Engine]) -> None:
+    networks = lambda self: {"critic": OwnNetwork(self.critic, {"name": "adam", "lr": 0.01}, scheduled=False)}  # noqa: E731
+    cls = type("Steady", (Everything,), {"name": "steady", "networks": networks})
+    schedules = [{"name": "cosine", "warmup_epochs": 1}, {"name": "multistep", "milestones": [1, 2]}]
+    for schedule in schedules:
+        trained = make(cls, train={"epochs": 3, "optimizer": {"lr": 0.1}, "schedule": schedule})
+        rates: list[list[float]] = []
+        trained.on_progress = lambda progress: rates.append([trained.optimized[n].lr for n in ("student", "critic")])  # noqa: B023
+        to_the_end(trained)
+        student, critic = zip(*rates, strict=True)
+        assert len(set(student)) > 2
+        assert set(critic) == {0.01}
+
+
+def test_a_term_of_several_updates_in_a_step_is_logged_as_their_mean(make: Callable[..., Engine]) -> None:
+    def step(self: Any, ctx: Any) -> Any:
+        for size in (1.0, 2.0, 6.0):
+            yield Update(
+                "student", {"task": 0 * ctx.task_loss(ctx.networks["student"](ctx.batch.inputs).logits) + size}
+            )
+        yield Update("critic", {"critic": self.critic(ctx.teacher.logits).mean() * 0 + 5})
+        yield Update("peer_0", {"task": 0 * ctx.task_loss(ctx.peers[0].logits) + 4})
+
+    cls = type("Often", (Everything,), {"name": "often", "step": step})
+    for accumulate in (1, 2):
+        trained = to_the_end(make(cls, train={"epochs": 1, "steps_per_epoch": 2, "accumulate": accumulate}))
+        row = next(row for row in trained.rows if row["split"] == "train")
+        assert (row["task"], row["critic"], row["peer_0.task"]) == (3.0, 5.0, 4.0)
+
+
 # --- what stops it ------------------------------------------------------------------------------
 
 

@@ -481,6 +481,9 @@ def test_shapes_are_those_of_the_paired_levels() -> None:
     assert shapes.teacher.levels == shapes.peers[0].levels == teacher.levels[1:]
     assert (shapes.student.pre_logits, shapes.teacher.pre_logits, shapes.num_classes) == (64, 96, 7)
     assert (shapes.num_samples, shapes.image) == (100, (3, 32, 32))
+    assert [(of.mean, of.std) for of in (shapes.student, shapes.teacher, shapes.peers[0])] == [
+        (of.mean, of.std) for of in (student, teacher, peer)
+    ]
     assert shapes_of(student, [teacher], [], None, 0, (3, 32, 32)).student.levels == ()
 
 

@@ -19,6 +19,13 @@ from kdzoo.api import Level, ModelShapes, Shapes
 from kdzoo_adversarial.adversarial_logits import adv_discriminator_loss, adv_generator_loss
 from kdzoo_attention.at import at_loss
 from kdzoo_data_free.dafl import dafl_activation_loss, dafl_balance_loss, dafl_one_hot_loss
+from kdzoo_data_free.deep_inversion import (
+    deep_inversion_disagreement_loss,
+    deep_inversion_divergence,
+    total_variation_loss,
+)
+from kdzoo_data_free.statistics import batch_norm_gap_loss
+from kdzoo_data_free.zskt import zskt_attention_loss, zskt_divergence_loss
 from kdzoo_feature.fitnet import HintProjector, fitnet_loss
 from kdzoo_feature.review_kd import ReviewKD, review_kd_loss
 from kdzoo_graph.irg import irg_edge_loss, irg_transformation_loss, irg_vertex_loss
@@ -268,7 +275,32 @@ def dafl_generator_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
     return Answer(total, {f"out_loss_{name}": term for name, term in terms.items()})
 
 
+def deep_inversion_bn_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
+    stems = ("student_features", "state_running_mean", "state_running_var")
+    return Answer(batch_norm_gap_loss(zip(*(numbered(inputs, stem) for stem in stems), strict=True)))
+
+
+def adi_js_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
+    logits = inputs["student_logits"], inputs["teacher_logits"]
+    return Answer(deep_inversion_disagreement_loss(*logits), {"out_js": deep_inversion_divergence(*logits)})
+
+
+def image_tv_prior_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
+    return Answer(total_variation_loss(inputs["student_images"], hyper["kind"]))
+
+
+def zskt_generator_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
+    return Answer(-zskt_divergence_loss(inputs["student_logits"], inputs["teacher_logits"], hyper["temperature"]))
+
+
+def zskt_student_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
+    kd = zskt_divergence_loss(inputs["student_logits"], inputs["teacher_logits"], hyper["temperature"])
+    attention = zskt_attention_loss(numbered(inputs, "student_features"), numbered(inputs, "teacher_features"))
+    return Answer(kd + hyper["at_beta"] * attention)
+
+
 ADAPTERS: dict[str, Callable[[Inputs, Hyper], Answer]] = {
+    "adi_js": adi_js_adapter,
     "adv_discriminator": adv_discriminator_adapter,
     "adv_generator": adv_generator_adapter,
     "at": at_adapter,
@@ -276,11 +308,13 @@ ADAPTERS: dict[str, Callable[[Inputs, Hyper], Answer]] = {
     "camkd_logits": ca_mkd_logits_adapter,
     "crd": crd_adapter,
     "dafl_generator": dafl_generator_adapter,
+    "deepinversion_bn": deep_inversion_bn_adapter,
     "dist": dist_adapter,
     "dkd": dkd_adapter,
     "dml": dml_adapter,
     "fitnet": fitnet_adapter,
     "hint_mse": hint_mse_adapter,
+    "image_tv_prior": image_tv_prior_adapter,
     "irg": irg_adapter,
     "kd": kd_adapter,
     "kd_ce_form": kd_ce_form_adapter,
@@ -293,4 +327,6 @@ ADAPTERS: dict[str, Callable[[Inputs, Hyper], Answer]] = {
     "rkd_angle": rkd_angle_adapter,
     "rkd_distance": rkd_distance_adapter,
     "takd": takd_adapter,
+    "zskt_generator": zskt_generator_adapter,
+    "zskt_student": zskt_student_adapter,
 }

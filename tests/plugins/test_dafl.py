@@ -15,12 +15,12 @@ from kdzoo.api import Clock, ModelShapes, Outputs, Shapes, StepContext
 from kdzoo.zoo import load_zoo
 from kdzoo_data_free.dafl import (
     DAFL,
-    Generator,
     dafl_activation_loss,
     dafl_balance_loss,
     dafl_one_hot_loss,
     dafl_student_loss,
 )
+from kdzoo_data_free.generator import Generator, by_channel, pictures
 
 
 def log(*rows: tuple[float, ...]) -> Tensor:
@@ -61,17 +61,45 @@ def test_a_batch_of_one_class_only_has_balance_0_and_finite_gradients() -> None:
 @pytest.mark.parametrize("samples", [1, 5])
 def test_images_have_the_data_s_shape_and_range(image: tuple[int, int, int], samples: int) -> None:
     torch.manual_seed(0)
-    images = Generator(10, 8, 4.0, image)(torch.randn(samples, 10))
+    images = Generator(10, 8, image, ModelShapes((), 8, 3))(torch.randn(samples, 10))
     assert images.shape == (samples, *image)
     assert images.min() >= 0
     assert images.max() <= 1
 
 
-@pytest.mark.parametrize(("contrast", "spread"), [(1.0, 0.21), (2.0, 0.31), (4.0, 0.40)])
-def test_contrast_sets_the_spread_of_the_pixels(contrast: float, spread: float) -> None:
+def test_images_are_spread_as_the_teacher_normalises() -> None:
     torch.manual_seed(0)
-    images = Generator(10, 32, contrast, (3, 16, 16))(torch.randn(64, 10))
-    assert images.std().item() == pytest.approx(spread, abs=0.03)
+    teacher = ModelShapes((), 8, 3, mean=(0.4, 0.5, 0.6), std=(0.05, 0.1, 0.15))
+    images = Generator(10, 32, (3, 16, 16), teacher)(torch.randn(64, 10))
+    assert images.mean(dim=(0, 2, 3)).tolist() == pytest.approx(teacher.mean, abs=0.01)
+    assert images.std(dim=(0, 2, 3)).tolist() == pytest.approx(teacher.std, abs=0.01)
+
+
+def test_grey_data_of_a_teacher_of_colours_takes_the_average() -> None:
+    assert by_channel((0.2, 0.4, 0.9), 1).flatten().tolist() == pytest.approx([0.5])
+    assert by_channel((0.2, 0.4), 2).shape == (1, 2, 1, 1)
+
+
+def test_pictures_say_what_the_teacher_takes_them_for() -> None:
+    class Bright(nn.Module):
+        def forward(self, images: Tensor) -> Outputs:
+            bright = images.mean(dim=(1, 2, 3))
+            return Outputs(torch.stack([bright, 1 - bright], dim=1).log())
+
+    images = torch.tensor([0.9, 0.2]).view(2, 1, 1, 1).expand(2, 1, 4, 4)
+    shown = pictures(images, Bright(), ("day", "night"))
+    assert shown.captions == ("day (90%)", "night (80%)")
+    assert torch.equal(shown.images, images)
+    assert pictures(images.expand(2, 5, 4, 4), Bright(), ("day", "night")).images.shape == (2, 1, 4, 4)
+
+
+def test_a_generator_of_few_classes_is_warned_about() -> None:
+    width = ModelShapes((), 64, 4)
+    algorithm = DAFL(DAFL.Options(latent_dim=5, width=8), Shapes(width, (width,), (), 4, 0, (1, 8, 8)))
+    assert list(algorithm.warnings({"balance": -1.2})) == []
+    assert list(algorithm.warnings({"balance": -0.3})) == [
+        "the generator makes few classes: balance is -0.30, -1.39 were all alike; raise its weight or data.batch_size"
+    ]
 
 
 class Classifier(nn.Module):
@@ -111,6 +139,7 @@ def setting() -> tuple[DAFL, Classifier, Classifier, StepContext, list[Tensor]]:
         random=lambda name: torch.Generator().manual_seed(len(name)),
         device=torch.device("cpu"),
         batch_size=7,
+        modules={"teacher": teacher},
     )
     return algorithm, student, teacher, ctx, seen
 
@@ -176,13 +205,13 @@ def test_a_student_learns_a_task_without_a_sample_of_it(tmp_path: Path) -> None:
         "data": {"batch_size": 32, "options": {"samples": 128}},
         "train": {"epochs": 8, "steps_per_epoch": 50, "optimizer": {"lr": 0.05}},
     }
-    runner = testing.tiny_runner(DAFL, load_zoo(), tmp_path, changes, {"contrast": 1.5, "width": 32})
+    runner = testing.tiny_runner(DAFL, load_zoo(), tmp_path, changes, {"width": 32, "generator_lr": 3e-4})
     results = runner.run()
     assert results["teacher"]["top1_percent"] > 90
     assert results["student"]["top1_percent"] > 50, "chance is 25"
 
 
-@pytest.mark.parametrize(("key", "value"), [("latent_dim", 0), ("width", 1), ("contrast", 0), ("generator_lr", 0)])
+@pytest.mark.parametrize(("key", "value"), [("latent_dim", 0), ("width", 1), ("generator_lr", 0)])
 def test_options_out_of_range_are_refused(key: str, value: object) -> None:
     with pytest.raises(ValidationError, match=key):
         DAFL.Options(**{key: value})

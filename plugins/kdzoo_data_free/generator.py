@@ -1,0 +1,78 @@
+"""A generator of images, and what the report shows of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdzoo.api import Images, ModelShapes
+
+#: Synthetic samples in the report.
+SHOWN = 40
+
+
+class Generator(nn.Module):
+    """Noise to images in [0, 1]: a quarter-size map, doubled twice by upsampling, with convolutions between.
+
+    In training a batch has the mean and the standard deviation by which the teacher normalises real images, but for
+    pixels cut off at 0 and 1.
+
+    Shapes: (N, latent_dim) -> (N, C, H, W).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, latent_dim: int, width: int, image: tuple[int, int, int], teacher: ModelShapes) -> None:
+        super().__init__()
+        channels, height, width_px = image
+        self.size = (height, width_px)
+        # at least 2x2, so that BatchNorm has something to average over in a batch of one
+        self.base = (width, max(2, math.ceil(height / 4)), max(2, math.ceil(width_px / 4)))
+        self.stem = nn.Linear(latent_dim, math.prod(self.base))
+        self.blocks = nn.Sequential(
+            nn.BatchNorm2d(width),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.BatchNorm2d(width),
+            nn.LeakyReLU(0.2),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(width, width // 2, 3, padding=1),
+            nn.BatchNorm2d(width // 2),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(width // 2, channels, 3, padding=1),
+        )
+        self.normalise = nn.BatchNorm2d(channels, affine=False)
+        for name, values in (("mean", teacher.mean), ("std", teacher.std)):
+            self.register_buffer(name, by_channel(values, channels), persistent=False)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        maps = self.normalise(self.blocks(self.stem(latent).unflatten(1, self.base)))
+        if maps.shape[2:] != self.size:
+            maps = F.interpolate(maps, size=self.size, mode="bilinear", align_corners=False)
+        return (maps * self.std + self.mean).clamp(0, 1)
+
+
+def by_channel(values: Sequence[float], channels: int) -> Tensor:
+    """Numbers of the teacher's channels as (1, C, 1, 1); their average where the data has more or fewer channels."""
+    numbers = torch.tensor(values, dtype=torch.float32)
+    return (numbers if len(numbers) == channels else numbers.mean().expand(channels)).reshape(1, -1, 1, 1).clone()
+
+
+@torch.no_grad()
+def pictures(images: Tensor, teacher: nn.Module, classes: Sequence[str]) -> Images:
+    """Show synthetic images (N, C, H, W), each with what the teacher takes it for."""
+    probabilities = teacher(images).logits.float().softmax(dim=1)
+    captions = tuple(f"{classes[int(p.argmax())]} ({float(p.max()):.0%})" for p in probabilities)
+    channels = images.shape[1]
+    shown = images if channels in (1, 3) else images.mean(dim=1, keepdim=True)
+    return Images(
+        "Synthetic samples",
+        shown.cpu(),
+        captions,
+        "What the student was trained on instead of data. Below each: the class that the teacher sees, and how surely.",
+    )
