@@ -193,7 +193,7 @@ def build(
     """
     if table not in ("all", "training"):
         raise ModelError(f"args.table: {table!r}; all or training would be right")
-    if checkpoint is None and not (config and "model_type" in config):
+    if checkpoint is None and not (config or {}).get("model_type"):
         raise ModelError("args: name a checkpoint, or a config with a model_type, e.g. bert")
     if pretrained and checkpoint is None:
         raise ModelError("weights: pretrained needs args.checkpoint, a folder or a name of the hub")
@@ -239,7 +239,7 @@ def described(checkpoint: str | None, config: dict[str, Any], num_classes: int) 
                 return library.AutoConfig.for_model(**config, num_labels=num_classes)
             return library.AutoConfig.from_pretrained(located(checkpoint), **config, num_labels=num_classes)
     except Exception as error:  # transformers and the hub raise whatever they like; it is reported with its cause
-        what = f"checkpoint {not_found(checkpoint, error)}" if checkpoint else f"args.config: {error}"
+        what = f"checkpoint {not_found(checkpoint, error)}" if checkpoint else f"args.config: {str(error)[:300]}"
         raise ModelError(what) from error
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
 
 from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdzoo.api import Algorithm, AlgorithmOptions, Needs, Paper, Shapes, StepContext
+from kdzoo.api import Algorithm, AlgorithmOptions, Bench, Needs, Paper, Shapes, StepContext, Table
 
 
 def soft_target_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -89,3 +90,44 @@ class DistilBERT(Algorithm):
             "kd": soft_target_loss(ctx.student.logits, ctx.teacher.logits, self.options.temperature),
             "cosine": cosine_loss(student, teacher),
         }
+
+    @classmethod
+    def exhibits(cls, bench: Bench) -> Iterable[Table]:
+        """What the student saves and what it keeps: the table that shallower transformers are judged by."""
+        of = {label.removesuffix(" of teacher"): label for label in bench.entries if label.endswith(" of teacher")}
+        kinds = {"": "teacher" if "teacher" in bench.entries else "teacher 0", **of}
+        rows = []
+        for label, entry in bench.entries.items():
+            kind = label if label in of else label.removesuffix(" of teacher")
+            reference = bench.entries.get(kinds.get(kind, kinds[""]))
+            rows.append((label, *costs(entry), *(savings(entry, reference) if reference else (None, None, None))))
+        yield Table(
+            "What the student saves and keeps",
+            (
+                "",
+                "parameters, millions",
+                "MiB on disk",
+                "seconds per 100 requests",
+                "accuracy, %",
+                "fewer parameters, %",
+                "less time, %",
+                "of the teacher's accuracy, %",
+            ),
+            tuple(rows),
+            "A request is one sample at its own size. A file is compared with the teacher's file in the same runtime, "
+            "where there is one, and anything else with the teacher.",
+        )
+
+
+def costs(entry: Mapping[str, Any]) -> tuple[float, float, float | None, float]:
+    """Millions of parameters, MiB, seconds for 100 requests at the median, accuracy in percent."""
+    latency = entry.get("latency_ms") or {}
+    seconds = latency["p50"] / 10 if latency else None
+    return entry["params_m"], entry["size_mib"], seconds, entry["top1_percent"]
+
+
+def savings(entry: Mapping[str, Any], teacher: Mapping[str, Any]) -> tuple[float, float | None, float | None]:
+    """By how many percent it has fewer parameters and takes less time than the teacher; how much accuracy is left."""
+    (ours, _, our_time, our_top1), (theirs, _, their_time, their_top1) = costs(entry), costs(teacher)
+    less_time = 100 * (1 - our_time / their_time) if our_time is not None and their_time else None
+    return 100 * (1 - ours / theirs), less_time, 100 * our_top1 / their_top1 if their_top1 else None

@@ -130,9 +130,30 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory, stand_ins: Path) -> Path:
+    """A folder of models with a tiny BERT of as many layers in place of the one that the recipes name."""
+    import transformers
+
+    tokens = load_zoo().dataset("clinc150")
+    splits = tokens(tokens.Options(vocab_size=300)).load(stand_ins)
+    folder = tmp_path_factory.mktemp("models")
+    place = folder / "sentence-transformers" / "all-MiniLM-L6-v2"
+    config = transformers.BertConfig(
+        vocab_size=300, hidden_size=16, num_hidden_layers=6, num_attention_heads=2, intermediate_size=24
+    )
+    transformers.BertModel(config).save_pretrained(place)
+    for name, content in splits.tokens.files.items():
+        (place / name).write_bytes(content)
+    return folder
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=short)
-def test_a_recipe_builds(path: Path, tmp_path: Path, stand_ins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_builds(
+    path: Path, tmp_path: Path, stand_ins: Path, checkpoints: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("KDZOO_DATA", str(stand_ins))
+    monkeypatch.setenv("KDZOO_MODELS", str(checkpoints))
     zoo = load_zoo()
     lines = Runner(resolve(load_recipe(path), zoo), zoo, None, Store(tmp_path)).check()
     assert lines[0].startswith(f"data      {recipe_of(path).data.name}: ")
