@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from kdzoo.api import DataError, DataSource, DataSplits
-from kdzoo_text.tokenizing import TextOptions, splits_of
+from kdzoo_text.tokenizing import TextOptions, below, splits_of
 
 
 class Clinc150(DataSource):
@@ -26,9 +26,7 @@ class Clinc150(DataSource):
         """Return the splits; the test queries are encoded when they are asked for. Raises DataError."""
         options: Any = self.options
         title = f"data set '{self.name}'"
-        path = (root / options.file).resolve()
-        if not path.is_relative_to(root.resolve()):
-            raise DataError(f"{title}: {options.file} lies outside of the data root '{root}'; set data.root")
+        path = below(root, options.file, title)
         if not path.is_file():
             raise DataError(
                 f"{title}: no file '{options.file}' below '{root}'. Set data.root or $KDZOO_DATA to the folder that "

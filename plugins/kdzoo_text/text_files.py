@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import Field
 
 from kdzoo.api import DataError, DataSource, DataSplits
-from kdzoo_text.tokenizing import TextOptions, splits_of
+from kdzoo_text.tokenizing import TextOptions, below, splits_of
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 
@@ -50,9 +50,7 @@ class TextFiles(DataSource):
         )
 
     def _path(self, root: Path, name: str) -> Path:
-        path = (root / name).resolve()
-        if not path.is_relative_to(root.resolve()):
-            raise DataError(f"data set 'text_files': {name} lies outside of the data root '{root}'; set data.root")
+        path = below(root, name, "data set 'text_files'")
         if path.suffix not in SUFFIXES:
             raise DataError(f"data set 'text_files': {name}: {', '.join(SUFFIXES)} would be right")
         if not path.is_file():

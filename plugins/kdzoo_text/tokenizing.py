@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -32,6 +33,13 @@ class TextOptions(OfferOptions):
     max_length: Annotated[int, Field(ge=4, le=4096)] = Field(
         64, description="Tokens of a sentence; what is longer loses its end."
     )
+
+
+def below(root: Path, name: str, title: str) -> Path:
+    """The file ``name`` of the data root; raise DataError where that would be outside. Links in there are the user's."""
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise DataError(f"{title}: {name} lies outside of the data root '{root}'; set data.root")
+    return root / name
 
 
 def splits_of(
