@@ -36,7 +36,7 @@ class TextOptions(OfferOptions):
 
 
 def below(root: Path, name: str, title: str) -> Path:
-    """The file ``name`` of the data root; raise DataError where that would be outside. Links in there are the user's."""
+    """The file ``name`` of the data root, whose links are the user's; raise DataError where that would be outside."""
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise DataError(f"{title}: {name} lies outside of the data root '{root}'; set data.root")
     return root / name
