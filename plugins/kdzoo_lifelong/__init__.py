@@ -1,0 +1,16 @@
+"""Lifelong learning: tasks that come one after another, and a student that is taught by what it was before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from kdzoo.api import hookimpl
+from kdzoo_lifelong.icarl import ICaRL
+from kdzoo_lifelong.lwf import LwF
+
+
+@hookimpl
+def register_algorithms(register: Callable[[type], Any]) -> None:
+    for algorithm in (ICaRL, LwF):
+        register(algorithm)
