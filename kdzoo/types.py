@@ -398,7 +398,10 @@ class Bench(Protocol):
     entries: Mapping[str, Mapping[str, Any]]
 
     def network(self, result: StageResult, which: str = "student", levels: Sequence[str] = ()) -> torch.nn.Module:
-        """A stage's trained network in eval mode: inputs as in a batch -> ``Outputs``, with the levels so named."""
+        """A stage's trained network in eval mode: inputs as in a batch -> ``Outputs``, with the levels so named.
+
+        Called with ``pre_logits=True`` it gives the embedding too, where the network has one.
+        """
 
     def section(self, result: StageResult, level: str, which: str = "student") -> torch.nn.Module:
         """The same network cut off after a level: inputs as in a batch -> features (N, C, H, W).

@@ -31,7 +31,7 @@ OWN_HEAD = "own head"
 
 
 def icarl_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Binary cross-entropy of a sigmoid a class against targets in [0, 1], in nats: sum over classes, mean over samples.
+    """Binary cross-entropy of a sigmoid a class against targets in [0, 1], in nats: class sum, sample mean.
 
     Shapes: (N, K), (N, K) -> scalar.
     """

@@ -29,6 +29,7 @@ from kdzoo_data_free.zskt import zskt_attention_loss, zskt_divergence_loss
 from kdzoo_feature.fitnet import HintProjector, fitnet_loss
 from kdzoo_feature.review_kd import ReviewKD, review_kd_loss
 from kdzoo_graph.irg import irg_edge_loss, irg_transformation_loss, irg_vertex_loss
+from kdzoo_lifelong.lwf import lwf_loss
 from kdzoo_multi_teacher.ca_mkd import ca_mkd_feature_loss, ca_mkd_logits_loss, ca_mkd_weights
 from kdzoo_multi_teacher.mt_average import mt_average_losses_loss, mt_average_outputs_loss
 from kdzoo_online.dml import dml_loss
@@ -299,6 +300,18 @@ def zskt_student_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
     return Answer(kd + hyper["at_beta"] * attention)
 
 
+# --- lifelong -------------------------------------------------------------------------------
+
+
+def lwf_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
+    # The reference mixes 1e-5 of the uniform distribution into the student's.
+    return Answer(lwf_loss(inputs["student_logits"], inputs["teacher_logits"], hyper["temperature"], smoothing=1e-5))
+
+
+def lwf_plain_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
+    return Answer(lwf_loss(inputs["student_logits"], inputs["teacher_logits"], hyper["temperature"]))
+
+
 ADAPTERS: dict[str, Callable[[Inputs, Hyper], Answer]] = {
     "adi_js": adi_js_adapter,
     "adv_discriminator": adv_discriminator_adapter,
@@ -319,6 +332,8 @@ ADAPTERS: dict[str, Callable[[Inputs, Hyper], Answer]] = {
     "kd": kd_adapter,
     "kd_ce_form": kd_ce_form_adapter,
     "kd_hybrid": kd_hybrid_adapter,
+    "lwf": lwf_adapter,
+    "lwf_plain": lwf_plain_adapter,
     "mt_avg_loss": mt_avg_loss_adapter,
     "mt_avg_softout": mt_avg_softout_adapter,
     "reviewkd": review_kd_adapter,
