@@ -7,7 +7,9 @@ QUIET_THREADS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 FAST := tests/contract/test_layers.py tests/parity $(addprefix tests/core/test_,$(addsuffix .py,\
 	recipe resolve zoo metrics card verdict augment optimization))
 
-.PHONY: quickstart test test-all check fix docs page-test bench clean
+EVIDENCE = $(filter-out recipes/quickstart.yaml,$(wildcard recipes/*/*.yaml))
+
+.PHONY: quickstart test test-all check fix docs page-test bench evidence clean
 
 quickstart: $(READY)  ## install, then distil a tiny student on digits
 	$(BIN)/kdzoo run recipes/quickstart.yaml
@@ -38,6 +40,10 @@ page-test: docs
 
 bench: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step_time.py
+
+evidence: $(READY)  ## measure every recipe on real data over three seeds; hours, and goes on after a kill
+	$(QUIET_THREADS) $(BIN)/python benchmarks/measure.py $(EVIDENCE) --seeds 3
+	$(BIN)/python docs/generate.py
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -312,6 +312,7 @@ class Measured:
         self.student: list[float] = list(data["student"])
         self.control: list[float] = list(data.get("control") or [])
         self.teacher: list[float] = list(data.get("teacher") or [])
+        self.step_time: float | None = data.get("step_time_over_control")
         self.variants: dict[str, list[float]] = {label: list(v) for label, v in data.get("variants", {}).items()}
         models = {name: getattr(self, name) for name in ("student", "control", "teacher")}
         for name, values in (*models.items(), *self.variants.items()):
@@ -448,6 +449,56 @@ RECIPES_INTRODUCTION = """# Recipes
 The recipes that come with kdzoo. Run one with `kdzoo run NAME`; `kdzoo new recipe NAME --algorithm ALGORITHM` writes
 one to start from. Accuracies are top-1 percent on the test split, mean and standard deviation over seeds; the control
 is the same student under the same budget without the teacher.
+"""
+
+
+# --- evidence ---------------------------------------------------------------------------------------
+
+
+def evidence_page(zoo: Zoo, recipes: Mapping[str, Recipe]) -> str:
+    """One table a data set: every measured recipe, the largest gain first."""
+    by_data: dict[str, list[tuple[str, Recipe, Measured]]] = {}
+    for name, recipe in recipes.items():
+        found = measured(recipe.name)
+        if found is not None:
+            by_data.setdefault(recipe.data.name, []).append((name, recipe, found))
+    sections = []
+    for data, rows in sorted(by_data.items(), key=lambda item: (item[0] == "digits", item[0])):
+        ranked = sorted(rows, key=lambda row: -statistics.fmean(row[2].gains) if row[2].gains else 0.0)
+        sections.append(page(f"## {data}", table(EVIDENCE_HEAD, [_evidence_row(*row, zoo) for row in ranked])))
+    told = {recipe.algorithm.name for rows in by_data.values() for _, recipe, _ in rows}
+    missing = sorted(set(zoo.algorithms) - told)
+    if missing:
+        sections.append(page("## Not measured yet", ", ".join(code(name) for name in missing)))
+    return page(EVIDENCE_INTRODUCTION, *sections)
+
+
+def _evidence_row(name: str, recipe: Recipe, found: Measured, zoo: Zoo) -> Row:
+    gains, here = found.gains, "evidence.md"
+    best = f"{sum(gain > 0 for gain in gains)} of {len(gains)}" if gains else ""
+    return [
+        link(name, f"recipes/{name}.md", here),
+        link(recipe.algorithm.name, f"algorithms/{recipe.algorithm.name}.md", here),
+        mean_std(found.teacher),
+        mean_std(found.control),
+        mean_std(found.student),
+        mean_std(gains, "+"),
+        best,
+        f"{found.step_time:.2f}" if found.step_time is not None and found.step_time == found.step_time else "",
+    ]
+
+
+EVIDENCE_HEAD = ("recipe", "algorithm", "teacher %", "control %", "student %", "student - control", "better on", "step")
+EVIDENCE_INTRODUCTION = """# Evidence
+
+Was distillation worth it? Every measured recipe, by data set, the largest gain first. What does not beat its control
+stands here as such. All numbers are top-1 percent on the test split, read once after training: mean and standard
+deviation over seeds. The control is the same student under the same budget without the teacher, trained from the same
+seed, so that the difference is paired; for some algorithms it means something else, and their cards say what. "Step"
+is the time of one training step of the student's stage over that of the control, as both were trained.
+
+`make evidence` measures all of it again, three seeds each. It may be killed at any point and goes on from there; the
+pages of the recipes have every seed, the command and the commit.
 """
 
 
@@ -685,7 +736,8 @@ def built_in() -> Zoo:
 def gallery_pages() -> dict[str, str]:
     """A card per algorithm, a page per recipe and one per export format."""
     zoo, recipes = built_in(), read_recipes()
-    return algorithm_pages(zoo, recipes) | recipe_pages(recipes) | exporter_pages(zoo)
+    pages = algorithm_pages(zoo, recipes) | recipe_pages(recipes) | exporter_pages(zoo)
+    return pages | {"evidence.md": evidence_page(zoo, recipes)}
 
 
 def main() -> None:

@@ -155,7 +155,23 @@ def test_a_measured_recipe_shows_its_numbers_on_every_page(results):
     row = "| [quickstart](../recipes/quickstart.md) | 89.00 ± 0.00 | 90.50 ± 0.71 | +1.50 ± 0.71 | 2 |"
     assert row in pages["algorithms/kd.md"]
     changed = {page for page in pages if pages[page] != before[page]}
-    assert changed == {"recipes/quickstart.md", "recipes/index.md", "algorithms/kd.md", "algorithms/index.md"}
+    shared = {"recipes/index.md", "algorithms/index.md", "evidence.md"}
+    assert changed == {"recipes/quickstart.md", "algorithms/kd.md", *shared}
+
+
+def test_the_evidence_is_every_measured_recipe_the_largest_gain_first(results):
+    results("quickstart", seeds=[0, 1], student=[90.0, 91.0], control=[89.0, 92.0], step_time_over_control=1.5)
+    results("digits-kd", seeds=[0, 1], student=[99.0, 99.5], control=[89.0, 92.0])
+    text = generate.gallery_pages()["evidence.md"]
+    rows = [line for line in text.splitlines() if line.startswith("| [")]
+    assert rows == [
+        "| [digits/kd](recipes/digits/kd.md) | [kd](algorithms/kd.md) |  | 90.50 ± 2.12 | 99.25 ± 0.35 | "
+        "+8.75 ± 1.77 | 2 of 2 |  |",
+        "| [quickstart](recipes/quickstart.md) | [kd](algorithms/kd.md) |  | 90.50 ± 2.12 | 90.50 ± 0.71 | "
+        "+0.00 ± 1.41 | 1 of 2 | 1.50 |",
+    ]
+    assert "## Not measured yet" in text
+    assert "`dkd`" in text
 
 
 def test_what_an_algorithm_measures_besides_is_shown_too(results):
