@@ -155,25 +155,27 @@ class NasKD(Algorithm):
 
         def point(result: StageResult, group: str) -> Point:
             network: Any = bench.network(result)
-            cost = network.macs / 1e9 if by_macs else sum(p.numel() for p in network.model.parameters()) / 1e6
-            place = ", ".join(f"{name} {value}" for name, value in place_of(bench, result, space).items())
-            return Point(cost, score_of(result), f"{result.name}: {place}", group)
+            cost = network.macs if by_macs else sum(parameter.numel() for parameter in network.model.parameters())
+            return Point(cost / 1e6, score_of(result), " · ".join(map(brief, place_of(bench, result, space))), group)
 
-        trials = [point(result, "trial") for result in bench.stages if result.name.startswith(TRIAL)]
-        best = front(trials)
+        trials = [result for result in bench.stages if result.name.startswith(TRIAL)]
+        points = [point(result, "trial") for result in trials]
+        best = front(points)
         finals = {result.name: result for result in bench.stages if result.name in (PICKED, FOUND)}
+        names = [dimension.name for dimension in space]
+        cost = "MACs, M" if by_macs else "parameters, M"
         yield Scatter(
             "What the search saw",
-            "multiply-accumulates of one sample, billions" if by_macs else "parameters, millions",
-            "accuracy on the validation split, %",
+            cost,
+            "validation accuracy, %",
             (
-                *(replace(p, group="front" if p in best else "trial") for p in trials),
-                point(finals[PICKED], "hand-picked, trained in full"),
-                point(finals[FOUND], "found, trained in full"),
+                *(replace(p, group="front") if p in best else replace(p, label="") for p in points),
+                point(finals[PICKED], "hand-picked, in full"),
+                point(finals[FOUND], "found, in full"),
             ),
             front="front",
-            note=f"Each trial was distilled for {options.trial_epochs} epochs. The line joins the trials that no other "
-            "beats at lower or equal cost.",
+            note=f"Labels are {' · '.join(names)}. Each trial was distilled for {options.trial_epochs} epochs; the "
+            "line joins those that no other beats at lower or equal cost.",
         )
         (picked,) = bench.measure({"hand-picked, distilled": bench.network(finals[PICKED])})
         rows = [
@@ -184,11 +186,17 @@ class NasKD(Algorithm):
             rows.append(("hand-picked, alone", bench.control, bench.entries["control"]))
         yield Table(
             "Found against hand-picked",
-            ("student", *(d.name for d in space), "parameters, M", "MACs, G", "latency, ms", "test, %"),
-            tuple(
-                (label, *place_of(bench, result, space).values(), *numbers_of(entry)) for label, result, entry in rows
-            ),
+            ("student", *names, "parameters, M", "MACs, M", "latency, ms", "test, %"),
+            tuple((label, *place_of(bench, result, space), *numbers_of(entry)) for label, result, entry in rows),
             note="All had the recipe's full budget; the distilled ones were taught by one teacher and one algorithm.",
+        )
+        yield Table(
+            "Trials",
+            ("trial", *names, cost, "validation, %"),
+            tuple(
+                (result.name.removeprefix(TRIAL), *place_of(bench, result, space), p.x, p.y)
+                for result, p in zip(trials, points, strict=True)
+            ),
         )
 
 
@@ -236,16 +244,18 @@ def front(points: Sequence[Point]) -> list[Point]:
     return [p for p in points if not beaten(p)]
 
 
-def place_of(bench: Bench, result: StageResult, space: Sequence[Dimension]) -> dict[str, str | int | float | None]:
+def place_of(bench: Bench, result: StageResult, space: Sequence[Dimension]) -> list[str | int | float | None]:
     """Where a trained network stands in each dimension; None where it leaves an argument to its default."""
     network: Any = bench.network(result)
-    place: dict[str, str | int | float | None] = {}
-    for dimension in space:
-        value = network.size[0] if dimension.arg is None else result.model.args.get(dimension.arg)
-        place[dimension.name] = value if isinstance(value, str | int | float | None) else str(value)
-    return place
+    values = [network.size[0] if d.arg is None else result.model.args.get(d.arg) for d in space]
+    return [value if isinstance(value, str | int | float | None) else brief(value) for value in values]
+
+
+def brief(value: Any) -> str:
+    """A value in few letters: the parts of a list are joined by strokes."""
+    return "/".join(map(brief, value)) if isinstance(value, list | tuple) else "-" if value is None else str(value)
 
 
 def numbers_of(entry: Mapping[str, Any]) -> tuple[float, ...]:
     """Costs and accuracy of a measured network, for the table."""
-    return entry["params_m"], entry["macs_g"], entry["latency_ms"]["p50"], entry["top1_percent"]
+    return entry["params_m"], entry["macs_g"] * 1e3, entry["latency_ms"]["p50"], entry["top1_percent"]

@@ -193,24 +193,24 @@ class Sandwich(Algorithm):
         for width in widths:
             cut, alone = (words.format(width) for words in kinds.values())
             entry = entries[cut]
-            costs = (entry["params_m"], entry["macs_g"], entry["latency_ms"]["p50"])
+            costs = (entry["params_m"], entry["macs_g"] * 1e3, entry["latency_ms"]["p50"])
             rows.append((width, *costs, cell(cut, "top1_percent"), cell(alone, "top1_percent")))
         yield Table(
             "Every width",
-            ("width", "parameters, M", "MACs, G", "latency, ms", "cut out of the supernet, test %", "alone, test %"),
+            ("width", "parameters, M", "MACs, M", "latency, ms", "cut out of the supernet, test %", "alone, test %"),
             tuple(rows),
             note="Cut out of the supernet, all widths together took one training; alone, each took one of its own.",
         )
         yield Scatter(
             "Accuracy against cost",
-            "multiply-accumulates of one sample, billions",
-            "accuracy on the test split, %",
+            "MACs, M",
+            "test accuracy, %",
             tuple(
-                Point(entry["macs_g"], entry["top1_percent"], label, label.split(",")[0])
+                Point(entry["macs_g"] * 1e3, entry["top1_percent"], label.split()[-1], label.split(",")[0])
                 for label, entry in entries.items()
             ),
             front="cut",
-            note="The line joins the widths of the supernet.",
+            note="Labels are widths. The line joins those cut out of the supernet.",
         )
 
 

@@ -16,7 +16,7 @@ from kdzoo.run_folder import RunFolder
 from kdzoo.store import read_tensors
 from kdzoo.testing import tiny_runner
 from kdzoo.zoo import load_zoo
-from kdzoo_nas.nas_kd import Axis, NasKD, front
+from kdzoo_nas.nas_kd import Axis, NasKD, brief, front
 from kdzoo_nas.search import JOURNAL, Dimension, Search, Trial
 
 KD = AlgorithmChoice("kd", {"temperature": 4.0}, {"task": 0.1, "kd": 0.9})
@@ -254,6 +254,10 @@ def test_the_front_is_what_no_other_point_beats() -> None:
     assert front([]) == []
 
 
+def test_values_are_told_in_few_letters() -> None:
+    assert [brief(value) for value in (8, "relu", None, [[3], [6, 6]])] == ["8", "relu", "-", "3/6/6"]
+
+
 # --- real runs ----------------------------------------------------------------------------------------
 
 
@@ -305,9 +309,14 @@ def test_a_search_stopped_again_and_again_is_the_search_that_was_not(tmp_path: P
 
 def test_the_report_shows_the_found_student_beside_the_picked_one(tmp_path: Path) -> None:
     results, folder, _ = ran(tmp_path)
-    scatter, table = results["exhibits"]
+    scatter, table, trials = results["exhibits"]
     groups = [point["group"] for point in scatter["points"]]
-    assert groups.count("hand-picked, trained in full") == groups.count("found, trained in full") == 1
+    assert groups.count("hand-picked, in full") == groups.count("found, in full") == 1
+    assert [bool(point["label"]) for point in scatter["points"]] == [group != "trial" for group in groups]
+    assert [row[1] for row in trials["rows"]] == [
+        int(p["label"] or row[1]) for p, row in zip(scatter["points"], trials["rows"], strict=False)
+    ]
+    assert [row[-1] for row in trials["rows"]] == [p["y"] for p in scatter["points"]][:3]
     assert groups.count("front") + groups.count("trial") == 3
     assert table["columns"][:2] == ["student", "width"] or table["columns"][:2] == ("student", "width")
     assert [row[0] for row in table["rows"]] == ["found, distilled", "hand-picked, distilled", "hand-picked, alone"]
