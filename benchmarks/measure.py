@@ -57,15 +57,44 @@ def measure(path: Path, seeds: int, out: Path) -> None:
     for who in ("teacher", "control", "student"):
         if all(result.get(who) for result in results):
             content[who] = [round(result[who]["top1_percent"], 4) for result in results]
-    if all(result.get("control") for result in results):
+    bound = results[0].get("upper_bound")
+    if bound:
+        content["upper_bound"] = bound
+    elif all(result.get("control") for result in results):
         content["step_time_over_control"] = round(step_time_over_control(path), 2)
     variants = [{each["label"]: each["top1_percent"] for each in result.get("variants", [])} for result in results]
     labels = [label for label in variants[0] if all(label in found for found in variants)]
     if labels:  # what else the algorithm measures on the test split
         content["variants"] = {label: [round(found[label], 4) for found in variants] for label in labels}
+    content |= tables_of(results)
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{recipe.name}.json").write_text(json.dumps(content, indent=1) + "\n")
     print(recipe.name, "student", content["student"], "control", content.get("control"), flush=True)
+
+
+def tables_of(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """The tables that the algorithm shows alike in every run, with a list of the seeds' values for each number."""
+    exhibits = [result.get("exhibits", []) for result in results]
+    shown = [{each["title"]: each for each in told if each["kind"] == "table"} for told in exhibits]
+    tables = []
+    for title, first in shown[0].items():
+        same = [found[title] for found in shown if title in found and heads(found[title]) == heads(first)]
+        if len(same) == len(results):
+            rows = [
+                [row[0], *(each_seed([table["rows"][i][j] for table in same]) for j in range(1, len(row)))]
+                for i, row in enumerate(first["rows"])
+            ]
+            tables.append({"title": title, "columns": first["columns"], "rows": rows, "note": first["note"]})
+    return {"tables": tables} if tables else {}
+
+
+def heads(table: dict[str, Any]) -> tuple[Any, ...]:
+    return table["columns"], [row[0] for row in table["rows"]]
+
+
+def each_seed(values: list[Any]) -> Any:
+    """Rounded numbers, one a seed; what is no number in every run is not told."""
+    return [round(value, 4) for value in values] if all(isinstance(v, int | float) for v in values) else None
 
 
 def measure_step_time(path: Path) -> None:

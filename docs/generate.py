@@ -314,6 +314,8 @@ class Measured:
         self.teacher: list[float] = list(data.get("teacher") or [])
         self.step_time: float | None = data.get("step_time_over_control")
         self.variants: dict[str, list[float]] = {label: list(v) for label, v in data.get("variants", {}).items()}
+        self.upper_bound: str = data.get("upper_bound", "")
+        self.tables: list[dict[str, Any]] = list(data.get("tables", []))
         models = {name: getattr(self, name) for name in ("student", "control", "teacher")}
         for name, values in (*models.items(), *self.variants.items()):
             if len(values) != len(self.seeds) and (values or name == "student"):
@@ -329,6 +331,8 @@ class Measured:
             return f"student {mean_std(self.student)} over {len(self.seeds)} seeds; there was no control run"
         wins = sum(gain > 0 for gain in gains)
         both = f"student {mean_std(self.student)}, control {mean_std(self.control)}"
+        if self.upper_bound:
+            return f"{both}, an upper bound; the student is {mean_std(gains, '+')} points from it"
         return f"{both}; paired gain {mean_std(gains, '+')} points, better on {wins} of {len(gains)} seeds"
 
     def table(self) -> str:
@@ -342,6 +346,15 @@ class Measured:
         rows = [(prose(label), mean_std(values)) for label, values in self.variants.items()]
         title = "Measured on the same split, by the algorithm itself:"
         return page(title, table(("", "mean, std %"), rows)) if rows else ""
+
+    def shown(self) -> str:
+        """The tables that the algorithm shows, mean and deviation over the seeds; empty where there is none."""
+        parts = []
+        for told in self.tables:
+            rows = [[prose(str(row[0])), *map(mean_std, (cell or [] for cell in row[1:]))] for row in told["rows"]]
+            head = tuple(prose(str(column)) for column in told["columns"])
+            parts.append(page(f"**{prose(told['title'])}.** {prose(told['note'])}", table(head, rows)))
+        return page(*parts) if parts else ""
 
 
 def _at(values: Sequence[float], index: int, sign: str) -> str:
@@ -417,9 +430,10 @@ def _result(recipe: Recipe, here: str) -> str:
     raw = link("the numbers as data", f"results/{found.path.name}", here)
     return page(
         "Top-1 accuracy on the test split, read once after training. The control is the recipe's student under the "
-        "same budget without the teacher.",
+        + (f"same budget, trained {found.upper_bound}." if found.upper_bound else "same budget without the teacher."),
         found.table(),
         found.beside(),
+        found.shown(),
         f"In short: {found.summary()}.",
         f"Measured by `{found.command}` at commit `{found.commit}` on {prose(found.hardware)} ({raw}). "
         + ("`kdzoo verify` re-checks it." if recipe.expected else ""),
@@ -465,7 +479,11 @@ def evidence_page(zoo: Zoo, recipes: Mapping[str, Recipe]) -> str:
     sections = []
     for data, rows in sorted(by_data.items(), key=lambda item: (item[0] == "digits", item[0])):
         ranked = sorted(rows, key=lambda row: -statistics.fmean(row[2].gains) if row[2].gains else 0.0)
-        sections.append(page(f"## {data}", table(EVIDENCE_HEAD, [_evidence_row(*row, zoo) for row in ranked])))
+        usual, bounded = ([row for row in ranked if bool(row[2].upper_bound) is bound] for bound in (False, True))
+        parts = [table(EVIDENCE_HEAD, [_evidence_row(*row, zoo) for row in usual])] if usual else []
+        if bounded:
+            parts += [EVIDENCE_BOUNDED, table(EVIDENCE_HEAD, [_evidence_row(*row, zoo) for row in bounded])]
+        sections.append(page(f"## {data}", *parts))
     told = {recipe.algorithm.name for rows in by_data.values() for _, recipe, _ in rows}
     missing = sorted(set(zoo.algorithms) - told)
     if missing:
@@ -489,6 +507,10 @@ def _evidence_row(name: str, recipe: Recipe, found: Measured, zoo: Zoo) -> Row:
 
 
 EVIDENCE_HEAD = ("recipe", "algorithm", "teacher %", "control %", "student %", "student - control", "better on", "step")
+EVIDENCE_BOUNDED = (
+    "Held against an upper bound, a control that the student is not expected to beat; the recipe's page has the lower "
+    "bound too:"
+)
 EVIDENCE_INTRODUCTION = """# Evidence
 
 Was distillation worth it? Every measured recipe, by data set, the largest gain first. What does not beat its control

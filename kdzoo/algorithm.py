@@ -58,6 +58,9 @@ class Algorithm(nn.Module):
     skip_checks: ClassVar[Mapping[str, str]] = {}
     #: What every recipe of this algorithm needs, e.g. a student of some kind; the conformance suite writes it so.
     tiny_recipe: ClassVar[Mapping[str, Any]] = {}
+    #: How the control is trained where nobody expects the student to beat it, e.g. "on all tasks at once"; empty where
+    #: the control says what distillation is worth.
+    upper_bound: ClassVar[str] = ""
     #: Whether ``stages`` delivers a network of its own choice in place of the recipe's student.
     chooses_student: ClassVar[bool] = False
 

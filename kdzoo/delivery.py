@@ -105,6 +105,7 @@ class Delivery:
             "data": {"name": self.recipe.data.name, "test_samples": len(targets), **self.data.split_sizes},
             "same_network": control is None or _same(control.model, student.model),
             "algorithm": self.build.plan.algorithm.cls.name,
+            "upper_bound": self.build.plan.algorithm.cls.upper_bound,
             "data_handed": self.build.plan.algorithm.cls.needs.data,
             "test_evaluations": self.data.test_gate.reads,
         }

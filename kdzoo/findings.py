@@ -238,6 +238,12 @@ def verdict(results: Mapping[str, Any]) -> Verdict:
             f"{reached} and was handed no training sample; the control, the same network trained on them, reaches "
             f"{control['top1_percent']:.2f} %."
         )
+    elif results.get("upper_bound"):
+        gap = student["top1_percent"] - control["top1_percent"]
+        other = f"the same network trained {results['upper_bound']}"
+        facts.append((f"{gap:+.2f}", f"points against {other}"))
+        headline = "Held against an upper bound"
+        sentence = f"{reached}; the control, {other}, is an upper bound and reaches {control['top1_percent']:.2f} %."
     else:
         gain = student["top1_percent"] - control["top1_percent"]
         network = "the same network" if results.get("same_network", True) else "the recipe's student, another network,"

@@ -40,7 +40,13 @@ def hold_against(expected: ExpectedRecipe, results: Sequence[Mapping[str, Any]])
         f"expected {expected.top1_percent:.2f} +- {expected.std:.2f} over {expected.seeds} (tolerance {tolerance:.2f})"
     ]
     controls = [result["control"]["top1_percent"] for result in results if result.get("control")]
-    if len(controls) == len(students):
+    bound = results[0].get("upper_bound")
+    if len(controls) == len(students) and bound:
+        lines.append(
+            f"control   {statistics.fmean(controls):.2f} %, an upper bound: the same network trained {bound}; the "
+            f"student's mean is {mean - statistics.fmean(controls):+.2f} points from it"
+        )
+    elif len(controls) == len(students):
         gains = [s - c for s, c in zip(students, controls, strict=True)]
         wins = sum(gain > 0 for gain in gains)
         lines.append(

@@ -66,6 +66,7 @@ class Lifelong(Algorithm):
     """
 
     needs = Needs(teachers=0)
+    upper_bound = "on all tasks at once"
     tiny_recipe: ClassVar = {"algorithm": {"options": {"tasks": 2}}}
     #: Ways to answer that are measured like models, after the last task.
     variants: ClassVar[tuple[str, ...]] = ()
@@ -170,9 +171,9 @@ class Lifelong(Algorithm):
                 note=ACCURACY_NOTE,
             )
         joint = {} if bench.control is None else {JOINT: joint_accuracies(bench, bench.network(bench.control), tasks)}
-        yield by_task("Average accuracy after each task", average_accuracy, found | joint, named, AVERAGE_NOTE, True)
-        yield by_task("Average forgetting after each task", average_forgetting, found, named, FORGETTING_NOTE)
-        yield by_task("Backward transfer after each task", backward_transfer, found, named, TRANSFER_NOTE)
+        yield by_task("Average accuracy after each task", average_accuracy, found | joint, AVERAGE_NOTE, True)
+        yield by_task("Average forgetting after each task", average_forgetting, found, FORGETTING_NOTE)
+        yield by_task("Backward transfer after each task", backward_transfer, found, TRANSFER_NOTE)
 
 
 ACCURACY_NOTE = (
@@ -214,14 +215,13 @@ def by_task(
     title: str,
     number_of: Callable[[Accuracies, int], float | None],
     found: Mapping[str, Accuracies],
-    named: Sequence[str],
     note: str,
     averaged: bool = False,
 ) -> Table:
     """One number after each task, a column each way; ``averaged`` adds their mean over the tasks."""
-    columns = {way: [number_of(numbers, after) for after in range(len(named))] for way, numbers in found.items()}
+    columns = {way: [number_of(numbers, after) for after in range(len(numbers))] for way, numbers in found.items()}
     rows: list[tuple[str | float | None, ...]] = [
-        (f"{after + 1}: {name}", *(column[after] for column in columns.values())) for after, name in enumerate(named)
+        (str(number), *numbers) for number, numbers in enumerate(zip(*columns.values(), strict=True), 1)
     ]
     if averaged:
         rows.append(("mean", *(mean(column) for column in columns.values())))

@@ -184,6 +184,25 @@ def test_what_an_algorithm_measures_besides_is_shown_too(results):
         generate.measured("quickstart")
 
 
+def test_what_an_upper_bound_is_and_what_an_algorithm_shows_is_told(results):
+    numbers = {"seeds": [0, 1], "student": [50.0, 60.0], "control": [90.0, 92.0]}
+    shown = {
+        "title": "Forgetting",
+        "columns": ["after task", "kd"],
+        "rows": [["1", None], ["2", [1.0, 3.0]]],
+        "note": "x.",
+    }
+    results("quickstart", **numbers, upper_bound="on all tasks at once", tables=[shown])
+    pages = generate.gallery_pages()
+    own = pages["recipes/quickstart.md"]
+    assert "same budget, trained on all tasks at once." in own
+    assert "control 91.00 ± 1.41, an upper bound; the student is -36.00 ± 5.66 points from it." in own
+    assert "**Forgetting.** x.\n\n| after task | kd |\n| --- | --- |\n| 1 |  |\n| 2 | 2.00 ± 1.41 |" in own
+    before, after = pages["evidence.md"].split("Held against an upper bound")
+    assert "[quickstart]" in after
+    assert "[quickstart]" not in before
+
+
 def test_results_with_a_missing_seed_are_refused(results):
     path = results("x", seeds=[0, 1], student=[90.0], control=[])
     with pytest.raises(ValueError, match=re.escape(f"{path}: 'student' has 1 values for 2 seeds")):

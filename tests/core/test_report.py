@@ -304,6 +304,17 @@ def test_a_student_that_the_algorithm_chose_is_not_called_the_same_network():
     assert judged.facts[0] == ("+1.41", "points against the recipe's student, another network, trained alone")
 
 
+def test_an_upper_bound_is_not_there_to_be_beaten():
+    lower = {**RESULTS["student"], "top1_percent": RESULTS["control"]["top1_percent"] - 40}
+    judged = verdict({**RESULTS, "student": lower, "upper_bound": "on all tasks at once"})
+    assert (judged.tone, judged.headline) == ("unknown", "Held against an upper bound")
+    assert judged.sentence == (
+        "The distilled student reaches 47.61 % on 10,000 test samples; the control, the same network trained on all "
+        "tasks at once, is an upper bound and reaches 87.61 %."
+    )
+    assert judged.facts[0] == ("-40.00", "points against the same network trained on all tasks at once")
+
+
 def test_a_gain_whose_interval_is_above_zero_was_worth_it():
     judged = verdict(RESULTS)
     assert (judged.tone, judged.headline) == ("good", "Distillation was worth it")

@@ -56,6 +56,14 @@ def test_without_any_spread_a_tenth_of_a_point_is_rounding_and_better_always_cou
     assert hold_against(expected(std=0.0), results(measured, measured)).reproduced is reproduced
 
 
+def test_an_upper_bound_is_not_there_to_be_beaten() -> None:
+    measured = [{**result, "upper_bound": "on all tasks"} for result in results(89.0, 91.0, controls=(95.0, 96.0))]
+    assert hold_against(expected(), measured).text.splitlines()[1] == (
+        "control   95.50 %, an upper bound: the same network trained on all tasks; the student's mean is -5.50 points "
+        "from it"
+    )
+
+
 def test_the_control_is_compared_seed_by_seed() -> None:
     verdict = hold_against(expected(), results(91.0, 90.0, 92.0, controls=(89.0, 90.5, 91.0)))
     assert verdict.text.splitlines()[1] == (
