@@ -86,6 +86,9 @@ class DeliveredBench:
         algorithm.load_state_dict(read_tensors(result.weights["algorithm"]), strict=True)
         return algorithm.to(self._build.device).eval()
 
+    def ensemble(self, modules: Sequence[nn.Module]) -> nn.Module:
+        return Ensemble(modules)
+
     def predict(self, module: nn.Module) -> tuple[np.ndarray, np.ndarray]:
         batches = self._build.loader.eval_batches("test", self._build.recipe.data.eval_batch_size)
         return predict(Answering(module), batches)
@@ -145,6 +148,18 @@ class Answering(nn.Module):
     def forward(self, inputs: Tensor) -> Outputs:
         answer = self.module(inputs)
         return answer if isinstance(answer, Outputs) else Outputs(answer)
+
+
+class Ensemble(nn.Module):
+    """The mean of the probabilities of some modules, as logarithms (N, K)."""
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(Answering(module) for module in modules)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        answers = torch.stack([member(inputs).logits.log_softmax(dim=1) for member in self.members])
+        return answers.logsumexp(dim=0) - math.log(len(self.members))
 
 
 def _macs(module: nn.Module, sample: Tensor) -> int:

@@ -412,6 +412,9 @@ class Bench(Protocol):
     def algorithm(self, result: StageResult) -> Any:
         """The algorithm of a stage with all that it had learnt, in eval mode."""
 
+    def ensemble(self, modules: Sequence[torch.nn.Module]) -> torch.nn.Module:
+        """The mean of what some modules hold for probable: inputs as in a batch -> logarithms of it (N, K)."""
+
     def predict(self, module: torch.nn.Module) -> tuple[Any, Any]:
         """Logits (N, K) and targets (N,) of the test split, numpy; ``module`` returns ``Outputs`` or logits."""
 

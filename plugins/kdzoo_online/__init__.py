@@ -6,9 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from kdzoo.api import hookimpl
+from kdzoo_online.codistill import Codistill
 from kdzoo_online.dml import DML
+from kdzoo_online.one import ONE
 
 
 @hookimpl
 def register_algorithms(register: Callable[[type], Any]) -> None:
-    register(DML)
+    for algorithm in (Codistill, DML, ONE):
+        register(algorithm)

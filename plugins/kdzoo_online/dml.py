@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdzoo.api import Algorithm, Needs, Paper, StepContext, Update
+from kdzoo.api import Algorithm, Bench, Exhibit, Needs, Paper, StepContext, Update
+from kdzoo_online.peers import peers_and_their_ensemble
 
 
 def dml_loss(logits: Tensor, others: Sequence[Tensor]) -> Tensor:
@@ -29,7 +30,8 @@ class DML(Algorithm):
 
     There is no teacher. Network k of M minimises its own cross-entropy plus the mean imitation of the rest,
     L_k = L_C + 1/(M-1) * sum over l != k of KL(p_l || p_k). Every step updates all M networks, the student first;
-    in the end the student is kept and its peers are stored beside it.
+    in the end the student is kept and its peers are stored beside it. The report measures every network and
+    their ensemble.
 
     Reads: logits of the student and of every peer, each (N, K).
     Loss terms: ``dml``: nats, 0 when all networks agree; mean over the batch and over the other networks.
@@ -58,3 +60,7 @@ class DML(Algorithm):
         for name, own in logits.items():
             others = [other for peer, other in logits.items() if peer != name]
             yield Update(name, {"task": ctx.task_loss(own), "dml": dml_loss(own, others)})
+
+    @classmethod
+    def exhibits(cls, bench: Bench) -> Iterable[Exhibit]:
+        return peers_and_their_ensemble(bench)

@@ -16,9 +16,9 @@ from PIL import Image
 from tiny_algorithms import Couple, Match
 from torch import Tensor, nn
 
-from kdzoo.api import Algorithm, Exhibit, HeatMap, Images, Point, Scatter, Shapes, Table
+from kdzoo.api import Algorithm, Exhibit, HeatMap, Images, Outputs, Point, Scatter, Shapes, Table
 from kdzoo.errors import ContractError
-from kdzoo.exhibits import as_json
+from kdzoo.exhibits import Ensemble, as_json
 from kdzoo.recipe import recipe_hash
 from kdzoo.run_folder import RunFolder
 from kdzoo.testing import tiny_recipe, tiny_runner
@@ -148,6 +148,32 @@ def test_further_ways_to_answer_are_measured_like_models(shown: dict[str, Any]) 
 
 def test_a_stage_without_an_algorithm_has_no_state_to_show(shown: dict[str, Any]) -> None:
     assert Showing.seen["refusal"] == ("stage 'teacher': holds no state of an algorithm; it was trained without one")
+
+
+class Sure(nn.Module):
+    """Answers every sample with the same probabilities."""
+
+    def __init__(self, *probabilities: float) -> None:
+        super().__init__()
+        self.logits = torch.tensor(probabilities).log() + 3.0
+
+    def forward(self, inputs: Tensor) -> Any:
+        logits = self.logits.expand(len(inputs), -1)
+        return Outputs(logits) if len(inputs) == 1 else logits
+
+
+@pytest.mark.parametrize("samples", [1, 2])  # the one is answered as outputs, the other as logits
+def test_an_ensemble_averages_probabilities(samples: int) -> None:
+    mean = Ensemble([Sure(0.5, 0.5), Sure(0.9, 0.1)])(torch.zeros(samples, 3, 4, 4))
+    torch.testing.assert_close(mean.exp(), torch.tensor([[0.7, 0.3]]).expand(samples, -1))
+
+
+def test_an_ensemble_of_extreme_answers_stays_finite() -> None:
+    class Wild(nn.Module):
+        def forward(self, inputs: Tensor) -> Tensor:
+            return torch.tensor([[1e4, -1e4]])
+
+    assert Ensemble([Wild(), Wild()])(torch.zeros(1, 1)).isfinite().all()
 
 
 def test_a_network_can_be_cut_off_after_a_level(shown: dict[str, Any]) -> None:

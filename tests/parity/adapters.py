@@ -33,11 +33,14 @@ from kdzoo_lifelong.lwf import lwf_loss
 from kdzoo_multi_teacher.ca_mkd import ca_mkd_feature_loss, ca_mkd_logits_loss, ca_mkd_weights
 from kdzoo_multi_teacher.mt_average import mt_average_losses_loss, mt_average_outputs_loss
 from kdzoo_online.dml import dml_loss
+from kdzoo_online.one import one_loss
 from kdzoo_relation.crd import CRD
 from kdzoo_relation.rkd import rkd_angle_loss, rkd_distance_loss
 from kdzoo_response.dist import dist_inter_loss, dist_intra_loss
 from kdzoo_response.dkd import dkd_non_target_loss, dkd_target_loss
 from kdzoo_response.kd import kd_loss
+from kdzoo_self.byot import byot_hint_loss, byot_soft_label_loss
+from kdzoo_self.sad import sad_loss
 
 Inputs = Mapping[str, Tensor]
 Hyper = Mapping[str, Any]
@@ -257,6 +260,38 @@ def dml_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
     return Answer(F.cross_entropy(own, inputs["targets"]) + dml_loss(own, others))
 
 
+def one_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
+    ensemble, targets = inputs["student_logits_ensemble"], inputs["targets"]
+    branches = [inputs[f"student_logits_{i}"] for i in (1, 2, 3)]
+    task = torch.stack([F.cross_entropy(own, targets) for own in (*branches, ensemble)]).sum()
+    kl = hyper["consistency_weight"] * one_loss(branches, ensemble, hyper["temperature"])
+    return Answer(task + kl, {"out_loss_kl": kl})
+
+
+def byot_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
+    temperature, targets = hyper["temperature"], inputs["targets"]
+    logits, embeddings = (
+        [inputs[f"student_{what}_{which}"] for which in ("1", "2", "3", "final")] for what in ("logits", "feature")
+    )
+    task = torch.stack([F.cross_entropy(own, targets) for own in logits]).sum()
+    # The reference has the cross-entropy form, larger by the entropy of the deepest classifier for each exit.
+    entropy = torch.special.entr(F.softmax(logits[-1].detach() / temperature, dim=1)).sum(1).mean()
+    soft = byot_soft_label_loss(logits[:-1], logits[-1], temperature) + 3 * temperature**2 * entropy
+    # It leaves out what is positive in neither embedding; after a ReLU that is 0 in both. It sums over the batch.
+    hints = [byot_hint_loss([positive(own, embeddings[-1])], positive(embeddings[-1], own)) for own in embeddings[:-1]]
+    hint = len(targets) * torch.stack(hints).sum()
+    return Answer((1 - hyper["alpha"]) * task + hyper["alpha"] * soft + hyper["beta"] * hint)
+
+
+def positive(values: Tensor, others: Tensor) -> Tensor:
+    """``values``, but 0 where neither they nor ``others`` are positive."""
+    return torch.where((values > 0) | (others > 0), values, torch.zeros_like(values))
+
+
+def sad_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
+    return Answer(sad_loss(numbered(inputs, "student_features"), train_target=True))
+
+
 def adv_discriminator_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
     objective = {"hinge": "hinge", "wgan-gp": "wgan"}[hyper["type"]]
     return Answer(adv_discriminator_loss(inputs["student_d_out"], inputs["teacher_d_out"], objective))
@@ -317,6 +352,7 @@ ADAPTERS: dict[str, Callable[[Inputs, Hyper], Answer]] = {
     "adv_discriminator": adv_discriminator_adapter,
     "adv_generator": adv_generator_adapter,
     "at": at_adapter,
+    "byot": byot_adapter,
     "camkd_inter": ca_mkd_inter_adapter,
     "camkd_logits": ca_mkd_logits_adapter,
     "crd": crd_adapter,
@@ -336,11 +372,13 @@ ADAPTERS: dict[str, Callable[[Inputs, Hyper], Answer]] = {
     "lwf_plain": lwf_plain_adapter,
     "mt_avg_loss": mt_avg_loss_adapter,
     "mt_avg_softout": mt_avg_softout_adapter,
+    "one": one_adapter,
     "reviewkd": review_kd_adapter,
     "reviewkd_hcl": review_kd_hcl_adapter,
     "rkd": rkd_adapter,
     "rkd_angle": rkd_angle_adapter,
     "rkd_distance": rkd_distance_adapter,
+    "sad": sad_adapter,
     "takd": takd_adapter,
     "zskt_generator": zskt_generator_adapter,
     "zskt_student": zskt_student_adapter,

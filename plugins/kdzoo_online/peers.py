@@ -1,0 +1,31 @@
+"""What algorithms whose networks learn side by side show of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from kdzoo.api import Bench, Exhibit, Table
+
+
+def peers_and_their_ensemble(bench: Bench) -> Iterable[Exhibit]:
+    """Measure the mean of all networks of the group, and show each beside it, with how often the student disagrees."""
+    result = bench.student
+    labels = ["student", *(f"peer {i}" for i in range(len(result.peers)))]
+    networks = [bench.network(result, label.replace(" ", "_")) for label in labels]
+    ensemble = bench.ensemble(networks)
+    bench.measure({"ensemble": ensemble})
+    answers = []
+    for label, module in [*zip(labels, networks, strict=True), ("ensemble", ensemble)]:
+        logits, targets = bench.predict(module)
+        answers.append((label, logits.argmax(1), targets))
+    student = answers[0][1]
+    rows = tuple(
+        (label, round(100 * float((told == targets).mean()), 2), round(100 * float((told != student).mean()), 2))
+        for label, told, targets in answers
+    )
+    yield Table(
+        "The group and its ensemble",
+        ("network", "top-1 in %", "answers other than the student's in %"),
+        rows,
+        "The ensemble averages the probabilities of all. Only the student is delivered.",
+    )

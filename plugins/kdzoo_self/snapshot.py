@@ -1,0 +1,121 @@
+"""Snapshot distillation: the last epochs of one cycle teach the next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdzoo.api import (
+    Algorithm,
+    AlgorithmOptions,
+    Bench,
+    Exhibit,
+    Needs,
+    NeedsError,
+    Paper,
+    Stage,
+    StagePlan,
+    StageResult,
+    Stages,
+    StepContext,
+    Table,
+)
+
+
+def snapshot_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """Return KL(softened teacher || student as it is), in nats: only the teacher's logits are divided by T.
+
+    Shapes: both (N, K) -> scalar.
+    """
+    target = F.log_softmax(teacher_logits.detach() / temperature, dim=1)
+    return F.kl_div(F.log_softmax(student_logits, dim=1), target, reduction="batchmean", log_target=True)
+
+
+class Snapshot(Algorithm):
+    """Makes a network match what it was at the end of the learning-rate cycle before.
+
+    The recipe's epochs are divided into ``cycles`` mini-generations. Each starts from the weights the last one ended
+    with and anneals the learning rate from its peak to its end once, so that the network first moves away from where it
+    was. The first learns from the labels alone; from then on the snapshot at the end of the cycle before is the
+    teacher: L = L_CE + KL(p_teacher^T || p_student), where only the teacher's answers are softened. All of it takes the
+    epochs of one ordinary training, beside the teacher's forward passes.
+
+    Reads: logits of student and snapshot, each (N, K), and the labels.
+    Loss terms: ``snapshot``: nats, at least 0; mean over the batch. Equal networks score 0 at ``temperature`` 1 only.
+    Trains: nothing of its own.   State: none; each mini-generation is a stage.
+    Stages: one a mini-generation, which starts from the one before and is taught by it.
+    Raises: NeedsError if there are more cycles than epochs.
+    Source: Yang, Xie, Su, Yuille, "Snapshot Distillation: Teacher-Student Optimization in One Generation", CVPR 2019,
+        https://arxiv.org/abs/1812.00123.
+    Differs from the paper: 1. the optimizer's momentum starts anew with each cycle. 2. a recipe's warm-up is part of
+        the first cycle only. 3. each cycle sees the samples in the order of the first one's epochs, and augmented like
+        there. 4. both terms weigh 1 whatever the temperature.
+    Defaults from: our own choice of 2 cycles, temperature 2; the paper tries several, and its text was not at hand.
+    """
+
+    name = "snapshot"
+    paper = Paper(
+        title="Snapshot Distillation: Teacher-Student Optimization in One Generation",
+        authors="Yang, Xie, Su, Yuille",
+        year=2019,
+        url="https://arxiv.org/abs/1812.00123",
+    )
+    needs = Needs(teachers=0)
+    default_weights: ClassVar = {"task": 1.0, "snapshot": 1.0}
+    also_known_as = ("snapshot_distillation",)
+    tiny_recipe: ClassVar = {"train": {"epochs": 2}}  # a cycle is an epoch at least
+
+    class Options(AlgorithmOptions):
+        cycles: int = Field(2, ge=2, le=1000, description="Mini-generations that the recipe's epochs are divided into.")
+        temperature: Annotated[float, Field(gt=0, le=1000)] = Field(
+            2.0, description="Softens the teacher's answers, and not the student's; dimensionless."
+        )
+
+    def losses(self, ctx: StepContext) -> dict[str, Tensor]:
+        return {"snapshot": snapshot_loss(ctx.student.logits, ctx.teacher.logits, self.options.temperature)}
+
+    @classmethod
+    def stages(cls, plan: StagePlan) -> Stages:
+        cycles, epochs = plan.options.cycles, plan.train["epochs"]
+        if cycles > epochs:
+            raise NeedsError(f"algorithm 'snapshot': {cycles} cycles do not fit into train.epochs: {epochs}")
+        before: StageResult | None = None
+        for cycle in range(cycles):
+            # Epochs that do not divide go to the later cycles, which the student comes from.
+            length = epochs * (cycle + 1) // cycles - epochs * cycle // cycles
+            train = {"epochs": length, "schedule": _one_cycle(plan.train["schedule"], first=before is None)}
+            name = "student" if cycle == cycles - 1 else f"cycle_{cycle + 1}"
+            if before is None:
+                stage = Stage(name, plan.student, train=train)
+            else:
+                stage = Stage(name, plan.student, plan.own, (before,), start=before, train=train)
+            before = yield stage
+        assert before is not None, "there are two cycles at least"
+        return before
+
+    @classmethod
+    def exhibits(cls, bench: Bench) -> Iterable[Exhibit]:
+        networks = [bench.network(result) for result in bench.stages]
+        rows = []
+        for result, network in zip(bench.stages, networks, strict=True):
+            logits, targets = bench.predict(network)
+            epochs = len({row["epoch"] for row in bench.log(result)})
+            rows.append((result.name, epochs, round(100 * float((logits.argmax(1) == targets).mean()), 2)))
+        (ensemble,) = bench.measure({"all snapshots": bench.ensemble(networks)})
+        rows.append(("ensemble of all", sum(row[1] for row in rows), round(ensemble["top1_percent"], 2)))
+        yield Table(
+            "Mini-generations",
+            ("snapshot", "epochs", "top-1 in %"),
+            tuple(rows),
+            "Each is taught by the one before; the last is the student. The ensemble averages their probabilities.",
+        )
+
+
+def _one_cycle(schedule: dict[str, object], first: bool) -> dict[str, object]:
+    """The learning rate of one mini-generation: annealed by a cosine from the peak to the recipe's end."""
+    warmup = schedule["warmup_epochs"] if first else 0
+    return {"name": "cosine", "milestones": [], "warmup_epochs": warmup, "min_lr": schedule["min_lr"]}
