@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar
 
@@ -35,8 +36,8 @@ def codistill_loss(logits: Tensor, others: Sequence[Tensor]) -> Tensor:
 
     Shapes: ``logits`` and each of ``others`` (N, K) -> scalar.
     """
-    target = torch.stack([F.log_softmax(other.detach(), dim=1) for other in others]).logsumexp(0)
-    target = target - torch.tensor(float(len(others)), device=target.device).log()
+    summed = torch.stack([F.log_softmax(other.detach(), dim=1) for other in others]).logsumexp(dim=0)
+    target = summed - math.log(len(others))
     return F.kl_div(F.log_softmax(logits, dim=1), target, reduction="batchmean", log_target=True)
 
 

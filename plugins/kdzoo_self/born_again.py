@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from pydantic import Field
 
-from kdzoo.api import Algorithm, AlgorithmOptions, Needs, Paper, Stage, StagePlan, Stages
+from kdzoo.api import Algorithm, AlgorithmOptions, Bench, Exhibit, Needs, Paper, Stage, StagePlan, Stages, Table
 
 
 class BornAgain(Algorithm):
@@ -23,7 +25,7 @@ class BornAgain(Algorithm):
         https://arxiv.org/abs/1805.04770, the sequence of teaching selves.
     Differs from the paper: 1. the divergence is softened and weighed as ``via`` does by default; the paper's objective
         has no temperature: for it write ``temperature: 1.0`` and equal loss weights. 2. the ensemble of all generations
-        is not formed: one network is delivered. 3. the variants that weigh samples by the teacher's confidence or
+        is measured, and one network delivered. 3. the variants that weigh samples by the teacher's confidence or
         permute its predictions are left out.
     Defaults from: the paper (one rebirth, by distillation of the outputs); the algorithm of ``via`` (everything else).
     """
@@ -62,3 +64,20 @@ class BornAgain(Algorithm):
             name = f"generation_{generation}"
             teacher = yield Stage(name, plan.student, plan.delegate, (teacher,), salt=name)
         return (yield Stage("student", plan.student, plan.delegate, (teacher,), salt=f"generation_{generations}"))
+
+    @classmethod
+    def exhibits(cls, bench: Bench) -> Iterable[Exhibit]:
+        generations = (*bench.teachers, *bench.stages)
+        networks = [bench.network(result) for result in generations]
+        ensemble = bench.ensemble(networks)
+        bench.measure({"ensemble": ensemble})
+        rows = []
+        for name, module in [*((f"generation {i}", own) for i, own in enumerate(networks)), ("ensemble", ensemble)]:
+            logits, targets = bench.predict(module)
+            rows.append((name, round(100 * float((logits.argmax(1) == targets).mean()), 2)))
+        yield Table(
+            "Generations",
+            ("network", "top-1 in %"),
+            tuple(rows),
+            "Each is taught by the one before; the last is the student. The ensemble averages their probabilities.",
+        )

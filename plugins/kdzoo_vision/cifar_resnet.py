@@ -52,10 +52,11 @@ class BasicBlock(nn.Module):
 
 
 class CifarResNet(StagedNet):
-    """A stem of 3 x 3 and three stages of basic blocks at strides 1, 2 and 4.
+    """A stem of 3 x 3 and stages of (depth - 2) / 6 basic blocks, at strides 1, 2 and 4.
 
-    ``widths`` are the channels of the stem and the stages. ``shortcut`` is "conv" (1 x 1 with BatchNorm, as in the
-    benchmark) or "pad" (no parameters, as in the paper and in trained weights that are about).
+    ``widths`` are the channels of the stem and of each stage: three in the paper; a fourth, at stride 8, is as deep as
+    the others. ``shortcut`` is "conv" (1 x 1 with BatchNorm, as in the benchmark) or "pad" (no parameters, as in the
+    paper and in trained weights that are about).
     """
 
     def __init__(
