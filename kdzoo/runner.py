@@ -513,8 +513,8 @@ class Runner:
         first = self._first_stage(chosen.cls, known)
         if first is not None and first.algorithm is not None:
             of_stage = resolve_choice(first.algorithm, self.zoo)
-            teachers_of_stage = [known[teacher.key] for teacher in first.teachers]
-            return self.build.job(first, of_stage, self.build.train_section(first), teachers_of_stage)
+            of_others = [known.get(teacher.key) or self.build.network(teacher.model) for teacher in first.teachers]
+            return self.build.job(first, of_stage, self.build.train_section(first), of_others)
         stage = Stage("student", plan.student, chosen.choice, peers=plan.peers)
         least = chosen.cls.needs.teachers
         wanted = least if isinstance(least, int) else max(least[0], len(taught))
@@ -522,26 +522,38 @@ class Runner:
         return self.build.job(stage, chosen, self.build.train_section(stage), teachers)
 
     def _first_stage(self, cls: type[Algorithm], known: Collection[str]) -> Stage | None:
-        """What ``cls`` would train first, where that follows from the recipe alone; None where it does not.
+        """The first stage that ``cls`` trains, where it follows from the recipe alone; None where it does not.
 
-        ``known`` are keys of teachers, which are not trained yet.
+        ``known`` are keys of teachers; neither they nor the stages before are trained. A stage that goes on with the
+        weights of one before is rehearsed with fresh ones.
         """
         teachers = tuple(
             StageResult(key, key, spec, Untold(), Untold()) for key, spec in zip(known, self.plan.teachers, strict=True)
         )
         plan = replace(self.stage_plan(teachers), outputs=_not_trained, folder=None)
         generator = self.plan.algorithm.cls.stages(plan)
+        answer: Any = None
+        before: set[str] = set()
         try:
-            wanted = next(generator)
+            while True:
+                wanted = generator.send(answer)
+                stages = wanted if isinstance(wanted, list) else [wanted]
+                for stage in stages:
+                    start = stage.start
+                    goes_on = start is not None and start.key in before and start.model == stage.model
+                    if stage.algorithm is not None and stage.algorithm.name == cls.name:
+                        return replace(stage, start=None) if start is None or goes_on else None
+                keys = [f"stage {len(before) + i}" for i in range(len(stages))]
+                before.update(keys)
+                untold = [
+                    StageResult(stage.name, key, stage.model, Untold(), Untold(), stage.peers)
+                    for key, stage in zip(keys, stages, strict=True)
+                ]
+                answer = untold if isinstance(wanted, list) else untold[0]
         except (NotTrained, StopIteration):
             return None
         finally:
             generator.close()
-        for stage in wanted if isinstance(wanted, list) else [wanted]:
-            named = stage.algorithm is not None and stage.algorithm.name == cls.name
-            if named and stage.start is None and all(teacher.key in known for teacher in stage.teachers):
-                return stage
-        return None
 
     def check(self) -> list[str]:
         """Build everything, run one dry forward, and say what a run would do."""

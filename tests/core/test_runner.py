@@ -539,7 +539,22 @@ def nothing(given: Any) -> Iterator[Any]:
     yield from ()
 
 
-@pytest.mark.parametrize("plan", [later, reading, judging, beginning, nothing])
+def goes_on(given: Any) -> Iterator[Any]:
+    first, _ = yield [Stage("first", given.student), Stage("other", given.student)]
+    return (yield Stage("second", given.student, given.own, (first,), start=first))
+
+
+@pytest.mark.parametrize("plan", [later, goes_on])
+def test_stages_before_an_algorithms_own_are_taken_for_trained(
+    plan: Callable[[Any], Iterator[Any]], shared: Place
+) -> None:
+    job = rehearsed(shared, plan)
+    student = shared.runner().plan.student
+    assert (job.name, job.student.spec) == ("second", student)
+    assert [teacher.network.spec for teacher in job.teachers] == [student]
+
+
+@pytest.mark.parametrize("plan", [reading, judging, beginning, nothing])
 def test_a_plan_that_depends_on_training_is_rehearsed_as_one_stage(
     plan: Callable[[Any], Iterator[Any]], shared: Place
 ) -> None:
