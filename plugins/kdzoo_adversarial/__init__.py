@@ -6,9 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from kdzoo.api import hookimpl
+from kdzoo_adversarial.adversarial_features import AdversarialFeatures
 from kdzoo_adversarial.adversarial_logits import AdversarialLogits
+from kdzoo_adversarial.afd_online import AFDOnline
+from kdzoo_adversarial.gan_augment import GANAugment
 
 
 @hookimpl
 def register_algorithms(register: Callable[[type], Any]) -> None:
-    register(AdversarialLogits)
+    for algorithm in (AdversarialFeatures, AdversarialLogits, AFDOnline, GANAugment):
+        register(algorithm)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdzoo.api import Algorithm, AlgorithmOptions, Needs, OwnNetwork, Paper, Shapes, StepContext, Update
+from kdzoo_adversarial.discriminators import collapse, midpoint, watch
 
 Objective = Literal["hinge", "wgan"]
 
@@ -151,6 +152,8 @@ class AdversarialLogits(Algorithm):
         teacher_score, teacher_label = self.discriminator(teacher)
         student_score, student_label = self.discriminator(student.detach())
         loss = adv_discriminator_loss(student_score, teacher_score, self.options.objective)
+        threshold = midpoint(teacher_score, student_score) if self.options.objective == "wgan" else 0.0
+        watch(ctx, teacher_score, student_score, threshold)
         if self.options.objective == "wgan":
             share = torch.rand(len(teacher), 1, generator=ctx.random("gradient_penalty")).to(teacher)
             penalty = gradient_penalty_loss(self.discriminator, teacher, student.detach(), share)
@@ -168,3 +171,6 @@ class AdversarialLogits(Algorithm):
                 "label": F.cross_entropy(label, targets),
             },
         )
+
+    def warnings(self, means: Mapping[str, float]) -> Iterable[str]:
+        return collapse(means, "the teacher", "the student")

@@ -10,7 +10,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdzoo.api import Algorithm, AlgorithmOptions, Needs, Outputs, Paper, Stage, StagePlan, Stages, StepContext
+from kdzoo.api import Needs, Outputs, Paper, StageResult, StepContext
+from kdzoo_assistant.comparison import Assisted, AssistedOptions
 
 
 def dgkd_loss(student_logits: Tensor, guide_logits: Sequence[Tensor], temperature: float) -> Tensor:
@@ -26,7 +27,7 @@ def dgkd_loss(student_logits: Tensor, guide_logits: Sequence[Tensor], temperatur
     return torch.stack(terms).sum() * temperature**2
 
 
-class DGKD(Algorithm):
+class DGKD(Assisted):
     """Makes each assistant and the student match the teacher and all larger assistants at once.
 
     In a chain of assistants each learns from the one before only, and what that one got wrong is handed down. Here
@@ -38,8 +39,8 @@ class DGKD(Algorithm):
     Reads: logits of the network that is trained and of all its guides, each (N, K).
     Loss terms: ``kd``: nats times T^2, at least 0, 0 when the network answers as all guides of the step do; sum over
         classes and guides, mean over samples.
-    Trains: nothing of its own; one stage an assistant and one for the student.   State: none.
-    Raises: nothing.
+    Trains: nothing of its own; one stage an assistant, one for each student.   State: none.
+    Raises: NeedsError for ``assistants: each`` without a validation split.
     Source: Son, Na, Choi, Hwang, "Densely Guided Knowledge Distillation using Multiple Teacher Assistants", ICCV 2021,
         https://arxiv.org/abs/2009.08825, section 3, and the authors' code (DGKD).
     Differs from the paper: 1. one guide always stays, so that the first assistant learns from the teacher in every
@@ -62,7 +63,7 @@ class DGKD(Algorithm):
     default_weights: ClassVar = {"task": 0.1, "kd": 0.9}
     also_known_as = ("densely_guided_kd", "dense_guidance")
 
-    class Options(AlgorithmOptions):
+    class Options(AssistedOptions):
         temperature: float = Field(
             5.0, ge=0.01, le=1000, description="Softens all distributions: 1 leaves them as they are; dimensionless."
         )
@@ -74,17 +75,14 @@ class DGKD(Algorithm):
         )
 
     @classmethod
-    def stages(cls, plan: StagePlan) -> Stages:
-        guides = plan.teachers
-        for i, assistant in enumerate(plan.assistants):
-            guides = (*guides, (yield Stage(f"assistant_{i}", assistant, plan.own, guides)))
-        return (yield Stage("student", plan.student, plan.own, guides))
+    def guides(cls, teacher: StageResult, assistants: Sequence[StageResult]) -> tuple[StageResult, ...]:
+        return (teacher, *assistants)
 
     def losses(self, ctx: StepContext) -> dict[str, Tensor]:
-        logits = [guide.logits for guide in self.guides(ctx)]
+        logits = [guide.logits for guide in self.guides_of_step(ctx)]
         return {"kd": dgkd_loss(ctx.student.logits, logits, self.options.temperature)}
 
-    def guides(self, ctx: StepContext) -> list[Outputs]:
+    def guides_of_step(self, ctx: StepContext) -> list[Outputs]:
         """The guides of this step: all but ``drop`` of them."""
         order = torch.randperm(len(ctx.teachers), generator=ctx.random("guides")).tolist()
         kept = max(1, len(order) - self.options.drop)

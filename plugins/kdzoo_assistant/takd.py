@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import Field
 
-from kdzoo.api import Algorithm, AlgorithmOptions, Needs, Paper, Stage, StagePlan, Stages
+from kdzoo.api import Needs, Paper, StageResult
+from kdzoo_assistant.comparison import Assisted, AssistedOptions
 
 
-class TAKD(Algorithm):
+class TAKD(Assisted):
     """Makes the student match an assistant of intermediate size, which was made to match the teacher before.
 
     A student far smaller than its teacher learns less from it than from a smaller teacher. So the knowledge is handed
     down in steps: teacher -> assistant 0 -> assistant 1 -> ... -> student, each step an ordinary distillation by the
     algorithm that ``via`` names. The recipe lists the assistants from the largest to the smallest. Options and loss
-    weights other than ``via`` are those of that algorithm and hold for every step of the chain.
+    weights that are not this class's own are those of that algorithm and hold for every step of the chain. Beside it
+    the student is taught by the teacher itself (``compare_direct``); ``assistants: each`` compares assistants of
+    several sizes.
 
     Reads: what the algorithm that ``via`` names reads.
     Loss terms: those of the algorithm that ``via`` names.
-    Trains: nothing of its own; one stage an assistant and one for the student.   State: none.
-    Raises: nothing.
+    Trains: nothing of its own; one stage an assistant, one for each student.   State: none.
+    Raises: NeedsError for ``assistants: each`` without a validation split.
     Source: Mirzadeh, Farajtabar, Li, Levine, Matsukawa, Ghasemzadeh, "Improved Knowledge Distillation via Teacher
         Assistant", AAAI 2020, https://arxiv.org/abs/1902.03393, and the authors' code.
     Differs from the paper: 1. the divergence is averaged over samples, where the authors' code averages over samples
@@ -40,7 +45,7 @@ class TAKD(Algorithm):
     delegate = "via"
     also_known_as = ("teacher_assistant", "ta_kd")
 
-    class Options(AlgorithmOptions):
+    class Options(AssistedOptions):
         via: str = Field(
             "kd",
             pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$",
@@ -48,8 +53,5 @@ class TAKD(Algorithm):
         )
 
     @classmethod
-    def stages(cls, plan: StagePlan) -> Stages:
-        teacher = plan.teachers[0]
-        for i, assistant in enumerate(plan.assistants):
-            teacher = yield Stage(f"assistant_{i}", assistant, plan.delegate, (teacher,))
-        return (yield Stage("student", plan.student, plan.delegate, (teacher,)))
+    def guides(cls, teacher: StageResult, assistants: Sequence[StageResult]) -> tuple[StageResult, ...]:
+        return (assistants[-1] if assistants else teacher,)

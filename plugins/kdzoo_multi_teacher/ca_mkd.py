@@ -10,7 +10,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdzoo.api import Algorithm, AlgorithmOptions, Needs, NeedsError, Paper, Shapes, StepContext
+from kdzoo.api import Needs, NeedsError, Paper, Shapes, StepContext
+from kdzoo_multi_teacher.comparison import SeveralTeachers, SeveralTeachersOptions, note_weights
 
 
 def ca_mkd_weights(logits: Sequence[Tensor], targets: Tensor) -> Tensor:
@@ -56,7 +57,7 @@ def ca_mkd_feature_loss(
     return (ca_mkd_weights(head_logits, targets) * torch.stack(distances)).mean()
 
 
-class CAMKD(Algorithm):
+class CAMKD(SeveralTeachers):
     """Makes the student match several teachers, on each sample those most that are sure of its label.
 
     Averaging trusts a teacher that is wrong as much as one that is right. Here teacher k of M has the weight
@@ -97,7 +98,7 @@ class CAMKD(Algorithm):
         "perfect_student_scores_zero": "The projectors between the embeddings start from random weights.",
     }
 
-    class Options(AlgorithmOptions):
+    class Options(SeveralTeachersOptions):
         temperature: float = Field(
             4.0, ge=0.01, le=1000, description="Softens all distributions: 1 leaves them as they are; dimensionless."
         )
@@ -124,6 +125,8 @@ class CAMKD(Algorithm):
         projected = [projector(ctx.student.pre_logits) for projector in self.projectors]
         heads = [self.classifier(ctx, index)(own) for index, own in enumerate(projected)]
         targets = ctx.batch.targets
+        note_weights(ctx, ca_mkd_weights(logits, targets).mean(dim=1))
+        note_weights(ctx, ca_mkd_weights(heads, targets).mean(dim=1), of="feature_weight")
         return {
             "kd": ca_mkd_logits_loss(ctx.student.logits, logits, targets, self.options.temperature),
             "feature": ca_mkd_feature_loss(projected, embeddings, heads, targets),

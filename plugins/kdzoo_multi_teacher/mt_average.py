@@ -11,7 +11,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdzoo.api import Algorithm, AlgorithmOptions, Needs, Paper, StepContext
+from kdzoo.api import Needs, Paper, StepContext
+from kdzoo_multi_teacher.comparison import SeveralTeachers, SeveralTeachersOptions, note_weights
 
 
 def mt_average_outputs_loss(student_logits: Tensor, teacher_logits: Sequence[Tensor], temperature: float) -> Tensor:
@@ -40,7 +41,7 @@ def mt_average_losses_loss(student_logits: Tensor, teacher_logits: Sequence[Tens
     return torch.stack(terms).mean() * temperature**2
 
 
-class MTAverage(Algorithm):
+class MTAverage(SeveralTeachers):
     """Makes the student's softened class probabilities match the mean of several teachers' probabilities.
 
     An ensemble of networks answers better than each of them, and its mean answer can teach one student. With logits
@@ -72,7 +73,7 @@ class MTAverage(Algorithm):
     default_weights: ClassVar = {"task": 1.0, "kd": 0.9}
     also_known_as = ("ensemble_kd", "average_kd", "avg_kd", "multi_teacher")
 
-    class Options(AlgorithmOptions):
+    class Options(SeveralTeachersOptions):
         temperature: float = Field(
             4.0, ge=0.01, le=1000, description="Softens all distributions: 1 leaves them as they are; dimensionless."
         )
@@ -83,5 +84,6 @@ class MTAverage(Algorithm):
         )
 
     def losses(self, ctx: StepContext) -> dict[str, Tensor]:
+        note_weights(ctx, [1 / len(ctx.teachers)] * len(ctx.teachers))
         loss = mt_average_outputs_loss if self.options.average == "outputs" else mt_average_losses_loss
         return {"kd": loss(ctx.student.logits, [teacher.logits for teacher in ctx.teachers], self.options.temperature)}

@@ -10,7 +10,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdzoo.api import Algorithm, AlgorithmOptions, Needs, Paper, StepContext
+from kdzoo.api import Needs, Paper, StepContext
+from kdzoo_multi_teacher.comparison import SeveralTeachers, SeveralTeachersOptions, note_weights
 from kdzoo_multi_teacher.mt_average import mt_average_outputs_loss
 
 
@@ -39,7 +40,7 @@ def _orders(features: Tensor) -> Tensor:
     return (distances[:, None, :] - distances[:, :, None]) * apart[:, None, :] * apart[:, :, None]
 
 
-class MTDissimilarity(Algorithm):
+class MTDissimilarity(SeveralTeachers):
     """Makes the student match the teachers' mean answer, and find those samples alike that most teachers find alike.
 
     At the output the teachers' softened probabilities are averaged. At intermediate layers their features cannot be:
@@ -76,7 +77,7 @@ class MTDissimilarity(Algorithm):
     default_weights: ClassVar = {"task": 1.0, "kd": 0.9, "dissimilarity": 100.0}
     also_known_as = ("relative_dissimilarity", "multiple_teacher_networks")
 
-    class Options(AlgorithmOptions):
+    class Options(SeveralTeachersOptions):
         temperature: float = Field(
             4.0, ge=0.01, le=1000, description="Softens all distributions: 1 leaves them as they are; dimensionless."
         )
@@ -89,6 +90,7 @@ class MTDissimilarity(Algorithm):
         )
 
     def losses(self, ctx: StepContext) -> dict[str, Tensor]:
+        note_weights(ctx, [1 / len(ctx.teachers)] * len(ctx.teachers))
         levels = zip(ctx.student.features, *(teacher.features for teacher in ctx.teachers), strict=True)
         terms = [mt_dissimilarity_loss(own, taught, self.options.margin) for own, *taught in levels]
         logits = [teacher.logits for teacher in ctx.teachers]

@@ -1,0 +1,65 @@
+"""How well a discriminator tells real from fake, and when that is a collapse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from kdzoo.api import StepContext
+
+#: An epoch's mean accuracy from which on a discriminator has won.
+WON = 0.99
+#: An epoch's mean spread of scores below which a discriminator says the same of all samples. Scores of all objectives
+#: here are decided at a distance of about 1.
+DEAD = 0.01
+
+
+def discriminator_accuracy(real_score: Tensor, fake_score: Tensor, threshold: Tensor | float = 0.0) -> Tensor:
+    """Return the share of scores on their own side of ``threshold``, real ones above; real and fake count alike.
+
+    A score on the threshold counts half, so that a discriminator which always says the same has 0.5.
+
+    Shapes: any shape, the same or not for both -> scalar in [0, 1], without gradient.
+    """
+    real, fake = real_score.detach(), fake_score.detach()
+    told_real = (real > threshold).float() + 0.5 * (real == threshold).float()
+    told_fake = (fake < threshold).float() + 0.5 * (fake == threshold).float()
+    return (told_real.mean() + told_fake.mean()) / 2
+
+
+def midpoint(real_score: Tensor, fake_score: Tensor) -> Tensor:
+    """Return the threshold half way between the mean scores, for objectives under which no score means undecided.
+
+    Shapes: any shape -> scalar, without gradient.
+    """
+    return (real_score.detach().mean() + fake_score.detach().mean()) / 2
+
+
+def watch(
+    ctx: StepContext, real_score: Tensor, fake_score: Tensor, threshold: Tensor | float = 0.0, of: str = ""
+) -> None:
+    """Note a discriminator's accuracy and the standard deviation of its scores, real and fake; ``of`` says whose."""
+    scores = torch.cat([real_score.detach().flatten(), fake_score.detach().flatten()])
+    ctx.note(f"discriminator_accuracy{of}", discriminator_accuracy(real_score, fake_score, threshold))
+    ctx.note(f"discriminator_spread{of}", scores.std(correction=0))
+
+
+def collapse(means: Mapping[str, float], real: str, fake: str, of: str = "") -> Iterator[str]:
+    """Say that a discriminator has collapsed, if the epoch's means of what ``watch`` noted show it.
+
+    It has when it is never wrong, or says the same of everything. One that is often wrong about samples that it
+    judges differently has not: its opponent is good.
+    """
+    accuracy, spread = f"discriminator_accuracy{of}", f"discriminator_spread{of}"
+    if means[accuracy] >= WON:
+        yield (
+            f"a discriminator has collapsed: over a whole epoch '{accuracy}' was {WON:.2f} or more, so it tells {fake} "
+            f"from {real} without fail, and what it teaches is of little use; lower discriminator_lr"
+        )
+    elif means[spread] < DEAD:
+        yield (
+            f"a discriminator has collapsed: over a whole epoch '{spread}' was below {DEAD:.2f}, so it says the same "
+            f"of {real} and {fake}, and teaches nothing; raise discriminator_lr"
+        )

@@ -1,0 +1,153 @@
+"""What both algorithms of this family do beside their chain: the table without, with and over assistants."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from kdzoo.api import (
+    Algorithm,
+    AlgorithmChoice,
+    AlgorithmOptions,
+    Bench,
+    Exhibit,
+    NeedsError,
+    Point,
+    Scatter,
+    Stage,
+    StagePlan,
+    StageResult,
+    Stages,
+    Table,
+)
+
+#: The stage in which the teacher itself teaches the student, and how it is called in the report.
+BASELINE, BASELINE_LABEL = "baseline", "student of the teacher itself"
+
+
+class AssistedOptions(AlgorithmOptions):
+    """Options of every algorithm of this family."""
+
+    compare_direct: bool = Field(
+        True,
+        strict=True,
+        description="Also train the student from the teacher without any assistant, under the same budget; costs one "
+        "more training of the student.",
+    )
+    assistants: Literal["chain", "each"] = Field(
+        "chain",
+        description="How the recipe's assistants are used: all in one chain, or each by itself between teacher and "
+        "student, to compare their sizes. Then the student that is best on the validation split is delivered.",
+    )
+
+
+class Assisted(Algorithm):
+    """Base of this family: runs the chain, or a chain an assistant, and compares it with plain distillation."""
+
+    Options = AssistedOptions
+
+    @classmethod
+    def guides(cls, teacher: StageResult, assistants: Sequence[StageResult]) -> tuple[StageResult, ...]:
+        """Who teaches the network that follows these trained assistants."""
+        raise NotImplementedError
+
+    @classmethod
+    def stages(cls, plan: StagePlan) -> Stages:
+        teacher, choice = plan.teachers[0], plan.delegate or plan.own
+        direct = [Stage(BASELINE, plan.student, choice, (teacher,))] if plan.options.compare_direct else []
+        if plan.options.assistants == "each":
+            return (yield from cls._each(plan, teacher, choice, direct))
+        before: tuple[StageResult, ...] = ()
+        for i, assistant in enumerate(plan.assistants):
+            stage = Stage(f"assistant_{i}", assistant, choice, cls.guides(teacher, before))
+            before = (*before, (yield stage))
+        student = Stage("student", plan.student, choice, cls.guides(teacher, before))
+        if not direct:
+            return (yield student)
+        return (yield [student, *direct])[0]
+
+    @classmethod
+    def _each(cls, plan: StagePlan, teacher: StageResult, choice: AlgorithmChoice, direct: list[Stage]) -> Stages:
+        if "top1_percent" not in teacher.metrics and teacher.folder is not None:
+            raise NeedsError(
+                f"algorithm '{cls.name}': assistants: each chooses the student that is best on the validation split, "
+                "and data.validation leaves none"
+            )
+        assistants = yield [
+            Stage(f"assistant_{i}", spec, choice, cls.guides(teacher, ())) for i, spec in enumerate(plan.assistants)
+        ]
+        students = [
+            Stage(f"student_{i}", plan.student, choice, cls.guides(teacher, (assistant,)))
+            for i, assistant in enumerate(assistants)
+        ]
+        results = yield [*students, *direct]
+        return max(results[: len(students)], key=lambda result: result.metrics.get("top1_percent", 0.0))
+
+    @classmethod
+    def exhibits(cls, bench: Bench) -> Iterator[Exhibit]:
+        found = {result.name: result for result in bench.stages}
+        assistants = [found[f"assistant_{i}"] for i in range(sum(name.startswith("assistant_") for name in found))]
+        sizes = {result.name: _parameters(bench, result) for result in assistants}
+        measured: dict[str, float] = {BASELINE: 0.0} if BASELINE in found else {}
+        students = _students(bench, found)
+        rows: list[tuple[str | float | None, ...]] = []
+        if bench.control is not None:
+            rows.append(("none (NOKD)", None, bench.entries["control"]["top1_percent"], _validation(bench.control)))
+        if BASELINE in found:
+            (entry,) = bench.measure({BASELINE_LABEL: bench.network(found[BASELINE])})
+            measured[BASELINE] = entry["top1_percent"]
+            rows.append(("the teacher (BLKD)", None, entry["top1_percent"], _validation(found[BASELINE])))
+        points = []
+        for over, result in students:
+            top1 = _top1(bench, over, result)
+            named = ", ".join(f"{helper.model.name} ({sizes[helper.name]:,})" for helper in over)
+            rows.append((f"the teacher over {named} ({cls.name.upper()})", len(over), top1, _validation(result)))
+            points.append(Point(sizes[over[-1].name] / 1e3, top1, over[-1].model.name, "over an assistant"))
+        yield Table(
+            f"{bench.student.model.name} without a teacher, from the teacher, and over assistants",
+            ("taught by", "assistants", "test accuracy, %", "validation, %"),
+            tuple(rows),
+            "Under one budget. In brackets: parameters. NOKD is without distillation, BLKD from the teacher alone.",
+        )
+        yield Table(
+            "The assistants themselves",
+            ("assistant", "parameters", "validation, %"),
+            tuple((result.model.name, sizes[result.name], _validation(result)) for result in assistants),
+        )
+        if len(students) > 1:
+            if BASELINE in measured:
+                size = _parameters(bench, bench.teachers[0]) / 1e3
+                points.append(Point(size, measured[BASELINE], bench.teachers[0].model.name, "the teacher itself"))
+            yield Scatter(
+                "The size of the assistant",
+                "parameters of who teaches the student, thousands",
+                "test accuracy of the student, %",
+                tuple(sorted(points, key=lambda point: point.x)),
+                front="over an assistant",
+            )
+
+
+def _students(bench: Bench, found: dict[str, StageResult]) -> list[tuple[list[StageResult], StageResult]]:
+    """Each student of the run, with the assistants between it and the teacher."""
+    helpers = [found[name] for name in found if name.startswith("assistant_")]
+    if "student" in found:
+        return [(helpers, found["student"])]
+    return [([helper], found[f"student_{i}"]) for i, helper in enumerate(helpers)]
+
+
+def _top1(bench: Bench, over: list[StageResult], result: StageResult) -> float:
+    """A student's accuracy on the test split: measured before, where it is the one that was delivered."""
+    if result.key == bench.student.key:
+        return bench.entries["student"]["top1_percent"]
+    (entry,) = bench.measure({f"{result.name}, over {over[-1].model.name}": bench.network(result)})
+    return entry["top1_percent"]
+
+
+def _parameters(bench: Bench, result: StageResult) -> int:
+    return sum(parameter.numel() for parameter in bench.network(result).parameters())
+
+
+def _validation(result: StageResult) -> float | None:
+    return result.metrics.get("top1_percent")
