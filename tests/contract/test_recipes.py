@@ -169,8 +169,9 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def few_steps(recipe: Recipe) -> list[str]:
-    """Overrides for one epoch of a few steps, for each model with a budget of its own too."""
-    settings = ["train.epochs=1", "train.steps_per_epoch=3"]
+    """Overrides for a few steps, an epoch of them unless the algorithm needs more; for each model with a budget too."""
+    needed = load_zoo().algorithm(recipe.algorithm.name).tiny_recipe.get("train", {})
+    settings = [f"train.epochs={needed.get('epochs', 1)}", "train.steps_per_epoch=3"]
     for place, model in recipe.models.each():
         if model.train and "epochs" in model.train:
             settings.append(f"models.{place}.train.epochs=1")
