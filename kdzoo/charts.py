@@ -32,8 +32,8 @@ MARKERS = "osD^vPX*"
 DASHES = ("-", "--", "-.", ":")
 #: What a training row of metrics.jsonl holds beside the loss terms.
 BESIDE_TERMS = {"stage", "epoch", "step", "split", "lr", "grad_norm"}
-#: More classes or stages than this are not drawn; the caption says so.
-MOST_CLASSES, MOST_STAGES = 20, 9
+#: More classes or panels than this are not drawn; the caption says so.
+MOST_CLASSES, MOST_PANELS = 20, 9
 
 SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
@@ -118,17 +118,26 @@ def learning_curves(rows: Sequence[Mapping[str, Any]]) -> Chart | None:
     return Chart("Learning curves", caption, render("curves", told, draw, 6.4, 3.9))
 
 
-def loss_terms(rows: Sequence[Mapping[str, Any]]) -> Chart | None:
-    """Draw the mean of each loss term by epoch, one panel a stage that has any; None where none has."""
+def loss_terms(
+    rows: Sequence[Mapping[str, Any]], logged_of: Mapping[str, Mapping[str, str]] | None = None
+) -> Chart | None:
+    """Draw the mean of each loss term and note by epoch, one panel a stage that has any; None where none has.
+
+    ``logged_of`` says, by stage and name, which network a term trains; a stage that trains several has a panel for
+    the terms of each, and one for what its algorithm noted.
+    """
     stages: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for row in rows:
         if row.get("split") == "train":
-            terms = stages.setdefault(str(row["stage"]), {})
+            stage = str(row["stage"])
+            trains = (logged_of or {}).get(stage, {})
             for name, value in row.items():
-                if name not in BESIDE_TERMS and isinstance(value, int | float):
-                    terms.setdefault(name, []).append((row["epoch"] + 1, value))
-    stages = {stage: terms for stage, terms in stages.items() if terms}
-    drawn = dict(list(stages.items())[-MOST_STAGES:])
+                if name in BESIDE_TERMS or name.startswith("grad_norm_") or not isinstance(value, int | float):
+                    continue
+                of = trains.get(name, "student")
+                panel = stage if of == "student" else f"{stage}: {of}"
+                stages.setdefault(panel, {}).setdefault(name, []).append((row["epoch"] + 1, value))
+    drawn = dict(list(stages.items())[-MOST_PANELS:])
     if not drawn:
         return None
     columns = min(3, len(drawn))
@@ -136,7 +145,7 @@ def loss_terms(rows: Sequence[Mapping[str, Any]]) -> Chart | None:
 
     def draw(figure: Figure) -> None:
         panels = figure.subplots(lines, columns, squeeze=False)
-        names = sorted({name for terms in drawn.values() for name in terms})
+        names = list(dict.fromkeys(name for terms in drawn.values() for name in terms))
         for axes in panels.flat[len(drawn) :]:
             axes.set_visible(False)
         for axes, (stage, terms) in zip(panels.flat, drawn.items(), strict=False):
@@ -154,7 +163,7 @@ def loss_terms(rows: Sequence[Mapping[str, Any]]) -> Chart | None:
             whole_ticks(axes)
             axes.legend()
 
-    left_out = f" The last {MOST_STAGES} of {len(stages)} stages." if len(stages) > len(drawn) else ""
+    left_out = f" The last {MOST_PANELS} of {len(stages)} panels." if len(stages) > len(drawn) else ""
     caption = f"Mean of each term over an epoch, before its weight.{left_out}"
     told = "; ".join(
         f"{stage}: " + ", ".join(f"{name} from {v[0][1]:.3g} to {v[-1][1]:.3g}" for name, v in terms.items())

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 #: A weighted term this many times larger than every other is warned about.
 DOMINANT_RATIO = 50.0
+#: What stands for a network where a value trains none: an algorithm noted it.
+NOTES = "notes"
 #: Share of the time that saves at the ends of epochs may take; very short epochs are not all saved.
 SAVING_SHARE = 0.05
 #: What becomes of the recipe's schedule for a network whose algorithm wants its rate kept.
@@ -102,6 +104,7 @@ class Engine:
         self.warnings: list[str] = []
         self.best: dict[str, Any] = {"top1_percent": -math.inf, "epoch": -1}
         self.best_weights: dict[str, Tensor] = {}
+        self.logged_of: dict[str, str] = {}  # what is logged by a name -> the network that it trains, or NOTES
         self._sums: dict[str, float] = {}
         self._extremes: dict[str, list[float]] = {}
         self._time = {"data": 0.0, "teacher": 0.0, "student": 0.0}
@@ -319,6 +322,7 @@ class Engine:
             prefix = f"{update.network}." if update.network.startswith("peer_") else ""
             for term, value in terms.items():
                 values[prefix + term] = values.get(prefix + term, 0.0) + value / len(parts)
+                self.logged_of.setdefault(prefix + term, update.network)
                 counts[prefix + term] += number == 0
         if network is not None:
             self._optimizer_step(network, parts, values)
@@ -479,6 +483,7 @@ class Engine:
         for name, noted in notes.items():
             if name in taken or name in self.job.loss_weights:
                 raise ContractError(f"{_title(self.job.algorithm)}: the note '{name}' has the name of something logged")
+            self.logged_of[name] = NOTES
             values = [torch.as_tensor(value, device=self.job.precision.device).detach().float() for value in noted]
             if any(value.dim() for value in values):
                 raise ContractError(f"{_title(self.job.algorithm)}: the note '{name}' is not a scalar")
@@ -581,6 +586,7 @@ class Engine:
             "step": self.step,
             "rows": self.rows,
             "warnings": self.warnings,
+            "logged_of": self.logged_of,
             "best": self.best if self.best["epoch"] >= 0 else None,
             "sums": self._sums,
             "extremes": self._extremes,
@@ -608,6 +614,7 @@ class Engine:
             optimized.restore(_below(tensors, f"optimizer/{name}/"), state["optimizers"][name])
         self.step = state["step"]
         self.rows, self.warnings = list(state["rows"]), list(state["warnings"])
+        self.logged_of = dict(state["logged_of"])
         self.best = state["best"] or {"top1_percent": -math.inf, "epoch": -1}
         self._sums, self._extremes = dict(state["sums"]), {k: list(v) for k, v in state["extremes"].items()}
 

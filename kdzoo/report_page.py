@@ -222,7 +222,8 @@ def pictures(run: Run) -> Html | None:
     rows = [{**row, "stage": plain(str(row.get("stage", "")), 40)} for row in run.rows]
     labelled = [(role, {**entry, "label": plain(str(entry["label"]), 40)}) for role, entry in entries(run.results)]
     half = [charts.accuracy_against_latency(labelled), charts.learning_curves(rows)]
-    whole = [charts.loss_terms(rows), charts.per_class_accuracy(names, classes.get("top1_percent") or {})]
+    logged_of = {plain(str(told["name"]), 40): told.get("logged_of") or {} for told in run.results.get("stages") or ()}
+    whole = [charts.loss_terms(rows, logged_of), charts.per_class_accuracy(names, classes.get("top1_percent") or {})]
     return join(
         element("div", *(picture(chart) for chart in half if chart), class_="grid") if any(half) else None,
         *(picture(chart) for chart in whole if chart),

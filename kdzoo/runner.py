@@ -382,6 +382,7 @@ class Runner:
             "seconds": time.monotonic() - begin,
             "steps": engine.step,
             "precision": job.precision.name,
+            "logged_of": engine.logged_of,
             "teacher_outputs": [asdict(t.hits) for t in job.teachers if isinstance(t, CachedTeacher)],
         }
         folder = None

@@ -180,6 +180,21 @@ def test_a_note_is_logged_as_its_mean_and_changes_nothing(make: Callable[..., En
     assert same_bits(weights_of(noting), weights_of(plain))
 
 
+def test_what_is_logged_is_told_by_the_network_that_it_trains(make: Callable[..., Engine]) -> None:
+    assert to_the_end(make(Noting)).logged_of == {
+        "task": "student",
+        "match": "student",
+        "level": "notes",
+        "gap": "notes",
+    }
+    everything = to_the_end(make(Everything))
+    told = {"critic": "critic", "peer_0.task": "peer_0"} | dict.fromkeys(("task", "project", "bank", "fool"), "student")
+    assert everything.logged_of == told
+    resumed = make(Everything)
+    resumed.restore(*everything.state())
+    assert resumed.logged_of == told
+
+
 def test_an_algorithm_warns_of_its_means(make: Callable[..., Engine]) -> None:
     noting = to_the_end(make(Noting, train={"epochs": 2}))
     means = [row["level"] for row in noting.rows if row["split"] == "train"]

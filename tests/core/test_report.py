@@ -407,11 +407,24 @@ def test_nothing_to_draw_is_no_chart():
     assert charts.per_class_accuracy([], {}) is None
 
 
+def test_terms_that_train_several_networks_have_a_panel_each():
+    row = {"stage": "student", "split": "train", "step": 4, "lr": 0.1, "grad_norm": 1.0, "grad_norm_critic": 7.0}
+    several = [{**row, "epoch": i, "task": 0.5, "score": 2.0, "accuracy": 0.9} for i in range(3)]
+    chart = charts.loss_terms(several, {"student": {"task": "student", "score": "critic", "accuracy": "notes"}})
+    assert chart is not None
+    for title in ("student", "student: critic", "student: notes"):
+        assert f">{title}<" in chart.svg
+    assert "grad_norm" not in chart.svg
+    alone = charts.loss_terms(several)
+    assert alone is not None
+    assert ">student: critic<" not in alone.svg
+
+
 def test_of_many_stages_the_last_are_drawn():
     many = [{**row, "stage": f"generation_{i}"} for i in range(12) for row in rows(1)[:1]]
     chart = charts.loss_terms(many)
     assert chart is not None
-    assert "The last 9 of 12 stages." in chart.caption
+    assert "The last 9 of 12 panels." in chart.caption
     assert "generation_11" in chart.svg
     assert ">generation_2<" not in chart.svg
 
