@@ -160,15 +160,17 @@ class Lifelong(Algorithm):
             bound = stages_named(bench, "fine_tuning", tasks)
             ways[FINE_TUNING] = [bench.network(result) for result in bound]
         found = {way: accuracies(bench, modules, tasks) for way, modules in ways.items()}
-        named = [", ".join(bench.classes[k] for k in task) for task in tasks]
+        told = "; ".join(
+            f"{number}: {', '.join(bench.classes[k] for k in task)}" for number, task in enumerate(tasks, 1)
+        )
         for way, numbers in found.items():
             yield HeatMap(
-                f"Accuracy on each task after each task: {way}",
-                tuple(f"after task {number + 1}" for number in range(len(tasks))),
-                tuple(f"task {number + 1}: {name}" for number, name in enumerate(named)),
+                f"Accuracy: {way}",
+                tuple(f"after task {number}" for number in range(1, len(tasks) + 1)),
+                tuple(f"task {number}" for number in range(1, len(tasks) + 1)),
                 tuple(tuple(row) for row in numbers),
                 unit="%",
-                note=ACCURACY_NOTE,
+                note=f"{ACCURACY_NOTE} Tasks: {told}.",
             )
         joint = {} if bench.control is None else {JOINT: joint_accuracies(bench, bench.network(bench.control), tasks)}
         yield by_task("Average accuracy after each task", average_accuracy, found | joint, AVERAGE_NOTE, True)

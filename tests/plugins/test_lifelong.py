@@ -129,7 +129,7 @@ def test_a_run_shows_its_tasks_with_lower_and_upper_bound(cls: type[Any], tmp_pa
     results = tiny_runner(cls, load_zoo(), tmp_path, {"control": True}).run()
     shown = {exhibit["title"]: exhibit for exhibit in results["exhibits"]}
     ways = ["lwf"] if cls is LwF else ["nearest mean of exemplars", "own head"]
-    maps = [f"Accuracy on each task after each task: {way}" for way in (*ways, "fine-tuning")]
+    maps = [f"Accuracy: {way}" for way in (*ways, "fine-tuning")]
     average, forgetting, transfer = (
         "Average accuracy after each task",
         "Average forgetting after each task",
@@ -139,6 +139,7 @@ def test_a_run_shows_its_tasks_with_lower_and_upper_bound(cls: type[Any], tmp_pa
     assert list(shown[average]["columns"]) == ["after task", *ways, "fine-tuning", "joint training"]
     own = shown[maps[len(ways) - 1]]["values"]
     assert own[0][1] is None
+    assert "stripe 3" in shown[maps[0]]["note"]
     assert sum(own[1]) / 2 == pytest.approx(results["student"]["top1_percent"])  # tasks of one size
     assert shown[average]["rows"][1][len(ways)] == pytest.approx(sum(own[1]) / 2)
     assert shown[average]["rows"][1][-1] == pytest.approx(results["control"]["top1_percent"])
