@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -248,17 +249,18 @@ def losses_is_pure(bench: Bench) -> None:
 
 
 def extreme_logits(bench: Bench) -> None:
-    """Logits of +-200 and 10,000 give finite terms and finite gradients."""
+    """Logits of +-200 and 10,000 give finite terms and finite gradients, in float32 and from networks in bf16."""
     engine = bench.engine()
     ctx = bench.context(engine)
     if ctx.student is None:
         raise Vacuous("it is handed no logits")
-    for size in (200.0, 1e4):
-        signs = torch.randn(ctx.student.logits.shape, generator=torch.Generator().manual_seed(0)).sign()
-        logits = (signs * size).requires_grad_()
-        wild = replace(ctx.student, logits=logits)
-        taught = tuple(replace(teacher, logits=-signs * size) for teacher in ctx.teachers)
-        peers = tuple(replace(peer, logits=(-signs * size).requires_grad_()) for peer in ctx.peers)
+    signs = torch.randn(ctx.student.logits.shape, generator=torch.Generator().manual_seed(0)).sign()
+    for kind, size in product((torch.float32, torch.bfloat16), (200.0, 1e4)):
+        extreme = (signs * size).to(kind)
+        logits = extreme.clone().requires_grad_()  # what a network gives; a loss is handed it in float32
+        wild = replace(ctx.student, logits=logits.float())
+        taught = tuple(replace(teacher, logits=-extreme.float()) for teacher in ctx.teachers)
+        peers = tuple(replace(peer, logits=(-extreme.float()).requires_grad_()) for peer in ctx.peers)
         for _, loss in updates_of(engine, replace(ctx, student=wild, teachers=taught, peers=peers)):
             assert_finite(loss)
             terms = [term for name, term in loss.items() if name != TASK and term.requires_grad]
@@ -268,7 +270,7 @@ def extreme_logits(bench: Bench) -> None:
                 ]
                 ensure(
                     gradient is None or bool(gradient.isfinite().all()),
-                    f"the gradient is not finite for logits of {size:g}",
+                    f"the gradient is not finite for logits of {size:g} in {kind}",
                 )
 
 

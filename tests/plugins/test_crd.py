@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from kdzoo import testing
 from kdzoo.api import Batch, Clock, ModelShapes, NeedsError, Outputs, Shapes, StepContext
+from kdzoo.zoo import load_zoo
 from kdzoo_relation.crd import CRD, crd_loss
 
 SAMPLES, CLASSES = 40, 4
@@ -170,3 +173,8 @@ def test_fewer_than_two_samples_are_refused() -> None:
     with pytest.raises(NeedsError) as error:
         make(samples=1)
     assert str(error.value) == "algorithm 'crd': needs at least 2 training samples to contrast, got 1"
+
+
+def test_a_batch_of_two_trains(tmp_path: Path) -> None:
+    results = testing.tiny_runner(CRD, load_zoo(), tmp_path, {"data": {"batch_size": 2}}).run()
+    assert results["student"]["top1_percent"] >= 0

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
+from kdzoo import testing
+from kdzoo.api import NeedsError
+from kdzoo.zoo import load_zoo
 from kdzoo_relation.rkd import RKD, rkd_angle_loss, rkd_distance_loss
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -104,3 +108,9 @@ def test_the_teacher_gets_no_gradient(loss: Loss) -> None:
     student, teacher = embeddings(14).requires_grad_(), embeddings(15).requires_grad_()
     loss(student, teacher).backward()
     assert teacher.grad is None
+
+
+def test_a_batch_of_two_is_refused_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(NeedsError) as error:
+        testing.tiny_runner(RKD, load_zoo(), tmp_path, {"data": {"batch_size": 2}}).run()
+    assert str(error.value).startswith("algorithm 'rkd': needs at least 3 samples at a time, got 2 ")
