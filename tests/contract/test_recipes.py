@@ -24,6 +24,7 @@ from kdzoo.zoo import load_zoo
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 DIGITS = [path for path in RECIPES if path.parent.name == "digits"]
+SMALL = [*DIGITS, *(p for p in RECIPES if p.parent.name in ("assistants", "students", "vision_transformers"))]
 RESULTS = ROOT / "docs" / "results"
 
 
@@ -178,7 +179,7 @@ def few_steps(recipe: Recipe) -> list[str]:
     return [part for setting in settings for part in ("-o", setting)]
 
 
-@pytest.mark.parametrize("path", DIGITS, ids=short)
+@pytest.mark.parametrize("path", SMALL, ids=short)
 def test_a_recipe_runs_from_the_command_line(path: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Timing every network would take longer than the whole run; tests/end_to_end times them.
     monkeypatch.setattr(delivery, "measure_latency", lambda calls: {label: {"p50": 1.0, "p95": 2.0} for label in calls})

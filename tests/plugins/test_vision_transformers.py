@@ -23,11 +23,10 @@ OPTIONS: dict[type[Algorithm], dict[str, Any]] = {FitNet: {"use_relu": False}, R
 def test_a_student_learns_the_maps_of_another_kind_of_network(
     cls: type[Algorithm], teacher: dict[str, Any], student: dict[str, Any], tmp_path: Path
 ) -> None:
-    changes = {
-        "models": {"teachers": [teacher], "student": student},
-        "train": {"epochs": 10, "optimizer": {"name": "adamw", "lr": 0.01}},
-    }
-    runner = testing.tiny_runner(cls, load_zoo(), tmp_path, changes, options=OPTIONS[cls])
+    pair = {"models": {"teachers": [teacher], "student": student}}
+    changes = {"train": {"epochs": 10, "optimizer": {"name": "adamw", "lr": 0.01}}}
+    paired: type[Algorithm] = type(cls.__name__, (cls,), {"tiny_recipe": pair, "__module__": __name__})
+    runner = testing.tiny_runner(paired, load_zoo(), tmp_path, changes, options=OPTIONS[cls])
     results = runner.run()
     assert results["pairing"]["student"][0].startswith("by depth: ")
     (term,) = set(cls.default_weights) - {"task"}
