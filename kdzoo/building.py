@@ -107,6 +107,7 @@ class Builder:
             seed=derive_seed(self.recipe.seed, "init", salt),
             load=load,
             tokens=self._tokens,
+            modalities=self.data.modalities,
         )
 
     def _channels_last(self) -> bool:
@@ -156,7 +157,8 @@ class Builder:
                 f"algorithm '{cls.name}': needs at least {needs.min_classes} classes, the data set has "
                 f"{len(self.data.classes)}"
             )
-        loader = self.loader if stage.samples is None else self.loader.only(stage.samples)
+        samples = self._samples(stage, needs.data)
+        loader = self.loader if samples is None else self.loader.only(samples)
         student = self.network(stage.model, stage.salt)
         if stage.start is not None and stage.model.weights == "teacher":
             start_from(student, self.trained_network(stage.start))
@@ -219,6 +221,10 @@ class Builder:
         if strange:
             raise ContractError(f"a stage that knows the classes {list(known)} has samples of {strange}")
         return known
+
+    def _samples(self, stage: Stage, needed: str) -> tuple[int, ...] | None:
+        """Rows of the training split that a stage trains on; None for all."""
+        return self.data.labelled if stage.samples is None and needed == "labelled" else stage.samples
 
     def _sampled(self, stage: Stage) -> set[int]:
         targets = self.data.part("train").targets
@@ -352,6 +358,7 @@ class Builder:
                 "peers": [asdict(peer) for peer in stage.peers],
                 "start": stage.start.key if stage.start else None,
                 "samples": stable_hash(stage.samples) if stage.samples is not None else None,
+                "labelled": self.recipe.data.labelled if stage.samples is None else None,
                 "classes": stage.classes,
                 "earlier": stage.earlier,
                 "initial": self._initial(stage),

@@ -97,6 +97,8 @@ class DataSet:
         self.channels, self.size = splits.channels, (splits.size[0], splits.size[1])
         self.mean, self.std = tuple(splits.mean), tuple(splits.std)
         self.tokens = splits.tokens
+        self.modalities = dict(splits.modalities)
+        self._augmented = recipe.augment != "none"
         self.source, self.licence = splits.source, splits.licence
         self.notes: list[str] = []
         self.test_gate = TestGate(self)
@@ -108,7 +110,12 @@ class DataSet:
         self._pad = 0 if self.tokens is None else self.tokens.pad
         self._digests = {"train": digests(splits.train, self._pad)}
         content: list[Any] = [] if self.tokens is None else [self._token_content()]
-        content += [source.name, source.options.model_dump(mode="json"), self.classes, self.channels]
+        content += [
+            source.name,
+            source.options.model_dump(mode="json", exclude_defaults=True),
+            self.classes,
+            self.channels,
+        ]
         content += [self.size, self.mean, self.std, self._content("train", splits.train)]
         self.parts: dict[str, Part] = {}
         if splits.validation is not None:
@@ -123,6 +130,8 @@ class DataSet:
                 self._digests["validation"] = [self._digests["train"][row] for row in held_out.rows]
             whole = self._limited(whole, recipe.train_limit)
         self.parts["train"] = whole
+        #: Rows of the training split that have a label for student and control; None: all.
+        self.labelled = self._few_labels(whole, recipe.labelled)
         self._digests["train"] = [self._digests["train"][row] for row in whole.rows]
         #: Hash of the content of train and validation, the same for any seed, limit and place on disk.
         self.fingerprint = stable_hash(content)
@@ -176,6 +185,11 @@ class DataSet:
             )
         if self.channels < 1 or len(self.size) != 2 or min(self.size) < 1:
             raise DataError(f"{self._title}: {self.channels} channels of size {self.size} are no images")
+        for name, (first, last) in self.modalities.items():
+            if not 0 <= first < last <= self.channels:
+                raise DataError(
+                    f"{self._title}: modality '{name}' has the channels {first}..{last - 1}; there are {self.channels}"
+                )
         lengths = {len(self.mean), len(self.std)}
         if lengths != {self.channels} or not np.isfinite([*self.mean, *self.std]).all() or min(self.std) <= 0:
             raise DataError(
@@ -197,10 +211,14 @@ class DataSet:
         if isinstance(split, ArraySplit):
             wanted = (samples, *self.size, self.channels)
             grey = self.channels == 1 and split.images.shape == wanted[:3]
-            if split.images.dtype != np.uint8 or (split.images.shape != wanted and not grey):
+            if split.images.dtype not in (np.uint8, np.float32) or (split.images.shape != wanted and not grey):
                 raise DataError(
                     f"{where}: images are {split.images.dtype} {split.images.shape}; uint8 {wanted} would be right"
                 )
+            if split.images.dtype == np.float32 and self._augmented:
+                raise DataError(f"{where}: measurements in float32 are no pixels; data.augment: none would be right")
+            if split.images.dtype == np.float32 and not np.isfinite(split.images).all():
+                raise DataError(f"{where}: some measurements are not finite")
         if targets.shape != (samples,) or targets.dtype.kind not in "iu":
             raise DataError(f"{where}: targets are {targets.dtype} {targets.shape}; int64 {(samples,)} would be right")
         low, high = int(targets.min()), int(targets.max())
@@ -285,6 +303,14 @@ class DataSet:
             )
         rest = np.setdiff1d(np.arange(samples), chosen)
         return Part(whole.split, whole.rows[rest]), Part(whole.split, whole.rows[chosen])
+
+    def _few_labels(self, part: Part, count: int | None) -> tuple[int, ...] | None:
+        if count is None:
+            return None
+        rows = stratified(part.targets, count, derive_seed(self._seed, "labelled"), keep=0)
+        if rows is None:
+            raise DataError(f"{self._title}: data.labelled is {count}, but there are {len(part)} training samples")
+        return tuple(rows.tolist())
 
     def _limited(self, part: Part, limit: int | None) -> Part:
         if limit is None or limit == len(part):
@@ -490,7 +516,8 @@ class Loader:
             yield Batch(self._pixels(first), reader.targets[index], index, view or 0, second)
 
     def _pixels(self, images: Tensor) -> Tensor:
-        return images.float().div_(255).contiguous(memory_format=self._format)
+        pixels = images if images.dtype == torch.float32 else images.float().div_(255)
+        return pixels.contiguous(memory_format=self._format)
 
     def _reader(self, split: SplitName) -> MemoryReader | FileReader | TokenReader:
         part = self.data.part(split)

@@ -64,7 +64,7 @@ class Delivery:
         entries = {
             label: result_entry(
                 label=label,
-                model=networks[label].spec.name,
+                model=_named(networks[label].spec),
                 logits=logits[label],
                 targets=targets,
                 teacher_logits=reference,
@@ -102,7 +102,8 @@ class Delivery:
                     if label in logits
                 },
             },
-            "data": {"name": self.recipe.data.name, "test_samples": len(targets), **self.data.split_sizes},
+            "data": {"name": self.recipe.data.name, "test_samples": len(targets), **self.data.split_sizes}
+            | ({} if self.data.labelled is None else {"labelled": len(self.data.labelled)}),
             "same_network": control is None or _same(control.model, student.model),
             "algorithm": self.build.plan.algorithm.cls.name,
             "upper_bound": self.build.plan.algorithm.cls.upper_bound,
@@ -218,6 +219,7 @@ class Delivery:
                 "std": list(network.std),
                 "size": list(network.size),
                 "channels": network.channels,
+                **({"reads": network.spec.reads} if network.spec.reads else {}),
                 "sha256": sha256_file(self.folder.path("student.safetensors")),
                 **self._deliver_tokenizer(),
             },
@@ -236,6 +238,10 @@ class Delivery:
         return {"tokens": {**told, "files": [f"tokenizer/{name}" for name in sorted(tokens.files)]}}
 
 
+def _named(spec: ModelSpec) -> str:
+    return spec.name if spec.reads is None else f"{spec.name} ({spec.reads})"
+
+
 def _same(first: ModelSpec, second: ModelSpec) -> bool:
     """Whether two models are one architecture at one input size, whatever their weights."""
     return (first.name, dict(first.args), first.size) == (second.name, dict(second.args), second.size)
@@ -248,7 +254,8 @@ def delivered_spec(told: Mapping[str, Any]) -> ModelSpec:
     size = height if height == width else None  # only data are not square, and then it is theirs
     if told.get("tokens"):
         return ModelSpec(told["model"], args=args)
-    return ModelSpec(told["model"], args=args, mean=tuple(told["mean"]), std=tuple(told["std"]), size=size)
+    reads = told.get("reads")
+    return ModelSpec(told["model"], args=args, mean=tuple(told["mean"]), std=tuple(told["std"]), size=size, reads=reads)
 
 
 def in_turn(calls: Sequence[Callable[[], Any]]) -> Callable[[], Any]:

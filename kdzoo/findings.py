@@ -249,7 +249,9 @@ def verdict(results: Mapping[str, Any]) -> Verdict:
         network = "the same network" if results.get("same_network", True) else "the recipe's student, another network,"
         facts.append((f"{gain:+.2f}", f"points against {network} trained alone"))
         more = "more" if gain >= 0 else "less"
-        than = f"{abs(gain):.2f} points {more} than {network} trained alone under the same budget"
+        labelled = (results.get("data") or {}).get("labelled")
+        alone = "alone under the same budget" if labelled is None else f"on the {labelled:,} labelled samples alone"
+        than = f"{abs(gain):.2f} points {more} than {network} trained {alone}"
         if not paired:
             headline = "A difference without an interval"
             sentence = f"{reached}, {than}. The run did not keep on which samples they differ."

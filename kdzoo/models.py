@@ -70,9 +70,12 @@ class Network(nn.Module):
         num_classes: int,
         create_args: Mapping[str, Any],
         tokens: Mapping[str, Any] | None = None,
+        window: tuple[int, int, int] | None = None,
     ) -> None:
+        """``window`` are the channels of its modality, (first, last + 1), of how many there are; None: all of them."""
         super().__init__()
         self.model = model
+        self.window = window
         self.spec = spec
         self.mean, self.std = tuple(mean), tuple(std)
         self.size = size
@@ -94,6 +97,8 @@ class Network(nn.Module):
         """
         if self.tokens is not None:
             return inputs
+        if self.window is not None:
+            inputs = inputs[:, self.window[0] : self.window[1]]
         if inputs.shape[1] != self.channels:
             inputs = inputs.expand(-1, self.channels, -1, -1)  # grey to as many equal channels
         if tuple(inputs.shape[2:]) != self.size:
@@ -120,7 +125,8 @@ class Network(nn.Module):
         """Made-up inputs that are the same each time: pixels (N, C, H, W) in [0, 1], or ids (N, L) without fill."""
         generator = torch.Generator().manual_seed(0)
         if self.tokens is None:
-            return torch.rand(samples, self.channels, *self.size, generator=generator)
+            channels = self.channels if self.window is None else self.window[2]
+            return torch.rand(samples, channels, *self.size, generator=generator)
         ids = torch.randint(1, self.tokens["vocab_size"], (samples, self.size[0]), generator=generator)
         return (ids + self.tokens["pad"]) % self.tokens["vocab_size"]
 
@@ -287,14 +293,20 @@ def build_network(
     seed: int,
     load: bool = True,
     tokens: Mapping[str, Any] | None = None,
+    modalities: Mapping[str, tuple[int, int]] | None = None,
 ) -> Network:
     """Build a network by name, initialised under ``seed``, and bring in its weights.
 
     ``channels`` is the data set's, ``size`` the network's input (H, W). Its normalisation is ``mean`` and ``std``,
     else that of its pretrained weights, else the data set's. ``load=False`` builds the very same network without
     reading its weights, for a caller that has others. ``tokens`` are what a network that reads text is built from;
-    None for images. Raises UnknownName and ModelError.
+    None for images. ``modalities`` are those of the data set, of which ``spec.reads`` is one. Raises UnknownName and
+    ModelError.
     """
+    window = _window(spec, modalities or {}, channels)
+    if window is not None:
+        first, last, _ = window
+        channels, data_mean, data_std = last - first, data_mean[first:last], data_std[first:last]
     _check_spec(spec)
     _check_inputs(spec, tokens)
     origin = _origin(spec)
@@ -343,6 +355,7 @@ def build_network(
         channels=in_chans,
         num_classes=num_classes,
         create_args=args,
+        window=window,
     )
     network.fresh_head = ready is not None and ready.num_classes != num_classes
     _load_file(network, origin, load)
@@ -353,6 +366,22 @@ def _load_file(network: Network, origin: Origin, load: bool) -> None:
     """Bring in weights from a file, if that is where they are."""
     if load and not origin.ready and network.spec.weights not in ("train", "teacher"):
         load_weights(network, Path(network.spec.weights).expanduser())
+
+
+def _window(spec: ModelSpec, modalities: Mapping[str, tuple[int, int]], channels: int) -> tuple[int, int, int] | None:
+    """The channels that a model reads, (first, last + 1), of how many there are; None for all of them."""
+    if spec.reads is None and not modalities:
+        return None
+    known = ", ".join(modalities)
+    if not modalities:
+        raise ModelError(f"model '{spec.name}': reads '{spec.reads}', but the data set declares no modalities")
+    if spec.reads is None:
+        raise ModelError(f"model '{spec.name}': which modality it reads is not said; reads: one of {known}")
+    if spec.reads not in modalities:
+        raise ModelError(
+            f"model '{spec.name}': reads '{spec.reads}'{nearest(spec.reads, list(modalities))}; known: {known}"
+        )
+    return (*modalities[spec.reads], channels)
 
 
 def _check_inputs(spec: ModelSpec, tokens: Mapping[str, Any] | None) -> None:

@@ -38,7 +38,10 @@ class ModelFamily:
 
 @dataclass(frozen=True)
 class ArraySplit:
-    """A split that lives in memory: images (N, H, W, C) or (N, H, W), uint8; targets (N,), int."""
+    """A split that lives in memory: images (N, H, W, C) or (N, H, W), uint8; targets (N,), int.
+
+    Measurements that are no pixels are float32, and models take them as they are.
+    """
 
     images: np.ndarray
     targets: np.ndarray
@@ -85,7 +88,8 @@ Split = ArraySplit | FileSplit | TokenSplit
 class DataSplits:
     """A data set in its official splits. ``test`` is a callable so that nothing reads it too early.
 
-    Text has ``tokens`` and no pixels: one channel, a size of (L, 1), a mean of 0 and a std of 1.
+    Text has ``tokens`` and no pixels: one channel, a size of (L, 1), a mean of 0 and a std of 1. Where a sample was
+    seen in several ways at once, ``modalities`` name the channels of each, as (first, last + 1).
     """
 
     train: Split
@@ -98,6 +102,7 @@ class DataSplits:
     validation: Split | None = None  # None: the core carves a seeded share of train
     source: str = ""
     licence: str = ""
+    modalities: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # none: every model reads all channels
     tokens: Tokens | None = None  # of text; every split is then a TokenSplit
 
 

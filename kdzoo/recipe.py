@@ -204,6 +204,7 @@ class ModelRecipe(_Section):
     size: Annotated[Whole, Field(ge=1, le=16_384)] | None = Field(
         None, description="Its own input size in pixels; null: the data set's."
     )
+    reads: Line | None = Field(None, description="The modality it takes, where the data set declares several.")
 
     @model_validator(mode="after")
     def _normalisation_is_whole(self) -> ModelRecipe:
@@ -256,6 +257,9 @@ class DataRecipe(_Section):
         0.1, description="Share below 1, or number, of training samples that are held out for validation."
     )
     train_limit: Count | None = Field(None, description="Train on so many samples only; null: all.")
+    labelled: Count | None = Field(
+        None, description="Only so many training samples have a label for student and control; null: all."
+    )
     workers: Annotated[Whole, Field(ge=0, le=256)] = Field(0, description="Processes that read files.")
     timeout_s: Annotated[Real, Field(gt=0, le=86_400)] = Field(120.0, description="Seconds to wait for a worker.")
 

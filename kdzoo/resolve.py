@@ -296,7 +296,8 @@ def _below_export(path: str, problems: RecipeProblems) -> Report:
 
 def _spec(model: ModelRecipe) -> ModelSpec:
     train = model.train or {}
-    return ModelSpec(model.name, model.weights, model.args, train, model.mean, model.std, model.size, model.finetune)
+    settings = model.mean, model.std, model.size, model.finetune, model.reads
+    return ModelSpec(model.name, model.weights, model.args, train, *settings)
 
 
 def _provenance(recipe: Recipe, chosen: tuple[ResolvedAlgorithm | None, ...], zoo: Zoo) -> dict[str, dict[str, str]]:

@@ -300,7 +300,10 @@ class Runner:
     def _teacher_stage(self, index: int, spec: ModelSpec) -> Stage | None:
         """The stage that trains a teacher; None for one whose weights come ready."""
         name = "teacher" if len(self.plan.teachers) == 1 else f"teacher_{index}"
-        return Stage(name, spec) if spec.weights == "train" or spec.finetune else None
+        if spec.weights != "train" and not spec.finetune:
+            return None
+        everything = None if self.data.labelled is None else tuple(range(self.data.num_train))
+        return Stage(name, spec, samples=everything)  # a teacher has all labels, whatever its student has
 
     def _teacher(self, index: int, spec: ModelSpec) -> StageResult:
         name = "teacher" if len(self.plan.teachers) == 1 else f"teacher_{index}"

@@ -145,7 +145,8 @@ def tiny_runner(
 
 def _spec(model: ModelRecipe) -> ModelSpec:
     train = model.train or {}
-    return ModelSpec(model.name, model.weights, model.args, train, model.mean, model.std, model.size, model.finetune)
+    settings = model.mean, model.std, model.size, model.finetune, model.reads
+    return ModelSpec(model.name, model.weights, model.args, train, *settings)
 
 
 def _stripes(changes: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -228,6 +228,7 @@ class ModelSpec:
     std: tuple[float, ...] | None = None
     size: int | None = None  # own input size, pixels
     finetune: bool = False
+    reads: str | None = None  # the modality it takes, of those that the data set declares
 
 
 @dataclass(frozen=True)
@@ -242,6 +243,9 @@ class AlgorithmChoice:
 @dataclass(frozen=True)
 class Stage:
     """One phase of training that ends in stored weights.
+
+    Where ``data.labelled`` leaves labels to few samples, a stage that reads labels trains on those, and one whose
+    algorithm reads none on all; ``samples`` overrides that.
 
     ``algorithm`` None trains on the task alone. ``start`` begins from an earlier result's weights instead
     of fresh ones. ``salt`` separates stages that would otherwise be the same and share one seed. ``samples`` are the

@@ -127,6 +127,8 @@ def file_metadata(network: Network, shape: Sequence[int], classes: Sequence[str]
         "mean": list(network.mean),
         "std": list(network.std),
     }
+    if network.spec.reads is not None:
+        preprocessing["reads"] = network.spec.reads
     if network.tokens is not None:
         preprocessing = {"layout": "NL", **{key: network.tokens[key] for key in ("vocab_size", "pad", "unknown")}}
     return {

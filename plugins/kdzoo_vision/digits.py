@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from pydantic import Field
 
-from kdzoo.api import ArraySplit, DataSource, DataSplits
+from kdzoo.api import ArraySplit, DataSource, DataSplits, OfferOptions
+from kdzoo_vision.renderings import with_edges
 
 FILE = Path(__file__).with_name("digits.npz")
 
@@ -17,12 +20,15 @@ class Digits(DataSource):
     name = "digits"
     description = "1797 handwritten digits, 8 x 8 grey, in the package"
 
+    class Options(OfferOptions):
+        edges: bool = Field(False, description="Add what Sobel's operator makes of each image as a second modality.")
+
     def load(self, root: Path) -> DataSplits:
         with np.load(FILE, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         train = ArraySplit(arrays["train_images"], arrays["train_targets"])
         test = ArraySplit(arrays["test_images"], arrays["test_targets"])
-        return DataSplits(
+        splits = DataSplits(
             train=train,
             test=lambda: test,
             classes=tuple("0123456789"),
@@ -33,3 +39,5 @@ class Digits(DataSource):
             source="E. Alpaydin, C. Kaynak (1998), Optical Recognition of Handwritten Digits, UCI, doi 10.24432/C50P49",
             licence="CC BY 4.0",
         )
+        options: Any = self.options
+        return with_edges(splits) if options.edges else splits

@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from kdzoo.api import ArraySplit, DataError, DataSource, DataSplits, OfferOptions
+from kdzoo_vision.renderings import with_edges
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
@@ -32,6 +33,7 @@ class StandardSet(DataSource):
 
     class Options(OfferOptions):
         download: bool = Field(False, description="Let torchvision fetch the data set when it is not there.")
+        edges: bool = Field(False, description="Add what Sobel's operator makes of each image as a second modality.")
 
     def load(self, root: Path) -> DataSplits:
         """Return the splits; the test arrays are read when they are asked for. Raises DataError."""
@@ -44,7 +46,7 @@ class StandardSet(DataSource):
             classes = tuple(sets["train"].classes)
             splits = {which: lambda which=which: self._arrays(sets[which]) for which in ("train", "test")}
         height, width, channels = self.shape
-        return DataSplits(
+        found = DataSplits(
             train=splits["train"](),
             test=splits["test"],
             classes=classes,
@@ -55,6 +57,8 @@ class StandardSet(DataSource):
             source=self.source,
             licence=self.licence,
         )
+        options: Any = self.options
+        return with_edges(found) if options.edges else found
 
     def _prepared_classes(self, folder: Path) -> tuple[str, ...]:
         missing = [f"{name}.npy" for name in ARRAYS if not (folder / f"{name}.npy").is_file()]

@@ -126,6 +126,16 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
             images = noise.integers(0, 256, (samples, *shape), dtype=np.uint8)
             np.save(root / name / f"{split}_images.npy", images)
             np.save(root / name / f"{split}_labels.npy", np.arange(samples, dtype=np.uint8) % 10)
+    (root / "phone_watch_har").mkdir()
+    windows = noise.standard_normal((2, 1600, 6, 50)).astype(np.float32)
+    np.savez(
+        root / "phone_watch_har" / "phone_watch_har.npz",
+        phone=windows[0],
+        watch=windows[1],
+        label=np.arange(1600, dtype=np.uint8) % 5,
+        subject=np.repeat([f"s{k:02d}" for k in range(1, 24)], 70)[:1600],
+        classes=np.array([f"activity {k}" for k in range(5)]),
+    )
     for sample in (ROOT / "tests" / "fixtures" / "data").glob("*"):
         (root / sample.name).symlink_to(sample)
     return root

@@ -127,6 +127,11 @@ def showing(tmp_path_factory):
     return write_run(tmp_path_factory.mktemp("runs") / "0001-seed0", exhibits=EXHIBITS, variants=VARIANTS)
 
 
+def test_the_verdict_says_that_the_control_had_few_labels():
+    few = {**RESULTS, "data": {**RESULTS["data"], "labelled": 100}}
+    assert "points more than the same network trained on the 100 labelled samples alone;" in verdict(few).sentence
+
+
 def test_the_page_shows_what_the_algorithm_shows(showing):
     reader = read(page(read_run(showing)))
     for wanted in ("Assistants", "One row a size.", "91.26", "272,474", "In %. Rows are later.", "Up and to the left"):

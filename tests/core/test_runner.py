@@ -18,7 +18,7 @@ from tiny_algorithms import PAPER, Alone, Couple, Match, same_bits
 
 from kdzoo import delivery
 from kdzoo import runner as runners
-from kdzoo.api import Algorithm, Needs, Stage, Tracker
+from kdzoo.api import Algorithm, Needs, Stage, Tracker, Update
 from kdzoo.engine import Engine
 from kdzoo.errors import ContractError, DivergedError, Interrupted, KdzooError, ModelError, NeedsError, ResumeError
 from kdzoo.evaluation import predict
@@ -298,6 +298,32 @@ def test_a_stage_of_some_samples_never_sees_the_others(shared: Place, monkeypatc
     known = labels < 2
     top1 = 100 * float((logits[known][:, :2].argmax(1) == labels[known]).mean())
     assert some.metrics["top1_percent"] == pytest.approx(top1)
+
+
+def test_few_labels_are_for_students_all_for_teachers_and_who_reads_none(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, set[int]] = {}
+    context = Engine.context
+
+    def watched(self: Engine, batch: Any, *rest: Any) -> Any:
+        seen.setdefault(self.job.name, set()).update(batch.index.tolist())
+        return context(self, batch, *rest)
+
+    def pairs(given: Any) -> Iterator[Any]:
+        first = yield Stage("pairs", given.student, given.own, given.teachers)
+        return (yield Stage("student", given.student, start=first))
+
+    def step(self: Any, ctx: Any) -> Iterator[Any]:
+        yield Update("student", self.losses(ctx))
+
+    monkeypatch.setattr(Engine, "context", watched)
+    cls = planned("pairs", pairs, needs=Needs(data="unlabelled"), step=step)
+    ran = place.run(cls, control=True, data={"labelled": 16, "batch_size": 8})
+    few = set(ran.runner.data.labelled)
+    assert len(few) == 16
+    assert seen["control"] == seen["student"] == few
+    assert min(len(seen["teacher"] - few), len(seen["pairs"] - few)) > 10
 
 
 def test_all_samples_by_name_are_all_samples(shared: Place) -> None:

@@ -1,0 +1,170 @@
+"""A sample seen in several ways at once: who reads what, who is told which labels, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kdzoo.data import DataSet, open_data
+from kdzoo.delivery import delivered_spec
+from kdzoo.errors import DataError, KdzooError, ModelError
+from kdzoo.export.verify import file_metadata
+from kdzoo.models import Network, build_network, fold_batchnorm
+from kdzoo.offers import ArraySplit, DataSource, DataSplits, OfferOptions
+from kdzoo.recipe import DataRecipe
+from kdzoo.testing import TINY
+from kdzoo.types import ModelSpec
+
+BOTH = {"phone": (0, 2), "watch": (2, 5)}
+
+
+def splits(dtype: Any = np.float32, **changes: Any) -> DataSplits:
+    numbers = np.random.default_rng(0)
+    images = (numbers.random((40, 8, 8, 5)) * 50).astype(dtype)
+    split = ArraySplit(images, np.arange(40) % 4)
+    given: dict[str, Any] = {
+        "train": split,
+        "test": lambda: split,
+        "classes": ("a", "b", "c", "d"),
+        "channels": 5,
+        "size": (8, 8),
+        "mean": (0.0, 1.0, 2.0, 3.0, 4.0),
+        "std": (1.0, 1.0, 2.0, 2.0, 2.0),
+        "modalities": BOTH,
+    }
+    return DataSplits(**{**given, **changes})
+
+
+class Given(DataSource):
+    name = "given"
+
+    def __init__(self, made: DataSplits) -> None:
+        super().__init__(OfferOptions())
+        self.made = made
+
+    def load(self, root: Path) -> DataSplits:
+        return self.made
+
+
+def opened(made: DataSplits, **changes: Any) -> DataSet:
+    return open_data(Given(made), DataRecipe.model_validate({"name": "given", "validation": 8, **changes}), 0)
+
+
+def network(reads: str | None, modalities: Any = BOTH, **args: Any) -> Network:
+    data = splits()
+    return build_network(
+        ModelSpec(TINY, args=args, reads=reads),
+        num_classes=4,
+        channels=5,
+        size=(8, 8),
+        data_mean=data.mean,
+        data_std=data.std,
+        seed=0,
+        modalities=modalities,
+    )
+
+
+def refusal(error: type[KdzooError], act: Callable[[], Any]) -> str:
+    with pytest.raises(error) as caught:
+        act()
+    return str(caught.value)
+
+
+# --- models ---------------------------------------------------------------------------------------
+
+
+def test_a_model_takes_its_own_channels_and_their_normalisation() -> None:
+    watch = network("watch")
+    inputs = torch.rand(3, 5, 8, 8)
+    torch.testing.assert_close(
+        watch.prepare(inputs), (inputs[:, 2:] - torch.tensor([2.0, 3.0, 4.0]).view(1, 3, 1, 1)) / 2
+    )
+    assert (watch.channels, watch.mean, watch.std) == (3, (2.0, 3.0, 4.0), (2.0, 2.0, 2.0))
+    assert network("phone").channels == 2
+
+
+def test_other_channels_do_not_reach_a_model() -> None:
+    phone = network("phone").eval()
+    inputs = torch.rand(3, 5, 8, 8)
+    changed = inputs.clone()
+    changed[:, 2:] += 1
+    assert torch.equal(phone(inputs).logits, phone(changed).logits)
+    changed[:, 0] += 1
+    assert not torch.equal(phone(inputs).logits, phone(changed).logits)
+
+
+def test_folding_sees_inputs_of_the_data_set() -> None:
+    watch = network("watch").eval()
+    inputs = torch.rand(3, 5, 8, 8)
+    folded = fold_batchnorm(watch)
+    torch.testing.assert_close(folded(inputs).logits, watch(inputs).logits, rtol=1e-3, atol=1e-4)
+
+
+def test_what_is_delivered_names_the_modality() -> None:
+    watch = network("watch")
+    assert '"reads": "watch"' in file_metadata(watch, (3, 8, 8), ("a", "b"))["preprocessing"]
+    told = {"model": TINY, "args": {}, "mean": [0.0], "std": [1.0], "size": [8, 8], "reads": "watch"}
+    assert delivered_spec(told).reads == "watch"
+
+
+@pytest.mark.parametrize(
+    ("reads", "modalities", "problem"),
+    [
+        (None, BOTH, f"model '{TINY}': which modality it reads is not said; reads: one of phone, watch"),
+        ("wach", BOTH, f"model '{TINY}': reads 'wach'; did you mean 'watch'?; known: phone, watch"),
+        ("watch", {}, f"model '{TINY}': reads 'watch', but the data set declares no modalities"),
+    ],
+)
+def test_a_model_that_reads_what_is_not_there_is_refused(reads: str | None, modalities: Any, problem: str) -> None:
+    assert refusal(ModelError, lambda: network(reads, modalities)) == problem
+
+
+# --- data -----------------------------------------------------------------------------------------
+
+
+def test_measurements_reach_models_as_they_are() -> None:
+    made = splits()
+    data = opened(made)
+    batch = next(iter(data.loader(torch.device("cpu"), 8).train_batches(0, 0)))
+    rows = data.part("train").rows[batch.index.numpy()]
+    assert isinstance(made.train, ArraySplit)
+    np.testing.assert_array_equal(batch.inputs.numpy(), made.train.images[rows].transpose(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("made", "changes", "problem"),
+    [
+        (
+            splits(modalities={"phone": (0, 6)}),
+            {},
+            "data set 'given': modality 'phone' has the channels 0..5; there are 5",
+        ),
+        (
+            splits(),
+            {"augment": "flip"},
+            "data set 'given', split train: measurements in float32 are no pixels; data.augment: none would be right",
+        ),
+        (
+            replace(splits(), train=ArraySplit(np.full((40, 8, 8, 5), np.inf, np.float32), np.arange(40) % 4)),
+            {},
+            "data set 'given', split train: some measurements are not finite",
+        ),
+        (splits(), {"labelled": 33}, "data set 'given': data.labelled is 33, but there are 32 training samples"),
+    ],
+)
+def test_data_that_cannot_be_right_is_refused(made: DataSplits, changes: Any, problem: str) -> None:
+    assert refusal(DataError, lambda: opened(made, **changes)) == problem
+
+
+def test_the_few_labels_are_shared_out_by_class_and_seed() -> None:
+    data = opened(splits(), labelled=8)
+    assert data.labelled is not None
+    assert np.bincount(data.part("train").targets[list(data.labelled)]).tolist() == [2, 2, 2, 2]
+    assert data.labelled == opened(splits(), labelled=8).labelled
+    assert opened(splits()).labelled is None
