@@ -107,11 +107,22 @@ def precision_accuracy(result: Mapping[str, Any]) -> str:
     return source(result) + words + table(["arm", *names, "all three"], rows)
 
 
+def text_speed(result: Mapping[str, Any]) -> str:
+    base = result["sentences_per_s"]["trainer"]
+    rows = []
+    for name, rate in result["sentences_per_s"].items():
+        times = result["ratios"].get(f"{name} / trainer")
+        shown = f"{times:.2f}" if times is not None else ("1" if rate == base else f"{rate / base:.2f}")
+        rows.append([name, f"{rate:.0f}", shown])
+    return source(result) + table(["loop", "sentences a second", "times the Trainer's"], rows)
+
+
 TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "step_time": step_time,
     "variants": variants,
     "precision_speed": precision_speed,
     "precision_accuracy": precision_accuracy,
+    "text_speed": text_speed,
 }
 
 
