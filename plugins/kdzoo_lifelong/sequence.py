@@ -186,7 +186,8 @@ AVERAGE_NOTE = (
     "Percent, the mean over the tasks learnt so far. Fine-tuning learns the same tasks without anything against "
     "forgetting, a lower bound. Joint training is the control, the same network trained on all tasks at once, an upper "
     "bound; it answers among the classes seen so far, as the others do. Each task is trained for the recipe's epochs "
-    "on its own samples, the control for as many epochs on all of them: the passes over the data are the same."
+    "on its own samples, the control for as many epochs on all of them: the passes over the data are the same, but for "
+    "the last, incomplete batch of each epoch, which no stage trains on."
 )
 FORGETTING_NOTE = (
     "Points, the mean over earlier tasks of the best accuracy that any earlier stage had on them, minus the accuracy "
