@@ -17,7 +17,7 @@ import torch
 
 import kdzoo
 from kdzoo.algorithm import Algorithm
-from kdzoo.data import DataSet, open_data
+from kdzoo.data import DataSet, Loader, open_data
 from kdzoo.device import Precision, choose_precision, environment, pick_device, set_threads
 from kdzoo.engine import Job, Plain
 from kdzoo.errors import ContractError, NeedsError
@@ -108,6 +108,7 @@ class Builder:
             load=load,
             tokens=self._tokens,
             modalities=self.data.modalities,
+            floats=self.data.floats,
         )
 
     def _channels_last(self) -> bool:
@@ -152,13 +153,16 @@ class Builder:
             raise NeedsError("train.select: 'best' is chosen on the validation split, and data.validation leaves none")
         if needs.data == "none" and self.data.tokens is not None:
             raise NeedsError(f"algorithm '{cls.name}': makes up its inputs, which are images; the data set has text")
+        if needs.data == "none" and self.data.floats:
+            raise NeedsError(
+                f"algorithm '{cls.name}': makes up its inputs, which are images; the data set has measurements"
+            )
         if len(self.data.classes) < needs.min_classes:
             raise NeedsError(
                 f"algorithm '{cls.name}': needs at least {needs.min_classes} classes, the data set has "
                 f"{len(self.data.classes)}"
             )
-        samples = self._samples(stage, needs.data)
-        loader = self.loader if samples is None else self.loader.only(samples)
+        loader = self._loader(stage, needs.data)
         student = self.network(stage.model, stage.salt)
         if stage.start is not None and stage.model.weights == "teacher":
             start_from(student, self.trained_network(stage.start))
@@ -222,9 +226,11 @@ class Builder:
             raise ContractError(f"a stage that knows the classes {list(known)} has samples of {strange}")
         return known
 
-    def _samples(self, stage: Stage, needed: str) -> tuple[int, ...] | None:
-        """Rows of the training split that a stage trains on; None for all."""
-        return self.data.labelled if stage.samples is None and needed == "labelled" else stage.samples
+    def _loader(self, stage: Stage, needed: str) -> Loader:
+        """What feeds a stage. The few samples that have a label recur, so that its epoch is as long as one over all."""
+        if stage.samples is None and needed == "labelled" and self.data.labelled is not None:
+            return self.loader.only(self.data.labelled, self.data.num_train)
+        return self.loader if stage.samples is None else self.loader.only(stage.samples)
 
     def _sampled(self, stage: Stage) -> set[int]:
         targets = self.data.part("train").targets

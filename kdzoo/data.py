@@ -98,6 +98,8 @@ class DataSet:
         self.mean, self.std = tuple(splits.mean), tuple(splits.std)
         self.tokens = splits.tokens
         self.modalities = dict(splits.modalities)
+        #: Whether samples are measurements in float32, which come as they are, and no pixels in [0, 1].
+        self.floats = isinstance(splits.train, ArraySplit) and splits.train.images.dtype == np.float32
         self._augmented = recipe.augment != "none"
         self.source, self.licence = splits.source, splits.licence
         self.notes: list[str] = []
@@ -211,9 +213,10 @@ class DataSet:
         if isinstance(split, ArraySplit):
             wanted = (samples, *self.size, self.channels)
             grey = self.channels == 1 and split.images.shape == wanted[:3]
-            if split.images.dtype not in (np.uint8, np.float32) or (split.images.shape != wanted and not grey):
+            dtype = np.dtype(np.float32 if self.floats else np.uint8)
+            if split.images.dtype != dtype or (split.images.shape != wanted and not grey):
                 raise DataError(
-                    f"{where}: images are {split.images.dtype} {split.images.shape}; uint8 {wanted} would be right"
+                    f"{where}: images are {split.images.dtype} {split.images.shape}; {dtype} {wanted} would be right"
                 )
             if split.images.dtype == np.float32 and self._augmented:
                 raise DataError(f"{where}: measurements in float32 are no pixels; data.augment: none would be right")
@@ -305,7 +308,7 @@ class DataSet:
         return Part(whole.split, whole.rows[rest]), Part(whole.split, whole.rows[chosen])
 
     def _few_labels(self, part: Part, count: int | None) -> tuple[int, ...] | None:
-        if count is None:
+        if count is None or count == len(part):
             return None
         rows = stratified(part.targets, count, derive_seed(self._seed, "labelled"), keep=0)
         if rows is None:
@@ -405,9 +408,13 @@ class Loader:
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         self._readers: dict[str, MemoryReader | FileReader | TokenReader] = {}
         self._rows: np.ndarray | None = None
+        self._epoch_samples: int | None = None
 
-    def only(self, rows: Sequence[int]) -> Loader:
-        """The same loader for training on some rows of the training split alone; a sample keeps its index."""
+    def only(self, rows: Sequence[int], epoch_samples: int | None = None) -> Loader:
+        """The same loader for training on some rows of the training split alone; a sample keeps its index.
+
+        They recur until an epoch has ``epoch_samples``; None: each comes once.
+        """
         chosen = np.unique(np.asarray(rows, dtype=np.int64))
         if len(chosen) < len(rows) or not len(chosen) or chosen[0] < 0 or chosen[-1] >= self.data.num_train:
             raise ContractError(
@@ -416,12 +423,14 @@ class Loader:
                 + (f", from {chosen[0]} to {chosen[-1]}" if len(chosen) else "")
             )
         other = copy.copy(self)
-        other._rows = chosen
+        other._rows, other._epoch_samples = chosen, epoch_samples
         return other
 
     @property
     def num_train(self) -> int:
-        """Samples that are trained on."""
+        """Samples of an epoch."""
+        if self._epoch_samples is not None:
+            return self._epoch_samples
         return self.data.num_train if self._rows is None else len(self._rows)
 
     @property
@@ -437,10 +446,11 @@ class Loader:
         return steps
 
     def order(self, epoch: int) -> np.ndarray:
-        """The epoch's permutation of the samples that are trained on."""
+        """The epoch's permutation of the samples that are trained on, or as many of them as it takes."""
         generator = np.random.Generator(np.random.Philox(derive_seed(self._seed, "order", epoch)))
-        order = generator.permutation(self.num_train)
-        order = order if self._rows is None else self._rows[order]
+        rows = np.arange(self.data.num_train) if self._rows is None else self._rows
+        rounds = -(-self.num_train // len(rows))
+        order = rows[np.concatenate([generator.permutation(len(rows)) for _ in range(rounds)])[: self.num_train]]
         reader = self._reader("train")
         if not isinstance(reader, TokenReader):
             return order

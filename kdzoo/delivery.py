@@ -219,6 +219,7 @@ class Delivery:
                 "std": list(network.std),
                 "size": list(network.size),
                 "channels": network.channels,
+                "floats": network.floats,
                 **({"reads": network.spec.reads} if network.spec.reads else {}),
                 "sha256": sha256_file(self.folder.path("student.safetensors")),
                 **self._deliver_tokenizer(),
@@ -244,7 +245,8 @@ def _named(spec: ModelSpec) -> str:
 
 def _same(first: ModelSpec, second: ModelSpec) -> bool:
     """Whether two models are one architecture at one input size, whatever their weights."""
-    return (first.name, dict(first.args), first.size) == (second.name, dict(second.args), second.size)
+    one, other = ((model.name, dict(model.args), model.size, model.reads) for model in (first, second))
+    return one == other
 
 
 def delivered_spec(told: Mapping[str, Any]) -> ModelSpec:

@@ -250,7 +250,9 @@ def verdict(results: Mapping[str, Any]) -> Verdict:
         facts.append((f"{gain:+.2f}", f"points against {network} trained alone"))
         more = "more" if gain >= 0 else "less"
         labelled = (results.get("data") or {}).get("labelled")
-        alone = "alone under the same budget" if labelled is None else f"on the {labelled:,} labelled samples alone"
+        alone = (
+            "alone under the same budget" if labelled is None else f"alone under the same budget on {labelled:,} labels"
+        )
         than = f"{abs(gain):.2f} points {more} than {network} trained {alone}"
         if not paired:
             headline = "A difference without an interval"

@@ -39,7 +39,7 @@ def what(run: Run) -> str:
     teachers = [text(entry["model"]) for role, entry in rows if role == "teacher" and not entry.get("file")]
     taught = f" It learnt from {' and '.join(teachers)}" if teachers else " It learnt without a teacher"
     judged = verdict(results)
-    kind = "A text" if run.student.get("tokens") else "An image"
+    kind = "A text" if run.student.get("tokens") else "A" if run.student.get("floats") else "An image"
     return "\n\n".join(
         [
             f"# {text(run.recipe.get('name') or run.folder.name)}: {text(results['student']['model'])}",
@@ -107,8 +107,10 @@ def use(run: Run) -> str:
 
 def image_inputs(student: Mapping[str, Any]) -> str:
     channels, (height, width) = len(student["mean"]), student["size"]
+    what = "measurements as the data set has them" if student.get("floats") else "pixels scaled to [0, 1]"
+    modality = f" of the modality {text(student['reads'])}" if student.get("reads") else ""
     return (
-        f"float32 `(N, {channels}, {height}, {width})`, pixels scaled to [0, 1], then normalised by mean "
+        f"float32 `(N, {channels}, {height}, {width})`{modality}, {what}, then normalised by mean "
         f"`{numbers_of(student['mean'])}` and std `{numbers_of(student['std'])}` a channel."
     )
 

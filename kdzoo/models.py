@@ -71,9 +71,14 @@ class Network(nn.Module):
         create_args: Mapping[str, Any],
         tokens: Mapping[str, Any] | None = None,
         window: tuple[int, int, int] | None = None,
+        floats: bool = False,
     ) -> None:
-        """``window`` are the channels of its modality, (first, last + 1), of how many there are; None: all of them."""
+        """``window`` are the channels of its modality, (first, last + 1), of how many there are; None: all of them.
+
+        ``floats`` says that its inputs are measurements that come as they are, no pixels.
+        """
         super().__init__()
+        self.floats = floats
         self.model = model
         self.window = window
         self.spec = spec
@@ -294,14 +299,15 @@ def build_network(
     load: bool = True,
     tokens: Mapping[str, Any] | None = None,
     modalities: Mapping[str, tuple[int, int]] | None = None,
+    floats: bool = False,
 ) -> Network:
     """Build a network by name, initialised under ``seed``, and bring in its weights.
 
     ``channels`` is the data set's, ``size`` the network's input (H, W). Its normalisation is ``mean`` and ``std``,
     else that of its pretrained weights, else the data set's. ``load=False`` builds the very same network without
     reading its weights, for a caller that has others. ``tokens`` are what a network that reads text is built from;
-    None for images. ``modalities`` are those of the data set, of which ``spec.reads`` is one. Raises UnknownName and
-    ModelError.
+    None for images. ``modalities`` are those of the data set, of which ``spec.reads`` is one. ``floats`` says that its
+    samples are no pixels. Raises UnknownName and ModelError.
     """
     window = _window(spec, modalities or {}, channels)
     if window is not None:
@@ -356,6 +362,7 @@ def build_network(
         num_classes=num_classes,
         create_args=args,
         window=window,
+        floats=floats,
     )
     network.fresh_head = ready is not None and ready.num_classes != num_classes
     _load_file(network, origin, load)

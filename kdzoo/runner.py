@@ -243,6 +243,9 @@ class Runner:
     def _targets(self) -> tuple[int, ...]:
         needed = self.plan.algorithm.cls.needs.data
         targets = self.data.part("train").targets.tolist()
+        if self.data.labelled is not None:
+            kept = set(self.data.labelled)
+            targets = [target if row in kept else -1 for row, target in enumerate(targets)]
         return tuple(targets) if needed == "labelled" else (-1,) * len(targets) if needed == "unlabelled" else ()
 
     def _outputs(self, result: StageResult, samples: Sequence[int]) -> Outputs:
@@ -634,6 +637,7 @@ def _inputs(network: Network) -> str:
     if network.tokens is not None:
         return f"up to {network.size[0]} tokens"
     size = f"{network.size[0]}x{network.size[1]}"
+    size += f" of {network.spec.reads}" if network.spec.reads else ""
     return f"input {size}, mean {_few(network.mean)}, std {_few(network.std)}"
 
 

@@ -98,6 +98,7 @@ class CachedTeacher(Teacher):
             "mean": network.mean,
             "std": network.std,
             "size": network.size,
+            "window": network.window,
             "levels": self.levels,
             "pre_logits": pre_logits,
             "precision": precision.name,

@@ -244,8 +244,9 @@ class AlgorithmChoice:
 class Stage:
     """One phase of training that ends in stored weights.
 
-    Where ``data.labelled`` leaves labels to few samples, a stage that reads labels trains on those, and one whose
-    algorithm reads none on all; ``samples`` overrides that.
+    Where ``data.labelled`` leaves labels to few samples, a stage that reads labels trains on those, which recur until
+    its epoch is as long as one over all samples; one whose algorithm reads none trains on all. ``samples`` overrides
+    that.
 
     ``algorithm`` None trains on the task alone. ``start`` begins from an earlier result's weights instead
     of fresh ones. ``salt`` separates stages that would otherwise be the same and share one seed. ``samples`` are the
@@ -303,8 +304,9 @@ class StagePlan:
 
     ``outputs(result, samples)`` are a trained network's answers to rows of the training split as they are, in eval
     mode and on the CPU. Where the algorithm is handed no data, there are no ``targets`` and no ``outputs``; where it
-    reads no labels, every target is -1. A generator of stages is run again after a kill, so it has to ask the same
-    questions in the same order; what it must remember beyond that goes into ``folder``.
+    reads no labels, every target is -1, and so is that of a sample whose label ``data.labelled`` keeps back. A
+    generator of stages is run again after a kill, so it has to ask the same questions in the same order; what it must
+    remember beyond that goes into ``folder``.
     """
 
     student: ModelSpec

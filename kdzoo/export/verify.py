@@ -123,7 +123,7 @@ def file_metadata(network: Network, shape: Sequence[int], classes: Sequence[str]
         "layout": "NCHW",
         "channels": shape[0],
         "size": list(shape[1:]),
-        "range": [0.0, 1.0],
+        "range": None if network.floats else [0.0, 1.0],
         "mean": list(network.mean),
         "std": list(network.std),
     }

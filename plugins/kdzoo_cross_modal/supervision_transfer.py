@@ -9,8 +9,19 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdzoo.api import Algorithm, AlgorithmOptions, Needs, Paper, Shapes, StagePlan, Stages, StepContext, Update
-from kdzoo_cross_modal.pairs import PairsOptions, transfer_then_finetune
+from kdzoo.api import (
+    Algorithm,
+    AlgorithmOptions,
+    Needs,
+    NeedsError,
+    Paper,
+    Shapes,
+    StagePlan,
+    Stages,
+    StepContext,
+    Update,
+)
+from kdzoo_cross_modal.pairs import TINY_RECIPE, PairsOptions, transfer_then_finetune
 
 
 def transfer_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
@@ -31,12 +42,13 @@ class SupervisionTransfer(Algorithm):
 
     A network with labels for modality s supervises one for modality d, of which there are only pairs: at level i* the
     student minimises ||psi_d(I_d) - phi_s(I_s)||^2 over all pairs (option ``level``). Then it is fine-tuned on the few
-    samples that have a label.
+    samples that have a label. Both stages share the recipe's epochs, so that the control, which trains on those labels
+    alone, takes as many steps.
 
     Reads: features of student and teacher at one paired level, (N, C, H, W). No label.
     Loss terms: ``transfer``: squared activations, 0 when both maps are equal; mean over all elements.
     Trains: a 1 x 1 convolution from the student's channels to the teacher's where they differ.   State: none.
-    Raises: nothing.
+    Raises: NeedsError if ``level`` is not one of the paired levels, or for fewer than two epochs.
     Source: Gupta, Hoffman, Malik, "Cross Modal Distillation for Supervision Transfer", CVPR 2016,
         https://arxiv.org/abs/1507.00448, equation 1.
     Differs from the paper: 1. a projector and pooling where the networks differ; the paper uses one architecture for
@@ -57,6 +69,8 @@ class SupervisionTransfer(Algorithm):
     default_weights: ClassVar = {"transfer": 1.0}
     also_known_as = ("cross_modal_distillation",)
 
+    tiny_recipe: ClassVar = TINY_RECIPE
+
     class Options(PairsOptions):
         level: int = Field(
             -1, ge=-8, le=7, description="Paired level to match, shallow to deep; negative from the end."
@@ -65,7 +79,12 @@ class SupervisionTransfer(Algorithm):
     def __init__(self, options: AlgorithmOptions, shapes: Shapes) -> None:
         super().__init__(options, shapes)
         count = len(shapes.student.levels)
-        self.level = min(max(self.options.level, -count), count - 1)
+        self.level = self.options.level
+        if not -count <= self.level < count:
+            raise NeedsError(
+                f"algorithm 'supervision_transfer': option 'level' is {self.level}, but {count} levels are paired: "
+                f"{-count} to {count - 1}"
+            )
         student, teacher = shapes.student.levels[self.level], shapes.teacher.levels[self.level]
         same = student.channels == teacher.channels
         self.projector: nn.Module = nn.Identity() if same else nn.Conv2d(student.channels, teacher.channels, 1)

@@ -10,7 +10,15 @@ from kdzoo.api import ModelFamily, hookimpl
 
 @hookimpl
 def register_models(register: Callable[[Any], Any]) -> None:
-    from kdzoo_vision import cifar_mobilenet, cifar_resnet, cifar_shufflenet, cifar_vgg, cifar_wrn, plain_cnn
+    from kdzoo_vision import (
+        cifar_mobilenet,
+        cifar_resnet,
+        cifar_shufflenet,
+        cifar_vgg,
+        cifar_wrn,
+        plain_cnn,
+        sensor_cnn,
+    )
 
     for name, models, description in (
         ("cifar_resnet", cifar_resnet.models, "residual networks of depth 6n + 2"),
@@ -20,6 +28,7 @@ def register_models(register: Callable[[Any], Any]) -> None:
         ("cifar_shufflenet", cifar_shufflenet.models, "ShuffleNet, first and second version"),
         ("plain_cnn", plain_cnn.plain_models, "plain CNNs of 2 to 10 layers"),
         ("digits_cnn", plain_cnn.digits_models, "tiny CNNs for 8 x 8 digits"),
+        ("sensor_cnn", sensor_cnn.models, "small CNNs over the time of sensors"),
     ):
         register(ModelFamily(name, models, description))
 

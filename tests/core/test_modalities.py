@@ -13,13 +13,15 @@ import torch
 
 from kdzoo.data import DataSet, open_data
 from kdzoo.delivery import delivered_spec
-from kdzoo.errors import DataError, KdzooError, ModelError
+from kdzoo.errors import DataError, KdzooError, ModelError, NeedsError
 from kdzoo.export.verify import file_metadata
+from kdzoo.model_card import image_inputs
 from kdzoo.models import Network, build_network, fold_batchnorm
 from kdzoo.offers import ArraySplit, DataSource, DataSplits, OfferOptions
 from kdzoo.recipe import DataRecipe
-from kdzoo.testing import TINY
+from kdzoo.testing import TINY, tiny_runner
 from kdzoo.types import ModelSpec
+from kdzoo.zoo import load_zoo
 
 BOTH = {"phone": (0, 2), "watch": (2, 5)}
 
@@ -168,3 +170,48 @@ def test_the_few_labels_are_shared_out_by_class_and_seed() -> None:
     assert np.bincount(data.part("train").targets[list(data.labelled)]).tolist() == [2, 2, 2, 2]
     assert data.labelled == opened(splits(), labelled=8).labelled
     assert opened(splits()).labelled is None
+
+
+def test_the_few_samples_recur_until_the_epoch_is_full() -> None:
+    loader = opened(splits()).loader(torch.device("cpu"), 8).only((3, 5, 30), 32)
+    assert loader.steps_per_epoch == 4
+    order = loader.order(0).tolist()
+    assert len(order) == 32
+    assert [sorted(order[i : i + 3]) for i in range(0, 30, 3)] == [[3, 5, 30]] * 10
+    assert order == loader.order(0).tolist() != loader.order(1).tolist()
+
+
+def test_splits_of_two_types_are_refused() -> None:
+    pixels = ArraySplit(np.zeros((8, 8, 8, 5), np.uint8), np.arange(8) % 4)
+    assert refusal(DataError, lambda: opened(splits(validation=pixels))) == (
+        "data set 'given', split validation: images are uint8 (8, 8, 8, 5); float32 (8, 8, 8, 5) would be right"
+    )
+
+
+def test_measurements_are_no_pixels_for_who_is_delivered_to() -> None:
+    measured = network("watch")
+    measured.floats = True
+    assert '"range": null' in file_metadata(measured, (3, 8, 8), ("a", "b"))["preprocessing"]
+    told = {"mean": [0.2, 0.3], "std": [0.5, 0.6], "size": [4, 5], "reads": "watch", "floats": True}
+    assert image_inputs(told) == (
+        "float32 `(N, 2, 4, 5)` of the modality watch, measurements as the data set has them, then normalised by mean "
+        "`(0.2, 0.3)` and std `(0.5, 0.6)` a channel."
+    )
+
+
+def test_an_algorithm_that_makes_up_images_refuses_measurements(tmp_path: Path) -> None:
+    zoo = load_zoo()
+    runner = tiny_runner(zoo.algorithm("dafl"), zoo, tmp_path)
+    runner.build.data.floats = True
+    assert refusal(NeedsError, runner.rehearse) == (
+        "algorithm 'dafl': makes up its inputs, which are images; the data set has measurements"
+    )
+
+
+def test_control_and_student_take_as_many_steps(tmp_path: Path) -> None:
+    zoo = load_zoo()
+    changes = {"data": {"labelled": 8}, "train": {"steps_per_epoch": None, "epochs": 2}, "control": True}
+    runner = tiny_runner(zoo.algorithm("kd"), zoo, tmp_path, changes)
+    steps = {stage["name"]: stage["steps"] for stage in runner.run()["stages"]}
+    assert steps == {"teacher": 12, "control": 12, "student": 12}
+    assert sum(target >= 0 for target in runner.stage_plan(()).targets) == 8

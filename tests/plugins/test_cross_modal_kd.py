@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
-from kdzoo.api import AlgorithmChoice, ModelSpec, Stage, StagePlan, StageResult
+from kdzoo.api import AlgorithmChoice, ModelSpec, NeedsError, Stage, StageResult
+from kdzoo.testing import bare_plan
 from kdzoo_cross_modal.cross_modal_kd import CrossModalKD, soft_label_loss
 from kdzoo_cross_modal.supervision_transfer import SupervisionTransfer
 
@@ -40,18 +42,31 @@ def test_extreme_logits_stay_finite() -> None:
         assert torch.isfinite(student.grad).all()
 
 
-@pytest.mark.parametrize("cls", [CrossModalKD, SupervisionTransfer])
-@pytest.mark.parametrize("epochs", [None, 7])
-def test_pairs_come_first_and_labels_after(cls: type, epochs: int | None) -> None:
-    student, own = ModelSpec("student"), AlgorithmChoice(cls.name)
+def plan(cls: Any, epochs: int, **options: Any) -> Any:
     teacher = StageResult("teacher", "key", ModelSpec("teacher"), {}, {})
-    options = cls.Options(transfer_epochs=epochs)
-    stages = cls.stages(StagePlan(student, (teacher,), (), (), own, None, options))
+    own, given = AlgorithmChoice(cls.name), cls.Options(**options)
+    return bare_plan(ModelSpec("student"), own, given, teachers=(teacher,), train={"epochs": epochs})
+
+
+@pytest.mark.parametrize("cls", [CrossModalKD, SupervisionTransfer])
+@pytest.mark.parametrize(("share", "epochs", "pairs"), [(0.5, 30, 15), (0.9, 2, 1), (0.01, 10, 1), (0.7, 10, 7)])
+def test_pairs_come_first_and_labels_after_within_the_budget(cls: Any, share: float, epochs: int, pairs: int) -> None:
+    given = plan(cls, epochs, share=share)
+    stages = cls.stages(given)
     first = next(stages)
-    assert first == Stage("transfer", student, own, (teacher,), train={} if epochs is None else {"epochs": 7})
-    done = StageResult("transfer", "key 2", student, {}, {})
+    assert first == Stage("transfer", given.student, given.own, given.teachers, train={"epochs": pairs})
+    done = StageResult("transfer", "key 2", given.student, {}, {})
     second = stages.send(done)
-    assert second == Stage("student", student, start=done)
+    assert second == Stage("student", given.student, start=done, train={"epochs": epochs - pairs})
     with pytest.raises(StopIteration) as ended:
         stages.send(done)
     assert ended.value.value is done
+
+
+def test_one_epoch_is_too_few() -> None:
+    with pytest.raises(NeedsError) as caught:
+        next(CrossModalKD.stages(plan(CrossModalKD, 1)))
+    assert str(caught.value) == (
+        "algorithm 'cross_modal_kd': train.epochs is 1; at least 2 would be right, one over the pairs and one over the "
+        "labels"
+    )

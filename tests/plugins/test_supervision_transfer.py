@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdzoo.api import Level, ModelShapes, Shapes
+from kdzoo.api import Level, ModelShapes, NeedsError, Shapes
 from kdzoo_cross_modal.supervision_transfer import SupervisionTransfer, transfer_loss
 
 
@@ -44,7 +44,10 @@ def test_channels_are_projected_only_where_they_differ(student: int, projected: 
     assert isinstance(algorithm.projector, nn.Conv2d) == projected
 
 
-@pytest.mark.parametrize(("asked", "level"), [(-1, -1), (0, 0), (5, 1), (-8, -2)])
-def test_a_level_that_is_not_there_is_the_nearest_that_is(asked: int, level: int) -> None:
-    algorithm = SupervisionTransfer(SupervisionTransfer.Options(level=asked), shapes(5, 5))
-    assert algorithm.level == level
+@pytest.mark.parametrize("asked", [2, -3])
+def test_a_level_that_is_not_there_is_refused(asked: int) -> None:
+    with pytest.raises(NeedsError) as caught:
+        SupervisionTransfer(SupervisionTransfer.Options(level=asked), shapes(5, 5))
+    assert str(caught.value) == (
+        f"algorithm 'supervision_transfer': option 'level' is {asked}, but 2 levels are paired: -2 to 1"
+    )
