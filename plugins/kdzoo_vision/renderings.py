@@ -9,9 +9,6 @@ import numpy as np
 
 from kdzoo.api import ArraySplit, DataSplits
 
-#: Mean and standard deviation of the edges of natural and drawn images lie near these; they only set the scale.
-MEAN, STD = 0.2, 0.25
-
 
 def edges(images: np.ndarray) -> np.ndarray:
     """Draw the strength of the brightness gradient, by the operator of Sobel and Feldman (1968).
@@ -36,14 +33,15 @@ def with_edges(splits: DataSplits) -> DataSplits:
         images = split.images[..., None] if split.images.ndim == 3 else split.images
         return replace(split, images=np.concatenate([images, edges(split.images)[..., None]], axis=3))
 
-    test, validation, channels = splits.test, splits.validation, splits.channels
+    train, test, validation, channels = both(splits.train), splits.test, splits.validation, splits.channels
+    drawn = train.images[..., -1] / 255
     return replace(
         splits,
-        train=both(splits.train),
+        train=train,
         test=lambda: both(test()),
         validation=None if validation is None else both(validation),
         channels=channels + 1,
-        mean=(*splits.mean, MEAN),
-        std=(*splits.std, STD),
+        mean=(*splits.mean, round(float(drawn.mean()), 4)),
+        std=(*splits.std, round(float(drawn.std()), 4)),
         modalities={"image": (0, channels), "edges": (channels, channels + 1)},
     )
