@@ -15,7 +15,7 @@ quickstart: $(READY)  ## install, then distil a tiny student on digits
 	$(BIN)/kdzoo run recipes/quickstart.yaml
 
 test: $(READY)  ## all tests but the slow ones
-	$(QUIET_THREADS) $(BIN)/python -m pytest -m "not slow and not gpu and not page"
+	$(QUIET_THREADS) $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not page"
 
 test-all: $(READY)
 	$(QUIET_THREADS) $(BIN)/python -m pytest -m "not gpu and not page"

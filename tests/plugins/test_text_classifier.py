@@ -223,8 +223,7 @@ def test_arguments_that_are_wrong(args: dict[str, Any], problem: str) -> None:
     assert refusal(lambda: network(**args)) == problem
 
 
-def test_a_checkpoint_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_a_checkpoint_that_is_not_there(tmp_path: Path) -> None:
     told = refusal(lambda: network(checkpoint="nobody/nothing"))
     assert re.fullmatch(
         r"checkpoint 'nobody/nothing' cannot be read; no folder of that name, here or below \$KDZOO_MODELS: \w+: .+\n"
