@@ -72,6 +72,7 @@ def student():
         size=(8, 8),
         macs=42_000,
         tokens=None,
+        floats=False,
     )
     with torch.no_grad():
         logits = verify.plain_copy(model)(inputs).numpy()

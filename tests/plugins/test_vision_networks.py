@@ -66,7 +66,7 @@ def test_the_catalogue_s_networks_are_there() -> None:
     wanted = {f"cifar_resnet{depth}" for depth in depths} | {f"cifar_wrn_{d}_{w}" for d in (16, 40) for w in (1, 2)}
     wanted |= {"cifar_vgg8", "cifar_vgg13", "cifar_mobilenet_v2", "cifar_shuffle_v1", "cifar_shuffle_v2"}
     wanted |= {f"plain_cnn{layers}" for layers in (2, 4, 6, 8, 10)}
-    wanted |= {"digits_cnn", "digits_cnn_small", "digits_cnn_tiny"}
+    wanted |= {"digits_cnn", "digits_cnn_small", "digits_cnn_tiny", "sensor_cnn", "sensor_cnn_small"}
     assert set(NAMES) == wanted
     assert all(timm.is_model(name) for name in NAMES)
     assert not any(timm.is_model_pretrained(name) for name in NAMES)
