@@ -51,7 +51,7 @@ class Assisted(Algorithm):
     @classmethod
     def guides(cls, teacher: StageResult, assistants: Sequence[StageResult]) -> tuple[StageResult, ...]:
         """Who teaches the network that follows these trained assistants."""
-        raise NotImplementedError
+        raise TypeError(f"{cls.__name__} does not say who teaches after an assistant")
 
     @classmethod
     def stages(cls, plan: StagePlan) -> Stages:
