@@ -51,10 +51,10 @@ class SupervisionTransfer(Algorithm):
     Raises: NeedsError if ``level`` is not one of the paired levels, or for fewer than two epochs.
     Source: Gupta, Hoffman, Malik, "Cross Modal Distillation for Supervision Transfer", CVPR 2016,
         https://arxiv.org/abs/1507.00448, equation 1.
-    Differs from the paper: 1. a projector and pooling where the networks differ; the paper uses one architecture for
-        both modalities. 2. The student starts from random weights, not from the teacher's. 3. Small data sets, and
-        classification where the paper also detects.
-    Defaults from: our own choice; the paper uses the last convolutional level among others.
+    Differs from the paper: 1. a projector and pooling where the networks differ. 2. The student starts from random
+        weights. 3. Small data sets, and classification where the paper also detects. Said from general knowledge of
+        the paper, whose text was not at hand.
+    Defaults from: our own choice.
     """
 
     name = "supervision_transfer"
