@@ -2,8 +2,8 @@
 
     python benchmarks/measure.py recipes/digits/*.yaml --seeds 5
 
-Every run goes through the command line and stays in --out; a seed that is finished is not run again. The time of a
-training step is measured apart, in turn with the control's, so that both meet the same machine.
+Every run goes through the command line and stays in --out; a seed that is finished with the same settings is not run
+again. The time of a training step is measured apart, in turn with the control's, so that both meet the same machine.
 """
 
 from __future__ import annotations
@@ -133,13 +133,36 @@ def step_time_over_control(path: Path, warmup: int = 3, rounds: int = 9) -> floa
 
 
 def one(path: Path, name: str, seed: int, out: Path) -> tuple[Path, dict[str, Any]]:
-    """The finished run of a seed: the newest there is, or a new one."""
-    for folder in sorted((out / name).glob(f"*-seed{seed}"), reverse=True):
-        if json.loads((folder / "run.json").read_text())["status"] == "finished":
-            return folder, json.loads((folder / "results.json").read_text())
-    command = [sys.executable, "-m", "kdzoo", "run", str(path), "--seed", str(seed), "--out", str(out)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return one(path, name, seed, out)
+    """The finished run of this recipe and seed: the newest there is, or a new one."""
+    recipe = load_recipe(path).recipe.model_copy(update={"seed": seed}).model_dump(mode="json")
+    if (folder := finished(out / name, recipe)) is None:
+        command = [sys.executable, "-m", "kdzoo", "run", str(path), "--seed", str(seed), "--out", str(out)]
+        begun = [each for each in records(out / name, seed).values() if each["status"] != "finished"]
+        if any(record["recipe"] != recipe for record in begun[:1]):
+            command.append("--new")  # another recipe was begun; its finished stages serve where they are the same
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        folder = finished(out / name, recipe)
+        assert folder is not None, f"{out / name}: the run of seed {seed} is not of {path}"
+    return folder, json.loads((folder / "results.json").read_text())
+
+
+def finished(runs: Path, recipe: dict[str, Any]) -> Path | None:
+    """The newest finished run of a recipe's settings and seed."""
+    for folder, record in records(runs, recipe["seed"]).items():
+        if record["status"] == "finished" and settings(record["recipe"]) == settings(recipe):
+            return folder
+    return None
+
+
+def records(runs: Path, seed: int) -> dict[Path, dict[str, Any]]:
+    """What is known of each run with that seed, the newest first."""
+    folders = sorted(runs.glob(f"*-seed{seed}"), reverse=True)
+    return {folder: json.loads((folder / "run.json").read_text()) for folder in folders}
+
+
+def settings(recipe: dict[str, Any]) -> dict[str, Any]:
+    """What of a recipe decides its numbers."""
+    return {key: value for key, value in recipe.items() if key not in {"description", "expected"}}
 
 
 def processor() -> str:

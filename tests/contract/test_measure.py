@@ -1,0 +1,56 @@
+"""What the command that measures recipes takes for measured already."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from kdzoo.recipe import load_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = ROOT / "recipes" / "quickstart.yaml"
+
+
+@pytest.fixture
+def measure(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("measure", ROOT / "benchmarks" / "measure.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def a_run(out: Path, number: int, status: str, **changes: Any) -> Path:
+    recipe = load_recipe(RECIPE).recipe.model_dump(mode="json") | {"seed": 1} | changes
+    folder = out / recipe["name"] / f"{number:04d}-seed1"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"status": status, "recipe": recipe}))
+    (folder / "results.json").write_text(json.dumps({"number": number}))
+    return folder
+
+
+def test_a_finished_run_of_the_same_settings_serves(measure, tmp_path):
+    folder = a_run(tmp_path, 1, "finished", expected=None, description="as it was called before")
+    a_run(tmp_path, 2, "finished", threads=7)
+    assert measure.one(RECIPE, "quickstart", 1, tmp_path) == (folder, {"number": 1})
+
+
+@pytest.mark.parametrize(("begun", "asked"), [({}, []), ({"threads": 7}, ["--new"]), ({"expected": None}, ["--new"])])
+def test_what_is_missing_is_run(measure, tmp_path, monkeypatch, begun, asked):
+    a_run(tmp_path, 1, "finished", threads=7)
+    a_run(tmp_path, 2, "running", **begun)
+    commands = []
+
+    def run(command: list[str], **_: Any) -> None:
+        commands.append(command[-2:] if command[-1] == "--new" else command[-1:])
+        a_run(tmp_path, 3, "finished")
+
+    monkeypatch.setattr(measure.subprocess, "run", run)
+    assert measure.one(RECIPE, "quickstart", 1, tmp_path)[1] == {"number": 3}
+    assert commands == [[str(tmp_path), *asked]]
