@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from kdzoo.errors import PluginError
-from kdzoo.offers import DataSource, Exporter, ModelFamily, OfferOptions, Tracker
+from kdzoo.offers import Arithmetic, DataSource, Exporter, ModelFamily, OfferOptions, Tracker
 from kdzoo.problems import plain, shown
 from kdzoo.types import Needs, Paper
 
@@ -97,6 +97,11 @@ def check_exporter(thing: Any) -> None:
     suffix = getattr(thing, "suffix", None)
     proper = isinstance(suffix, str) and re.fullmatch(r"(\.[a-z0-9_]+)+", suffix)
     _require(proper, f"{label}: suffix is {shown(suffix)}; it is like '.onnx'")
+
+
+def check_arithmetic(thing: Any) -> None:
+    """Check an arithmetic's class."""
+    _subclass(thing, Arithmetic)
 
 
 def check_tracker(thing: Any) -> None:

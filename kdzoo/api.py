@@ -4,6 +4,7 @@ from kdzoo.algorithm import Algorithm, AlgorithmOptions, Stages
 from kdzoo.errors import DataError, ExportError, KdzooError, ModelError, NeedsError
 from kdzoo.hookspecs import API_VERSION, hookimpl
 from kdzoo.offers import (
+    Arithmetic,
     ArraySplit,
     DataSource,
     DataSplits,
@@ -47,6 +48,7 @@ __all__ = [
     "Algorithm",
     "AlgorithmChoice",
     "AlgorithmOptions",
+    "Arithmetic",
     "ArraySplit",
     "Batch",
     "Bench",

@@ -20,7 +20,7 @@ from kdzoo.algorithm import Algorithm
 from kdzoo.data import DataSet, Loader, open_data
 from kdzoo.device import Precision, choose_precision, environment, pick_device, set_threads
 from kdzoo.engine import Job, Plain
-from kdzoo.errors import ContractError, NeedsError
+from kdzoo.errors import ContractError, NeedsError, UnknownName, nearest
 from kdzoo.evaluation import measure_latency, predict, timed_forward
 from kdzoo.levels import Pairing
 from kdzoo.models import (
@@ -124,6 +124,24 @@ class Builder:
         network.model.load_state_dict(read_tensors(result.weights[which]), strict=True)
         return network
 
+    def prepared_network(self, result: StageResult) -> Network:
+        """The stored student of a stage in the arithmetic that it was trained in."""
+        network = self.prepared(self.network(result.model, load=False), result.model)
+        network.model.load_state_dict(read_tensors(result.weights["student_prepared"]), strict=True)
+        return network
+
+    def prepared(self, network: Network, spec: ModelSpec) -> Network:
+        """A network in its model's arithmetic; as it is where there is none."""
+        if spec.arithmetic is None:
+            return network
+        known = self.plan.arithmetics
+        if spec.arithmetic not in known:
+            raise UnknownName(
+                f"model '{spec.name}': unknown arithmetic '{spec.arithmetic}'{nearest(spec.arithmetic, list(known))}; "
+                f"known: {', '.join(sorted(known)) or 'none'}"
+            )
+        return network.prepared(known[spec.arithmetic])
+
     def job(
         self,
         stage: Stage,
@@ -182,6 +200,8 @@ class Builder:
             torch.manual_seed(derive_seed(self.recipe.seed, "algorithm", stage.salt))
             algorithm = cls(chosen.options if chosen else cls.Options(), shapes)
         precision = self.precision(student)
+        if stage.model.arithmetic is not None:  # half precision would round what the arithmetic is to round
+            student, precision = self.prepared(student, stage.model), Precision(self.device, None, False)
         teachers = [
             self._teacher_object(network, levels[1 + i], needs.pre_logits, handed, part)
             for i, network in enumerate(taught)
@@ -363,6 +383,7 @@ class Builder:
                 "teachers": [teacher.key for teacher in stage.teachers],
                 "peers": [asdict(peer) for peer in stage.peers],
                 "start": stage.start.key if stage.start else None,
+                "arithmetic": self._arithmetic_hash(stage.model),
                 "samples": stable_hash(stage.samples) if stage.samples is not None else None,
                 "labelled": self.recipe.data.labelled if stage.samples is None else None,
                 "classes": stage.classes,
@@ -391,6 +412,10 @@ class Builder:
         network = self.network(stage.model, stage.salt, load=ready)
         made_of = {key: value for key, value in network.create_args.items() if key != "tokens"}
         return stable_hash([weights_sha256(network.model), made_of])
+
+    def _arithmetic_hash(self, spec: ModelSpec) -> str | None:
+        found = self.plan.arithmetics.get(spec.arithmetic or "")
+        return None if found is None else _source_hash(type(found))
 
 
 def _source_hash(cls: type) -> str:

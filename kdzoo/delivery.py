@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -13,10 +14,11 @@ import torch
 
 from kdzoo.building import Builder
 from kdzoo.device import Precision
+from kdzoo.errors import ExportError
 from kdzoo.evaluation import measure_latency, predict, result_entry, timed_forward
 from kdzoo.export.verify import export_and_verify
-from kdzoo.metrics import paired_counts, per_class_percent
-from kdzoo.models import RESERVED, Network, save_ready
+from kdzoo.metrics import paired_counts, per_class_percent, top1_percent
+from kdzoo.models import RESERVED, Network, count_parameters, save_ready
 from kdzoo.offers import Exporter
 from kdzoo.run_folder import RunFolder
 from kdzoo.store import sha256_file, write_bytes, write_tensors
@@ -73,15 +75,16 @@ class Delivery:
             )
             for label in networks
         }
-        exports = self.export(networks["student"], logits["student"], targets, reference)
+        exports = self.export(networks["student"], logits["student"], targets, reference, student)
+        beside = self._export_control(networks.get("control"), logits.get("control"), targets)
         taught = [label for label in networks if label.startswith("teacher")]
         teacher_exports = {
             label: self.export_teacher(label, networks[label], logits[label], targets) for label in taught
         }
-        self._latency(networks, entries, {"student": exports, **teacher_exports})
+        self._latency(networks, entries, {"student": exports, "control": beside, **teacher_exports})
         if self.build.ranks.first and self.folder is not None:
             self._deliver(student)
-        files = [*exports, *(done for exported in teacher_exports.values() for done in exported)]
+        files = [*exports, *beside, *(done for exported in teacher_exports.values() for done in exported)]
         self.entries = entries | {entry["label"]: entry for entry, _ in files}
         self.reference = reference
         several = [entry for label, entry in entries.items() if label.startswith("teacher")]
@@ -92,6 +95,8 @@ class Delivery:
             "student": entries["student"],
             "peers": [entry for label, entry in entries.items() if label.startswith("peer")],
             "exports": [entry for entry, _ in exports],
+            "control_exports": [entry for entry, _ in beside],
+            "warnings": losses_of_coarse_files(entries, [e for e, _ in exports], [e for e, _ in beside]),
             "teacher_exports": [entry for files in teacher_exports.values() for entry, _ in files],
             "paired": paired_counts(logits["student"], logits["control"], targets) if control is not None else None,
             "per_class": {
@@ -112,12 +117,61 @@ class Delivery:
         }
 
     def export(
-        self, network: Network, logits: np.ndarray, targets: np.ndarray, reference: np.ndarray | None
+        self,
+        network: Network,
+        logits: np.ndarray,
+        targets: np.ndarray,
+        reference: np.ndarray | None,
+        student: StageResult | None = None,
     ) -> list[tuple[dict[str, Any], Callable[[np.ndarray], np.ndarray]]]:
         """Every exported file, verified on the whole test split by its own runtime in a fresh process."""
         if self.folder is None or not self.build.ranks.first or not self.build.plan.exporters:
             return []
-        return self._exported("student", self.build.plan.exporters, network, logits, targets, reference)
+        done = []
+        for exporter in self.build.plan.exporters:
+            if exporter.trained_arithmetic:
+                done += self._exported_prepared(exporter, student, targets, reference)
+            else:
+                done += self._exported("student", [exporter], network, logits, targets, reference)
+        return done
+
+    def _exported_prepared(
+        self, exporter: Exporter, student: StageResult | None, targets: np.ndarray, reference: np.ndarray | None
+    ) -> list[tuple[dict[str, Any], Callable[[np.ndarray], np.ndarray]]]:
+        """A file in the arithmetic that the student was trained in, held against the student as it was trained."""
+        if student is None:
+            raise ExportError(
+                f"{exporter.name} {exporter.label}: is written by the run that trains the student; a run folder holds "
+                "its plain weights only, so name the format under the recipe's export"
+            )
+        if student.model.arithmetic is None:
+            raise ExportError(
+                f"{exporter.name} {exporter.label}: the student was trained in floats; an algorithm that trains it in "
+                "integers would be right, or a format that quantizes after training"
+            )
+        network = self.build.prepared_network(student)
+        Precision(self.build.device, None, False).place(network)
+        rounded, _ = predict(network, self.loader.eval_batches("test", self.recipe.data.eval_batch_size))
+        assert network.arithmetic is not None, "it is prepared"
+        converted = network.with_model(network.arithmetic.convert(network.model))
+        done = self._exported("student", [exporter], converted, rounded, targets, reference)
+        for entry, _ in done:
+            entry["params_m"] = count_parameters(network.model) / 1e6
+            entry["rounded_top1_percent"] = top1_percent(rounded, targets)
+        return done
+
+    def _export_control(
+        self, network: Network | None, logits: np.ndarray | None, targets: np.ndarray
+    ) -> list[tuple[dict[str, Any], Callable[[np.ndarray], np.ndarray]]]:
+        """The control in the coarser formats, and in the plain one they are held against."""
+        coarse = [exporter for exporter in self.build.plan.exporters if exporter.quantizes]
+        if network is None or logits is None or self.folder is None or not self.build.ranks.first or not coarse:
+            return []
+        wanted = [copy.copy(exporter) for exporter in self.build.plan.exporters if not exporter.trained_arithmetic]
+        for exporter in wanted:
+            if exporter.quantizes:
+                exporter.tolerance_points = 100.0  # how much it loses is what is asked, and refuses nothing
+        return self._exported("control", wanted, network, logits, targets, None)
 
     def export_teacher(
         self, label: str, network: Network, logits: np.ndarray, targets: np.ndarray
@@ -241,6 +295,28 @@ class Delivery:
 
 def _named(spec: ModelSpec) -> str:
     return spec.name if spec.reads is None else f"{spec.name} ({spec.reads})"
+
+
+def losses_of_coarse_files(
+    entries: Mapping[str, Mapping[str, Any]],
+    exports: Sequence[Mapping[str, Any]],
+    beside: Sequence[Mapping[str, Any]],
+) -> list[str]:
+    """Warn of each format in which the student loses more accuracy than its control, both against their floats."""
+    of_control = {entry["label"].removesuffix(" of control"): entry for entry in beside}
+    warnings = []
+    for entry in exports:
+        twin = of_control.get(entry["label"])
+        if twin is None:
+            continue
+        lost = entries["student"]["top1_percent"] - entry["top1_percent"]
+        usual = entries["control"]["top1_percent"] - twin["top1_percent"]
+        if lost > max(usual, 0.0):
+            warnings.append(
+                f"export {entry['label']}: the student loses {lost:.2f} points of accuracy, the control {usual:.2f}; "
+                "what distillation gave does not all survive in this format"
+            )
+    return warnings
 
 
 def _same(first: ModelSpec, second: ModelSpec) -> bool:

@@ -564,6 +564,9 @@ class Engine:
     def result_weights(self) -> dict[str, dict[str, Tensor]]:
         """Weights to deliver, a network: the student as selected, and the peers as they ended."""
         weights = {"student": self.best_weights or self._result_model().state_dict()}
+        arithmetic = self.job.student.arithmetic
+        if arithmetic is not None:
+            weights = {"student": arithmetic.plain(weights["student"]), "student_prepared": weights["student"]}
         return weights | {f"peer_{i}": peer.model.state_dict() for i, peer in enumerate(self.job.peers)}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

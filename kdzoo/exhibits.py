@@ -75,6 +75,8 @@ class DeliveredBench:
         return network.section(network.level(level))
 
     def _network(self, result: StageResult, which: str) -> Network:
+        if which == "student_prepared":
+            return self._build.prepared_network(result).to(self._build.device).eval()
         peers = {f"peer_{i}": peer for i, peer in enumerate(result.peers)}
         spec: ModelSpec = peers.get(which, result.model)
         return self._build.trained_network(result, which, spec).to(self._build.device).eval()

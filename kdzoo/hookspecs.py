@@ -34,5 +34,10 @@ def register_exporters(register: Callable[[type], Any]) -> None:
 
 
 @hookspec
+def register_arithmetics(register: Callable[[type], Any]) -> None:
+    """Offer ways to compute networks: call ``register(Class)`` with a subclass of ``Arithmetic`` for each."""
+
+
+@hookspec
 def register_trackers(register: Callable[[type], Any]) -> None:
     """Offer trackers of metrics: call ``register(Class)`` with a subclass of ``Tracker`` for each."""

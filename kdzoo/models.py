@@ -24,8 +24,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdzoo.errors import ModelError, UnknownName, nearest
+from kdzoo.errors import KdzooError, ModelError, UnknownName, nearest
 from kdzoo.levels import Pairing, pair
+from kdzoo.offers import Arithmetic
 from kdzoo.problems import plain
 from kdzoo.types import Level, ModelShapes, ModelSpec, Outputs, Shapes
 
@@ -91,6 +92,8 @@ class Network(nn.Module):
         self.create_args = dict(getattr(model, "create_args", create_args))
         #: Whether ready weights came for other classes, or without a classifier, so that it starts anew.
         self.fresh_head = bool(getattr(model, "fresh_head", False))
+        #: What ``model`` is computed in; None: floats, and then it is the plain model.
+        self.arithmetic: Arithmetic | None = None
         self.register_buffer("_mean", torch.tensor(self.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(self.std).view(1, -1, 1, 1), persistent=False)
         self.levels, self.pre_logits_width, self.macs = self._probe()
@@ -161,6 +164,19 @@ class Network(nn.Module):
     def module_to_import(self) -> str | None:
         """The module whose import registers this model with timm; None for timm's own."""
         return registering_module(self.spec.name)
+
+    def prepared(self, arithmetic: Arithmetic) -> Network:
+        """The same network computed in ``arithmetic``, with logits only."""
+        shape = (2, self.channels, *self.size)
+        example = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        try:
+            other = self.with_model(arithmetic.prepare(self.model, example))
+        except KdzooError:
+            raise
+        except Exception as error:  # whatever a library raises that does not know this model
+            raise ModelError(f"{self._title}: cannot be computed in '{arithmetic.name}': {_words(error)}") from error
+        other.arithmetic, other.levels, other.pre_logits_width = arithmetic, (), 0
+        return other
 
     def with_model(self, model: nn.Module) -> Network:
         """The same preprocessing around another copy of the model, e.g. a moving average of its weights."""

@@ -1,4 +1,4 @@
-"""What a plugin may offer besides algorithms: models, data sets, export formats, trackers."""
+"""What a plugin may offer besides algorithms: models, data sets, export formats, arithmetics, trackers."""
 
 from __future__ import annotations
 
@@ -140,6 +140,10 @@ class Exporter(ABC):
         """Distinguish files of one format, e.g. ``int8``; empty for the plain one."""
         return ""
 
+    #: Whether the file holds the arithmetic that the student was trained in, rather than its plain weights.
+    trained_arithmetic: bool = False
+    #: Whether the file computes in coarser numbers than the student, so that accuracy may be lost.
+    quantizes: bool = False
     #: largest loss of accuracy against the student, in points, before the file is rejected
     tolerance_points: float = 0.1
     #: largest absolute difference of logits, relative to their largest magnitude; None: only accuracy counts
@@ -163,6 +167,32 @@ class Exporter(ABC):
     @abstractmethod
     def load(self, path: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
         """Return the file's own runtime: normalised (N, C, H, W) float32, or ids (N, L) int64, -> (N, K) float32."""
+
+
+# --- arithmetic -----------------------------------------------------------------------------
+
+
+class Arithmetic(ABC):
+    """A way to compute a network other than in floats: it is trained with the rounding, and converted for export."""
+
+    name: ClassVar[str]
+    description: ClassVar[str] = ""
+
+    @abstractmethod
+    def prepare(self, model: nn.Module, example: Tensor) -> nn.Module:
+        """Return ``model``, plain and on the CPU, as one that rounds: (N, C, H, W) -> logits (N, K), trainable.
+
+        ``example`` is a normalised batch of at least two. What is returned can be put in training and eval mode, changes
+        no state in the latter, can be copied, and its state dict is all that it knows.
+        """
+
+    @abstractmethod
+    def plain(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the plain model's weights out of the state dict of a prepared one."""
+
+    @abstractmethod
+    def convert(self, prepared: nn.Module) -> nn.Module:
+        """Return a copy, on the CPU and in eval mode, that exporters write in this arithmetic."""
 
 
 # --- tracking -------------------------------------------------------------------------------

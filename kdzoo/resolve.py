@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from kdzoo.errors import KdzooError, PluginError, RecipeError, UnknownName
-from kdzoo.offers import DataSource, Exporter, Offer, Tracker
+from kdzoo.offers import Arithmetic, DataSource, Exporter, Offer, Tracker
 from kdzoo.problems import RecipeProblems, explain, shown, unknown_key
 from kdzoo.recipe import AlgorithmRecipe, DataRecipe, LoadedRecipe, ModelRecipe, Recipe
 from kdzoo.types import AlgorithmChoice, ModelSpec
@@ -54,6 +54,7 @@ class Plan:
     exporters: tuple[Exporter, ...]
     trackers: tuple[type[Tracker], ...]
     provenance: Mapping[str, Mapping[str, str]]  # plugin -> distribution and version
+    arithmetics: Mapping[str, Arithmetic] = field(default_factory=dict)  # every offered one, by name
 
 
 def resolve(loaded: LoadedRecipe, zoo: Zoo) -> Plan:
@@ -88,6 +89,7 @@ def resolve(loaded: LoadedRecipe, zoo: Zoo) -> Plan:
         exporters=tuple(exporters),
         trackers=tuple(filter(None, trackers)),
         provenance=_provenance(recipe, chosen, zoo),
+        arithmetics={name: offer.thing() for name, offer in zoo.arithmetics.items()},
     )
 
 

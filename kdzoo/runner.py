@@ -128,7 +128,12 @@ class Runner:
         results |= {
             "pairing": self.pairings,
             "stages": [{"name": t.result.name, "key": t.result.key[:12], **t.facts} for t in self.stages],
-            "warnings": [*self.warnings, *self.data.notes, *(self.folder.warnings if self.folder else [])],
+            "warnings": [
+                *results.get("warnings", []),
+                *self.warnings,
+                *self.data.notes,
+                *(self.folder.warnings if self.folder else []),
+            ],
             "seconds": time.monotonic() - begin,
         }
         if self.folder is not None and self.ranks.first:

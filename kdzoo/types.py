@@ -229,6 +229,7 @@ class ModelSpec:
     size: int | None = None  # own input size, pixels
     finetune: bool = False
     reads: str | None = None  # the modality it takes, of those that the data set declares
+    arithmetic: str | None = None  # an offered one that it trains in, beside its plain weights; None: float32
 
 
 @dataclass(frozen=True)

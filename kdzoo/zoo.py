@@ -27,7 +27,7 @@ from kdzoo.problems import plain, shown
 
 if TYPE_CHECKING:
     from kdzoo.algorithm import Algorithm
-    from kdzoo.offers import DataSource, Exporter, Tracker
+    from kdzoo.offers import Arithmetic, DataSource, Exporter, Tracker
 
 GROUP = "kdzoo"
 BUILT_IN = "kdzoo"  # the distribution whose names win against any other's
@@ -48,6 +48,7 @@ _HOOKS = {
     "register_models": _Hook("model", admission.check_family, lambda family: family.models),
     "register_datasets": _Hook("data set", admission.check_dataset),
     "register_exporters": _Hook("export format", admission.check_exporter),
+    "register_arithmetics": _Hook("arithmetic", admission.check_arithmetic),
     "register_trackers": _Hook("tracker", admission.check_tracker),
 }
 
@@ -81,6 +82,7 @@ class Zoo:
     trackers: Mapping[str, Offer]
     plugins: tuple[PluginInfo, ...]
     refused: Mapping[Key, str] = field(default_factory=dict)  # names of plugins that were refused for a clash
+    arithmetics: Mapping[str, Offer] = field(default_factory=dict)
 
     def algorithm(self, name: str) -> type[Algorithm]:
         """Return an algorithm; raise UnknownName, or PluginError if two plugins claim the name."""
@@ -94,6 +96,10 @@ class Zoo:
     def exporter(self, name: str) -> type[Exporter]:
         """Return an export format; raises as ``algorithm``."""
         return self._find("export format", self.exporters, name)
+
+    def arithmetic(self, name: str) -> type[Arithmetic]:
+        """Return an arithmetic; raises as ``algorithm``."""
+        return self._find("arithmetic", self.arithmetics, name)
 
     def tracker(self, name: str) -> type[Tracker]:
         """Return a tracker; raises as ``algorithm``."""
@@ -213,6 +219,7 @@ def _load_all(found: tuple[_Found, ...], only: str) -> Zoo:
         trackers=MappingProxyType(merged["tracker"]),
         plugins=tuple(infos[one] for one in found),
         refused=MappingProxyType(refused),
+        arithmetics=MappingProxyType(merged["arithmetic"]),
     )
 
 

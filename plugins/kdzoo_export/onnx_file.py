@@ -38,7 +38,11 @@ class Onnx(Exporter):
     description = "ONNX for onnxruntime, float32 or int8 quantized after training"
 
     class Options(OfferOptions):
-        quantize: Literal["int8"] | None = Field(None, description="Quantize weights and activations after training.")
+        quantize: Literal["int8", "int8-trained"] | None = Field(
+            None,
+            description="int8 quantizes weights and activations after training; int8-trained writes a student that was "
+            "trained in int8 as it is.",
+        )
         opset: int | None = Field(None, ge=18, le=23, description="ONNX operator set; null: what torch prefers.")
         tolerance_points: NonNegativeFloat | None = Field(
             None, description="Accuracy it may lose against the student, in points; null: 0.1, or 0.5 in int8."
@@ -49,7 +53,8 @@ class Onnx(Exporter):
     def __init__(self, options: Options) -> None:
         super().__init__(options)
         if options.quantize:
-            self.tolerance_points, self.tolerance_logits = 0.5, None
+            self.tolerance_points, self.tolerance_logits, self.quantizes = 0.5, None, True
+            self.trained_arithmetic = options.quantize == "int8-trained"
         if options.tolerance_points is not None:
             self.tolerance_points = options.tolerance_points
 
@@ -62,12 +67,13 @@ class Onnx(Exporter):
     ) -> None:
         if model.training:
             raise ExportError("onnx: the model is in training mode, its BatchNorm and dropout too; call eval() first")
-        if self.options.quantize and not calibration:
+        after_training = self.options.quantize == "int8"
+        if after_training and not calibration:
             raise ExportError("onnx: quantize: int8 learns activation ranges from calibration batches; got none")
         with hushed() as said, tempfile.TemporaryDirectory() as folder:
             try:
                 graph = trace(model, example, self.options.opset)
-                if self.options.quantize:
+                if after_training:
                     graph = quantize_int8(graph, calibration, Path(folder))
                 finish(graph, path, metadata)
             except Exception as error:  # torch and onnxruntime raise whatever they like, and print the cause

@@ -373,6 +373,7 @@ def test_examples_of_the_other_hooks_are_taken_up(tmp_path):
         "register_models": admission.check_family,
         "register_datasets": admission.check_dataset,
         "register_exporters": admission.check_exporter,
+        "register_arithmetics": admission.check_arithmetic,
         "register_trackers": admission.check_tracker,
     }
     seen = []

@@ -153,7 +153,10 @@ def test_an_instance_may_be_a_plugin(shelf):
     assert load_zoo().algorithm("beta").name == "beta"
 
 
-HOOKS = "register_algorithms, register_models, register_datasets, register_exporters, register_trackers"
+HOOKS = (
+    "register_algorithms, register_models, register_datasets, register_exporters, register_arithmetics, "
+    "register_trackers"
+)
 BROKEN = {
     "no_such_module": (None, "ModuleNotFoundError: No module named 'shelf_bad_bad'"),
     "import_error": ("import no_such_module_at_all", "ModuleNotFoundError: No module named 'no_such_module_at_all'"),
@@ -329,6 +332,7 @@ OTHER_OFFERS = {
         "register(type('E', (Exporter,), dict(name='e', suffix='onnx', export=print, load=print)))",
         "E: suffix is 'onnx'; it is like '.onnx'",
     ),
+    "arithmetic": ("register_arithmetics", "register(print)", "print is no subclass of Arithmetic"),
     "tracker": ("register_trackers", "register(print)", "print is no subclass of Tracker"),
 }
 
