@@ -182,8 +182,8 @@ class Arithmetic(ABC):
     def prepare(self, model: nn.Module, example: Tensor) -> nn.Module:
         """Return ``model``, plain and on the CPU, as one that rounds: (N, C, H, W) -> logits (N, K), trainable.
 
-        ``example`` is a normalised batch of at least two. What is returned can be put in training and eval mode, changes
-        no state in the latter, can be copied, and its state dict is all that it knows.
+        ``example`` is a normalised batch of at least two. What is returned can be put in training and eval mode,
+        changes no state in the latter, can be copied, and its state dict is all that it knows.
         """
 
     @abstractmethod
