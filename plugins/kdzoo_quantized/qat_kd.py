@@ -41,8 +41,8 @@ class QATKD(Algorithm):
     The student is first trained in floats on the labels. Then it goes on with its weights and activations rounded as
     int8 and uint8, gradients passing straight through the rounding, on alpha H(y, p_student) + beta H(p_teacher,
     p_student), where alpha and beta are the weights of ``task`` and ``kd``. The second phase takes ``share`` of the
-    recipe's epochs at a rate of ``lr``. Beside it the same phase is trained without teacher (``compare_alone``), so that
-    a table can tell what the teacher gives.
+    recipe's epochs at a rate of ``lr``. Beside it the same phase is trained without teacher (``compare_alone``), so
+    that a table can tell what the teacher gives.
 
     Reads: logits of student and teacher, each (N, K).
     Loss terms: ``kd``: nats, at least 0, 0 when student equals teacher; sum over classes, mean over samples.
