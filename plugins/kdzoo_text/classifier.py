@@ -21,6 +21,8 @@ from kdzoo_text.checkpoints import hushed, located, not_found, transformers
 
 #: Of a checkpoint's configuration: what belongs to the file it came from, or to other classes.
 FOREIGN = ("architectures", "id2label", "label2id", "num_labels", "_name_or_path", "dtype", "problem_type")
+#: What configurations call the number of units in the feed-forward of a layer.
+FEED_FORWARD = ("intermediate_size", "hidden_dim", "n_inner")
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,7 @@ class TextClassifier(nn.Module):
     def take_over(self, other: nn.Module) -> None:
         """Take the weights of a network that differs in its layers, of which ``layers`` are taken, and its table.
 
+        Of feed-forwards with more units, the units that weigh most are taken; see ``narrowed``.
         Raises ModelError, saying what does not fit, where it differs otherwise.
         """
         if not isinstance(other, TextClassifier):
@@ -132,18 +135,19 @@ class TextClassifier(nn.Module):
                 f"layers: {self.layers} of a network with {theirs_deep} layers; name {depth} of 0 to {theirs_deep - 1}"
             )
         prefix, table = self._layer_prefix(), self._table_name()
+        offered = {key: value for key, value in theirs.items() if not key.startswith(prefix)}
+        for number, source in enumerate(chosen):
+            ours, layer = f"{prefix}{number}.", f"{prefix}{source}."
+            of_layer = {ours + key.removeprefix(layer): theirs[key] for key in theirs if key.startswith(layer)}
+            offered |= of_layer | narrowed({key: own[key] for key in own if key.startswith(ours)}, of_layer)
         unlike = []
         for key, value in own.items():
             if key == table:
                 continue
-            source = key
-            if key.startswith(prefix):
-                number, rest = key.removeprefix(prefix).split(".", 1)
-                source = f"{prefix}{chosen[int(number)]}.{rest}"
-            if source not in theirs or theirs[source].shape != value.shape:
+            if key not in offered or offered[key].shape != value.shape:
                 unlike.append(f"{key} {tuple(value.shape)}")
             else:
-                value.copy_(theirs[source])
+                value.copy_(offered[key])
         pieces = torch.tensor(range(self.vocab_size) if self.kept is None else self.kept)
         if other.vocab_size != self.vocab_size or theirs[table].shape[1] != own[table].shape[1]:
             unlike.append(f"{table} {tuple(own[table].shape)}")
@@ -154,7 +158,8 @@ class TextClassifier(nn.Module):
             more = f" and {len(unlike) - 3} more" if len(unlike) > 3 else ""
             raise ModelError(
                 f"cannot take over tensors that the other network lacks or has in another shape: "
-                f"{', '.join(unlike[:3])}{more}; only layers and the word table may differ"
+                f"{', '.join(unlike[:3])}{more}; only the layers, the units of their feed-forwards and the word table "
+                "may be fewer"
             )
 
     def _layer_prefix(self) -> str:
@@ -171,6 +176,31 @@ class TextClassifier(nn.Module):
         return next(name for name, value in self.network.named_parameters() if value is table)
 
 
+def narrowed(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a layer's tensors in ``theirs`` whose units are more than ``own`` has, cut to the units that weigh most.
+
+    A unit is a row of one matrix and a column of another; it weighs what the Euclidean norms of the two multiply to.
+    Units stay in their order. Empty where no such pair of matrices differs in this way alone.
+    """
+    unlike = {key for key, value in own.items() if key in theirs and theirs[key].shape != value.shape}
+    matrices = [key for key in unlike if own[key].dim() == 2 and theirs[key].dim() == 2]
+    by_row = next((key for key in matrices if own[key].shape[1] == theirs[key].shape[1]), None)
+    by_column = next((key for key in matrices if own[key].shape[0] == theirs[key].shape[0]), None)
+    if by_row is None or by_column is None:
+        return {}
+    units, wanted = len(theirs[by_row]), len(own[by_row])
+    if wanted > units or (theirs[by_column].shape[1], own[by_column].shape[1]) != (units, wanted):
+        return {}
+    weight = theirs[by_row].norm(dim=1) * theirs[by_column].norm(dim=0)
+    kept = weight.topk(wanted).indices.sort().values
+    biases = (key for key in unlike if theirs[key].shape == (units,) and own[key].shape == (wanted,))
+    return {
+        by_row: theirs[by_row][kept],
+        by_column: theirs[by_column][:, kept],
+        **{key: theirs[key][kept] for key in biases},
+    }
+
+
 # --- making them ------------------------------------------------------------------------------
 
 
@@ -182,14 +212,16 @@ def build(
     checkpoint: str | None = None,
     config: Mapping[str, Any] | None = None,
     layers: Sequence[int] | None = None,
+    feed_forward: int | None = None,
     table: Literal["all", "training"] = "all",
     rows: int | None = None,
     **_: Any,  # what timm hands to every model, as pretrained_cfg
 ) -> TextClassifier:
     """Make a classifier from a checkpoint's configuration, or from ``config`` alone; ``pretrained`` takes its weights.
 
-    ``config`` overrides a checkpoint's, ``layers`` chooses some of its layers, and ``table: training`` keeps the rows
-    of the pieces that occur in the training split; any other piece is then unknown.
+    ``config`` overrides a checkpoint's, ``layers`` chooses some of its layers, ``feed_forward`` is how many units each
+    layer's feed-forward keeps, and ``table: training`` keeps the rows of the pieces that occur in the training split;
+    any other piece is then unknown.
     """
     if table not in ("all", "training"):
         raise ModelError(f"args.table: {table!r}; all or training would be right")
@@ -213,6 +245,15 @@ def build(
         if not layers or min(layers) < 0 or max(layers) >= whole.num_hidden_layers:
             raise ModelError(f"args.layers: {list(layers)}; some of 0 to {whole.num_hidden_layers - 1} would be right")
         own.num_hidden_layers = len(layers)
+    if feed_forward is not None:
+        name = next((each for each in FEED_FORWARD if hasattr(type(whole)(), each)), "")
+        units = getattr(whole, name, None)
+        if units is None:
+            told = ", ".join(FEED_FORWARD)
+            raise ModelError(f"args.feed_forward: this {whole.model_type} gives none of {told}; leave it out")
+        if not 0 < feed_forward <= units:
+            raise ModelError(f"args.feed_forward: {feed_forward}; 1 to {units} would be right")
+        setattr(own, name, feed_forward)
     kept: list[int] | None = None
     if table == "training":
         kept = sorted({int(tokens["pad"]), int(tokens["unknown"]), *tokens["seen"]})

@@ -185,6 +185,43 @@ def test_some_layers_are_taken_over() -> None:
     assert len(student.levels) == 3
 
 
+#: Where each kind has the matrices with a row, and with a column, for each unit of a feed-forward; and the biases.
+UNITS = {
+    "bert": ("layer.2.intermediate.dense.weight", "layer.2.output.dense.weight", "layer.2.intermediate.dense.bias"),
+    "distilbert": ("layer.2.ffn.lin1.weight", "layer.2.ffn.lin2.weight", "layer.2.ffn.lin1.bias"),
+    "gpt2": ("h.2.mlp.c_proj.weight", "h.2.mlp.c_fc.weight", "h.2.mlp.c_fc.bias"),
+}
+INNER = {"bert": "intermediate_size", "distilbert": "hidden_dim", "gpt2": "n_inner"}
+
+
+@pytest.mark.parametrize("kind", UNITS)
+def test_a_narrower_feed_forward_takes_the_units_that_weigh_most(kind: str) -> None:
+    wide = {INNER[kind]: 24}
+    teacher = network(kind, config=wide).eval()
+    student = network(kind, config=wide, layers=[0, 2], feed_forward=10).eval()
+    start_from(student, teacher)
+    theirs, own = teacher.model.network.state_dict(), student.model.network.state_dict()
+    found = [next(key for key in theirs if key.endswith(name)) for name in UNITS[kind]]
+    by_row, by_column, bias = (theirs[key] for key in found)
+    weight = [float(by_row[unit].square().sum() * by_column[:, unit].square().sum()) for unit in range(24)]
+    kept = sorted(sorted(range(24), key=weight.__getitem__)[-10:])
+    taken = [own[key.replace(".2.", ".1.", 1)] for key in found]
+    for mine, whole in zip(taken, (by_row[kept], by_column[:, kept], bias[kept]), strict=True):
+        assert torch.equal(mine, whole)
+
+
+def test_units_without_weight_are_no_loss() -> None:
+    teacher, student = network().eval(), network(feed_forward=10).eval()
+    with torch.no_grad():
+        for layer in teacher.model.network.bert.encoder.layer:
+            layer.output.dense.weight[:, 3:17] = 0
+    start_from(student, teacher)
+    ids = ids_of(6, 2)
+    with torch.no_grad():
+        torch.testing.assert_close(student(ids).logits, teacher(ids).logits)
+    assert student.model.create_args["config"]["intermediate_size"] == 10
+
+
 def test_a_checkpoint_gives_layers_and_pieces(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KDZOO_MODELS", str(checkpoint.parent))
     whole = transformers.BertModel.from_pretrained(checkpoint).state_dict()
@@ -215,6 +252,12 @@ def test_a_checkpoint_with_a_classifier_of_these_classes_is_ready(checkpoint: Pa
         ({"table": "some"}, "args.table: 'some'; all or training would be right"),
         ({"layers": [0, 3]}, "args.layers: [0, 3]; some of 0 to 2 would be right"),
         ({"layers": []}, "args.layers: []; some of 0 to 2 would be right"),
+        ({"feed_forward": 25}, "args.feed_forward: 25; 1 to 24 would be right"),
+        ({"feed_forward": 0}, "args.feed_forward: 0; 1 to 24 would be right"),
+        (
+            {"kind": "gpt2", "feed_forward": 8},
+            "args.feed_forward: this gpt2 gives none of intermediate_size, hidden_dim, n_inner; leave it out",
+        ),
         ({"config": {"model_type": None}}, "args: name a checkpoint, or a config with a model_type, e.g. bert"),
         ({"weights": "pretrained"}, "weights: pretrained needs args.checkpoint, a folder or a name of the hub"),
     ],
@@ -251,7 +294,8 @@ def test_what_cannot_be_taken_over_is_named() -> None:
     assert told == (
         "cannot take over tensors that the other network lacks or has in another shape: "
         "bert.encoder.layer.0.intermediate.dense.weight (24, 16), bert.encoder.layer.0.intermediate.dense.bias (24,), "
-        "bert.encoder.layer.0.output.dense.weight (16, 24); only layers and the word table may differ"
+        "bert.encoder.layer.0.output.dense.weight (16, 24); only the layers, the units of their feed-forwards "
+        "and the word table may be fewer"
     )
 
 
