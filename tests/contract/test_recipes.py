@@ -143,7 +143,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory, stand_ins: Path) -> Path:
-    """A folder of models with a tiny BERT of as many layers in place of the one that the recipes name."""
+    """A folder of models with a BERT as deep as the one that the recipes name, its feed-forwards as wide, else tiny."""
     import transformers
 
     tokens = load_zoo().dataset("clinc150")
@@ -151,7 +151,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory, stand_ins: Path) -> Pa
     folder = tmp_path_factory.mktemp("models")
     place = folder / "sentence-transformers" / "all-MiniLM-L6-v2"
     config = transformers.BertConfig(
-        vocab_size=300, hidden_size=16, num_hidden_layers=6, num_attention_heads=2, intermediate_size=24
+        vocab_size=300, hidden_size=16, num_hidden_layers=6, num_attention_heads=2, intermediate_size=1536
     )
     transformers.BertModel(config).save_pretrained(place)
     for name, content in splits.tokens.files.items():
