@@ -22,7 +22,7 @@ from typing import Any
 
 import typer
 
-from kdzoo import card, cli, errors
+from kdzoo import api, card, cli, errors, losses
 from kdzoo.algorithm import Algorithm
 from kdzoo.offers import Offer
 from kdzoo.recipe import Recipe, load_recipe
@@ -632,17 +632,23 @@ def _recipes_of(name: str, recipes: Mapping[str, Recipe], zoo: Zoo, here: str) -
 
 
 def _functions(cls: type[Algorithm]) -> str:
-    """The pure functions of the class's module."""
-    functions = inspect.getmembers(sys.modules[cls.__module__], inspect.isfunction)
-    own = [f for name, f in functions if name.endswith("_loss") and f.__module__ == cls.__module__]
-    if not own:
+    """The pure functions that the class's module has or shares with others."""
+    module = cls.__module__
+    functions = inspect.getmembers(sys.modules[module], inspect.isfunction)
+    found = [f for name, f in functions if name.endswith("_loss") and f.__module__ in (module, losses.__name__)]
+    if not found:
         return "It has no loss of its own."
     return page(
         *(
-            page(fenced(f"from {f.__module__} import {f.__name__}\n\n{_signature(f)}", "python"), _documented(f))
-            for f in own
+            page(fenced(f"from {_place(f, module)} import {f.__name__}\n\n{_signature(f)}", "python"), _documented(f))
+            for f in found
         )
     )
+
+
+def _place(function: Callable[..., Any], module: str) -> str:
+    """Where a plugin imports a pure function from."""
+    return module if function.__module__ == module else api.__name__
 
 
 def _signature(function: Callable[..., Any]) -> str:

@@ -13,9 +13,8 @@ from pydantic import BaseModel
 from kdzoo.errors import PluginError
 from kdzoo.offers import Arithmetic, DataSource, Exporter, ModelFamily, OfferOptions, Tracker
 from kdzoo.problems import plain, shown
-from kdzoo.types import Needs, Paper
+from kdzoo.types import NAME, Needs, Paper
 
-NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 RUNGS = ("losses", "step", "stages")
 
 
@@ -37,7 +36,7 @@ def _subclass(thing: Any, base: type) -> str:
 
 def _name(label: str, name: Any) -> None:
     right = "a name is 1 to 64 of a-z, 0-9, '_', '.' and '-', the first a letter or digit"
-    _require(isinstance(name, str) and NAME.fullmatch(name), f"{label}: name is {shown(name)}; {right}")
+    _require(isinstance(name, str) and re.fullmatch(NAME, name), f"{label}: name is {shown(name)}; {right}")
 
 
 def _options(label: str, options: Any, base: type[BaseModel]) -> None:

@@ -7,12 +7,13 @@ optimizer steps in order) or ``stages`` (several phases of training).
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from kdzoo.types import (
+    NAME,
     Bench,
     Exhibit,
     Needs,
@@ -34,6 +35,20 @@ class AlgorithmOptions(BaseModel):
     """Base of every algorithm's options: unknown keys are errors, values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+
+#: Type of an option that softens answers.
+Temperature = Annotated[
+    float,
+    Field(
+        ge=0.01,
+        le=1000,
+        description="Divides logits before the softmax: above 1 it softens the answers, 1 leaves them as they are; "
+        "dimensionless.",
+    ),
+]
+#: Type of an option that names another algorithm, see ``Algorithm.delegate``.
+AlgorithmName = Annotated[str, Field(pattern=rf"^{NAME}$")]
 
 
 class Algorithm(nn.Module):

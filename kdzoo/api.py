@@ -1,8 +1,9 @@
 """Everything a plugin may use. A plugin imports this module and nothing deeper."""
 
-from kdzoo.algorithm import Algorithm, AlgorithmOptions, Stages
+from kdzoo.algorithm import Algorithm, AlgorithmName, AlgorithmOptions, Stages, Temperature
 from kdzoo.errors import DataError, ExportError, KdzooError, ModelError, NeedsError
 from kdzoo.hookspecs import API_VERSION, hookimpl
+from kdzoo.losses import mean_prediction, sample_distances, soft_target_loss
 from kdzoo.offers import (
     Arithmetic,
     ArraySplit,
@@ -47,6 +48,7 @@ __all__ = [
     "API_VERSION",
     "Algorithm",
     "AlgorithmChoice",
+    "AlgorithmName",
     "AlgorithmOptions",
     "Arithmetic",
     "ArraySplit",
@@ -84,9 +86,13 @@ __all__ = [
     "Stages",
     "StepContext",
     "Table",
+    "Temperature",
     "TokenSplit",
     "Tokens",
     "Tracker",
     "Update",
     "hookimpl",
+    "mean_prediction",
+    "sample_distances",
+    "soft_target_loss",
 ]

@@ -20,6 +20,7 @@ from kdzoo.building import Builder
 from kdzoo.engine import Job
 from kdzoo.errors import ContractError
 from kdzoo.evaluation import measure_latency, predict, timed_forward
+from kdzoo.losses import mean_prediction
 from kdzoo.models import Network, evaluating
 from kdzoo.store import read_tensors
 from kdzoo.types import (
@@ -160,8 +161,7 @@ class Ensemble(nn.Module):
         self.members = nn.ModuleList(Answering(module) for module in modules)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        answers = torch.stack([member(inputs).logits.log_softmax(dim=1) for member in self.members])
-        return answers.logsumexp(dim=0) - math.log(len(self.members))
+        return mean_prediction([member(inputs).logits for member in self.members])
 
 
 def _macs(module: nn.Module, sample: Tensor) -> int:

@@ -23,10 +23,9 @@ from pydantic import (
 from kdzoo.errors import RecipeError, nearest
 from kdzoo.problems import CONTROL, Positions, RecipeProblems, explain, misfits, plain, requirement, shown
 from kdzoo.recipe_yaml import override, read_yaml, write_yaml
-from kdzoo.types import stable_hash
+from kdzoo.types import NAME, stable_hash
 
 MAX_BYTES = 256 * 1024
-NAME = r"^[a-z0-9][a-z0-9_.-]{0,63}$"
 
 # --- what a recipe holds --------------------------------------------------------------------
 
@@ -66,7 +65,7 @@ if TYPE_CHECKING:
     Name = str
     Device = str
 else:
-    Name = _matching(NAME, "1 to 64 of a-z, 0-9, '_', '.' and '-', the first a letter or digit")
+    Name = _matching(rf"^{NAME}$", "1 to 64 of a-z, 0-9, '_', '.' and '-', the first a letter or digit")
     Device = _matching(r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)$", "auto, cpu, cuda, cuda:N or mps")
 
 

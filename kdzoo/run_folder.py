@@ -46,6 +46,7 @@ from kdzoo.store import (
     write_text,
     writing,
 )
+from kdzoo.types import NAME
 
 RUN_ID = re.compile(r"(\d{4,})-seed(-?\d+)")
 
@@ -400,7 +401,7 @@ class RunFolder:
 
     def _stage_folder(self, stage: str) -> Path:
         name = stage
-        if not re.fullmatch("[a-z0-9][a-z0-9_.-]{0,63}", stage):
+        if not re.fullmatch(NAME, stage):
             readable = re.sub("[^a-z0-9]+", "-", stage.lower()).strip("-")[:40]
             name = f"{readable or 'stage'}-{hashlib.sha256(stage.encode()).hexdigest()[:8]}"
         return self.root / "checkpoints" / name

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from kdzoo.errors import OutputError, RecipeError
 from kdzoo.store import write_bytes
+from kdzoo.types import NAME
 
 if TYPE_CHECKING:
     from kdzoo.algorithm import Algorithm
@@ -118,7 +119,7 @@ def write_recipe(name: str, algorithm: str, where: Path, bundled: Path) -> Path:
 
     Raises RecipeError for a name that no recipe may have and OutputError when the file is there already.
     """
-    if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,63}", name):
+    if not re.fullmatch(NAME, name):
         raise RecipeError(f"new recipe: '{name}' cannot name a recipe; use lower-case letters, digits, '_', '.', '-'")
     path = where / f"{name}.yaml"
     if algorithm:

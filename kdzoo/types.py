@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+#: What may name an algorithm, a model, a recipe, ...
+NAME = r"[a-z0-9][a-z0-9_.-]{0,63}"
+
 Forward = Callable[["Tensor"], "Outputs"]
 
 

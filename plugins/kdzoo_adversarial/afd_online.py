@@ -8,23 +8,21 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from kdzoo.api import Algorithm, AlgorithmOptions, Level, Needs, OwnNetwork, Paper, Shapes, StepContext, Update
+from kdzoo.api import (
+    Algorithm,
+    AlgorithmOptions,
+    Level,
+    Needs,
+    OwnNetwork,
+    Paper,
+    Shapes,
+    StepContext,
+    Temperature,
+    Update,
+    soft_target_loss,
+)
 from kdzoo_adversarial.discriminators import collapse, watch
-
-
-def afd_online_kd_loss(logits: Tensor, others: Sequence[Tensor], temperature: float) -> Tensor:
-    """Return temperature^2 times the mean, over the other networks, of KL(other || this one) at that temperature.
-
-    In nats, averaged over samples. Only ``logits`` receive a gradient: the others are targets.
-
-    Shapes: ``logits`` and each of ``others`` (N, K) -> scalar.
-    """
-    own = F.log_softmax(logits / temperature, dim=1)
-    targets = [F.log_softmax(other.detach() / temperature, dim=1) for other in others]
-    terms = [F.kl_div(own, target, reduction="batchmean", log_target=True) for target in targets]
-    return torch.stack(terms).mean() * temperature**2
 
 
 def afd_online_discriminator_loss(own_score: Tensor, other_score: Tensor) -> Tensor:
@@ -104,9 +102,7 @@ class AFDOnline(Algorithm):
     }
 
     class Options(AlgorithmOptions):
-        temperature: float = Field(
-            3.0, ge=0.01, le=1000, description="Softens all distributions: 1 leaves them as they are; dimensionless."
-        )
+        temperature: Temperature = 3.0
         width: int = Field(64, ge=1, le=65536, strict=True, description="Channels of the discriminators.")
         discriminator_lr: float = Field(
             1e-4, gt=0, le=10, strict=True, description="Adam learning rate of the discriminators, before the schedule."
@@ -149,7 +145,7 @@ class AFDOnline(Algorithm):
                 name,
                 {
                     "task": ctx.task_loss(logits[k]),
-                    "kd": afd_online_kd_loss(logits[k], others, self.options.temperature),
+                    "kd": soft_target_loss(logits[k], *others, temperature=self.options.temperature) / len(others),
                     "adversarial": self.fool(k, maps[k]),
                 },
             )

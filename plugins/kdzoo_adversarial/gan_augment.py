@@ -23,22 +23,14 @@ from kdzoo.api import (
     Paper,
     Shapes,
     StepContext,
+    Temperature,
     Update,
+    soft_target_loss,
 )
 from kdzoo_adversarial.discriminators import collapse, watch
 
 #: Pictures of each class in the report, and of how many classes.
 SHOWN, CLASSES_SHOWN = 6, 10
-
-
-def gan_augment_kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """Return temperature^2 times KL(teacher || student) of the softened predictions, in nats, averaged over samples.
-
-    Shapes: (N, K), (N, K) -> scalar. Only ``student_logits`` receive a gradient.
-    """
-    student = F.log_softmax(student_logits / temperature, dim=1)
-    teacher = F.log_softmax(teacher_logits.detach() / temperature, dim=1)
-    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
 
 
 def gan_augment_discriminator_loss(real_score: Tensor, fake_score: Tensor) -> Tensor:
@@ -185,9 +177,7 @@ class GANAugment(Algorithm):
     }
 
     class Options(AlgorithmOptions):
-        temperature: float = Field(
-            4.0, ge=0.01, le=1000, description="Softens both distributions: 1 leaves them as they are; dimensionless."
-        )
+        temperature: Temperature = 4.0
         generated: float = Field(
             1.0, gt=0, le=16, strict=True, description="Generated samples for each real one that the student is shown."
         )
@@ -255,8 +245,8 @@ class GANAugment(Algorithm):
             "student",
             {
                 "task": ctx.task_loss(ctx.student.logits),
-                "kd": gan_augment_kd_loss(ctx.student.logits, ctx.teacher.logits, self.options.temperature),
-                "kd_generated": done * gan_augment_kd_loss(student, answers, self.options.temperature),
+                "kd": soft_target_loss(ctx.student.logits, ctx.teacher.logits, temperature=self.options.temperature),
+                "kd_generated": done * soft_target_loss(student, answers, temperature=self.options.temperature),
             },
         )
 

@@ -8,23 +8,9 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
-from kdzoo.api import Needs, Outputs, Paper, StageResult, StepContext
+from kdzoo.api import Needs, Outputs, Paper, StageResult, StepContext, Temperature, soft_target_loss
 from kdzoo_assistant.comparison import Assisted, AssistedOptions
-
-
-def dgkd_loss(student_logits: Tensor, guide_logits: Sequence[Tensor], temperature: float) -> Tensor:
-    """Return temperature^2 times the sum over guides of KL(guide || student) of the softened predictions, in nats.
-
-    Averaged over samples. Only ``student_logits`` receive a gradient.
-
-    Shapes: (N, K), for each guide (N, K) -> scalar.
-    """
-    student = F.log_softmax(student_logits / temperature, dim=1)
-    guides = [F.log_softmax(logits.detach() / temperature, dim=1) for logits in guide_logits]
-    terms = [F.kl_div(student, guide, reduction="batchmean", log_target=True) for guide in guides]
-    return torch.stack(terms).sum() * temperature**2
 
 
 class DGKD(Assisted):
@@ -64,9 +50,7 @@ class DGKD(Assisted):
     also_known_as = ("densely_guided_kd", "dense_guidance")
 
     class Options(AssistedOptions):
-        temperature: float = Field(
-            5.0, ge=0.01, le=1000, description="Softens all distributions: 1 leaves them as they are; dimensionless."
-        )
+        temperature: Temperature = 5.0
         drop: int = Field(
             1,
             ge=0,
@@ -80,7 +64,7 @@ class DGKD(Assisted):
 
     def losses(self, ctx: StepContext) -> dict[str, Tensor]:
         logits = [guide.logits for guide in self.guides_of_step(ctx)]
-        return {"kd": dgkd_loss(ctx.student.logits, logits, self.options.temperature)}
+        return {"kd": soft_target_loss(ctx.student.logits, *logits, temperature=self.options.temperature)}
 
     def guides_of_step(self, ctx: StepContext) -> list[Outputs]:
         """The guides of this step: all but ``drop`` of them."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from kdzoo.api import Needs, Paper, StageResult
+from kdzoo.api import AlgorithmName, Needs, Paper, StageResult
 from kdzoo_assistant.comparison import Assisted, AssistedOptions
 
 
@@ -46,9 +46,8 @@ class TAKD(Assisted):
     also_known_as = ("teacher_assistant", "ta_kd")
 
     class Options(AssistedOptions):
-        via: str = Field(
+        via: AlgorithmName = Field(
             "kd",
-            pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$",
             description="Algorithm of every step of the chain; it must need exactly one teacher.",
         )
 

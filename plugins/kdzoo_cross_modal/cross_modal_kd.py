@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import ClassVar
 
-from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
-from kdzoo.api import Algorithm, Needs, Paper, StagePlan, Stages, StepContext, Update
-from kdzoo_cross_modal.pairs import TINY_RECIPE, PairsOptions, transfer_then_finetune
-
-
-def soft_label_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """Average the divergence KL(teacher || student) of softened class probabilities, times temperature squared.
-
-    Shapes: (N, K), (N, K) -> scalar, in nats.
-    """
-    student = F.log_softmax(student_logits / temperature, dim=1)
-    teacher = F.log_softmax(teacher_logits.detach() / temperature, dim=1)
-    return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+from kdzoo.api import Needs, Paper, StepContext, Temperature, soft_target_loss
+from kdzoo_cross_modal.pairs import Pairs, PairsOptions
 
 
-class CrossModalKD(Algorithm):
+class CrossModalKD(Pairs):
     """Makes the student answer to one modality what the teacher answers to another, over unlabelled pairs.
 
     Both see the same scene, each through its own sensor. The teacher's softened class probabilities are the student's
@@ -51,17 +38,12 @@ class CrossModalKD(Algorithm):
     needs = Needs(teachers=1, data="unlabelled")
     default_weights: ClassVar = {"soft_labels": 1.0}
 
-    tiny_recipe: ClassVar = TINY_RECIPE
-
     class Options(PairsOptions):
-        temperature: float = Field(4.0, gt=0, le=1000, description="Softens both distributions; dimensionless.")
+        temperature: Temperature = 4.0
 
     def losses(self, ctx: StepContext) -> dict[str, Tensor]:
-        return {"soft_labels": soft_label_loss(ctx.student.logits, ctx.teacher.logits, self.options.temperature)}
-
-    def step(self, ctx: StepContext) -> Iterator[Update]:
-        yield Update("student", self.losses(ctx))  # there are no labels for a task
-
-    @classmethod
-    def stages(cls, plan: StagePlan) -> Stages:
-        return (yield from transfer_then_finetune(plan))
+        return {
+            "soft_labels": soft_target_loss(
+                ctx.student.logits, ctx.teacher.logits, temperature=self.options.temperature
+            )
+        }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import ClassVar
 
 from pydantic import Field
@@ -10,18 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdzoo.api import (
-    Algorithm,
     AlgorithmOptions,
     Needs,
     NeedsError,
     Paper,
     Shapes,
-    StagePlan,
-    Stages,
     StepContext,
-    Update,
 )
-from kdzoo_cross_modal.pairs import TINY_RECIPE, PairsOptions, transfer_then_finetune
+from kdzoo_cross_modal.pairs import Pairs, PairsOptions
 
 
 def transfer_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
@@ -37,7 +32,7 @@ def transfer_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     return F.mse_loss(student, teacher)
 
 
-class SupervisionTransfer(Algorithm):
+class SupervisionTransfer(Pairs):
     """Makes the student's features of one modality match a teacher's features of another, over unlabelled pairs.
 
     A network with labels for modality s supervises one for modality d, of which there are only pairs: at level i* the
@@ -69,8 +64,6 @@ class SupervisionTransfer(Algorithm):
     default_weights: ClassVar = {"transfer": 1.0}
     also_known_as = ("cross_modal_distillation",)
 
-    tiny_recipe: ClassVar = TINY_RECIPE
-
     class Options(PairsOptions):
         level: int = Field(
             -1, ge=-8, le=7, description="Paired level to match, shallow to deep; negative from the end."
@@ -92,10 +85,3 @@ class SupervisionTransfer(Algorithm):
     def losses(self, ctx: StepContext) -> dict[str, Tensor]:
         student, teacher = ctx.student.features[self.level], ctx.teacher.features[self.level]
         return {"transfer": transfer_loss(self.projector(student), teacher)}
-
-    def step(self, ctx: StepContext) -> Iterator[Update]:
-        yield Update("student", self.losses(ctx))  # there are no labels for a task
-
-    @classmethod
-    def stages(cls, plan: StagePlan) -> Stages:
-        return (yield from transfer_then_finetune(plan))

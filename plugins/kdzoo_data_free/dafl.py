@@ -22,6 +22,7 @@ from kdzoo.api import (
     Shapes,
     StepContext,
     Update,
+    soft_target_loss,
 )
 from kdzoo_data_free.generator import SHOWN, Generator, pictures
 from kdzoo_data_free.statistics import batch_norm_gap_loss, batch_norm_inputs
@@ -50,15 +51,6 @@ def dafl_balance_loss(teacher_logits: Tensor) -> Tensor:
     """
     log_mean = torch.logsumexp(F.log_softmax(teacher_logits, dim=1), dim=0) - math.log(len(teacher_logits))
     return (log_mean.exp() * log_mean).sum()
-
-
-def dafl_student_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Average KL(teacher || student) over the samples, in nats; without temperature.
-
-    Shapes: (N, K), (N, K) -> scalar.
-    """
-    teacher = F.log_softmax(teacher_logits, dim=1)
-    return F.kl_div(F.log_softmax(student_logits, dim=1), teacher, reduction="batchmean", log_target=True)
 
 
 class DAFL(Algorithm):
@@ -147,7 +139,7 @@ class DAFL(Algorithm):
             },
         )
         student = ctx.networks["student"](images.detach())
-        yield Update("student", {"kd": dafl_student_loss(student.logits, teacher.logits.detach())})
+        yield Update("student", {"kd": soft_target_loss(student.logits, teacher.logits)})
 
     def warnings(self, means: Mapping[str, float]) -> Iterable[str]:
         least = -math.log(self.shapes.num_classes)

@@ -21,7 +21,9 @@ from kdzoo.api import (
     Paper,
     Shapes,
     StepContext,
+    Temperature,
     Update,
+    soft_target_loss,
 )
 from kdzoo_data_free.generator import SHOWN, by_channel, pictures
 from kdzoo_data_free.statistics import batch_norm_gap_loss, batch_norm_inputs, in_eval_mode
@@ -66,16 +68,6 @@ def deep_inversion_disagreement_loss(student_logits: Tensor, teacher_logits: Ten
     Shapes: (N, K), (N, K) -> scalar in [0, 1].
     """
     return 1 - deep_inversion_divergence(student_logits, teacher_logits).clamp(0, 1)
-
-
-def deep_inversion_student_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """Average KL(teacher || student) over the samples at a temperature, times its square, in nats.
-
-    Shapes: (N, K), (N, K) -> scalar.
-    """
-    student = F.log_softmax(student_logits / temperature, dim=1)
-    teacher = F.log_softmax(teacher_logits / temperature, dim=1)
-    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
 
 
 class Canvas(nn.Module):
@@ -153,9 +145,7 @@ class DeepInversion(Algorithm):
         total_variation: Literal["l1", "l2"] = Field(
             "l2", description="Mean absolute differences of neighbours, or Euclidean norms over the batch."
         )
-        temperature: float = Field(
-            3.0, gt=0, le=1000, strict=True, description="Softens what the student learns; dimensionless."
-        )
+        temperature: Temperature = 3.0
 
     options: Options
     seed: Tensor
@@ -196,7 +186,7 @@ class DeepInversion(Algorithm):
         with torch.no_grad():
             teacher = ctx.networks["teacher"](images)
         student = ctx.networks["student"](images)
-        loss = deep_inversion_student_loss(student.logits, teacher.logits, self.options.temperature)
+        loss = soft_target_loss(student.logits, teacher.logits, temperature=self.options.temperature)
         yield Update("student", {"kd": loss})
 
     def inversion_losses(self, ctx: StepContext) -> dict[str, Tensor]:

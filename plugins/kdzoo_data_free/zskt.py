@@ -20,6 +20,7 @@ from kdzoo.api import (
     Paper,
     Shapes,
     StepContext,
+    Temperature,
     Update,
 )
 from kdzoo_data_free.generator import SHOWN, Generator, pictures
@@ -93,9 +94,7 @@ class ZSKT(Algorithm):
     }
 
     class Options(AlgorithmOptions):
-        temperature: float = Field(
-            1.0, gt=0, le=1000, strict=True, description="Softens both distributions in the divergence; dimensionless."
-        )
+        temperature: Temperature = 1.0
         student_updates: int = Field(
             10, ge=1, le=100, strict=True, description="Updates of the student on each batch of images."
         )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdzoo.api import Algorithm, AlgorithmOptions, Needs, NeedsError, Paper, Shapes, StepContext
+from kdzoo.api import Algorithm, AlgorithmOptions, Needs, NeedsError, Paper, Shapes, StepContext, sample_distances
 
 
 def irg_vertex_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
@@ -47,9 +47,7 @@ def irg_transformation_loss(student_maps: tuple[Tensor, Tensor], teacher_maps: t
 
 def _edges(layer: Tensor) -> Tensor:
     """All squared distances over the largest: (N, ...) -> (N, N)."""
-    samples = layer.flatten(1)
-    # From the differences themselves: the product form loses close pairs in float32.
-    distances = torch.cdist(samples, samples, compute_mode="donot_use_mm_for_euclid_dist").square()
+    distances = sample_distances(layer).square()
     return distances / distances.max().clamp_min(1e-12)
 
 

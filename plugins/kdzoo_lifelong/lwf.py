@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdzoo.api import Paper, StepContext
+from kdzoo.api import Paper, StepContext, Temperature
 from kdzoo_lifelong.sequence import Lifelong
 
 
@@ -65,9 +65,7 @@ class LwF(Lifelong):
     also_known_as = ("learning_without_forgetting",)
 
     class Options(Lifelong.Options):
-        temperature: float = Field(
-            2.0, ge=0.01, le=1000, description="Softens both distributions: 1 leaves them as they are; dimensionless."
-        )
+        temperature: Temperature = 2.0
         smoothing: float = Field(
             0.0, ge=0, le=0.1, description="Share of the uniform distribution in the student's; dimensionless."
         )

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdzoo.api import Needs, NeedsError, Paper, Shapes, StepContext
+from kdzoo.api import Needs, NeedsError, Paper, Shapes, StepContext, Temperature
 from kdzoo_multi_teacher.comparison import SeveralTeachers, SeveralTeachersOptions, note_weights
 
 
@@ -99,9 +99,7 @@ class CAMKD(SeveralTeachers):
     }
 
     class Options(SeveralTeachersOptions):
-        temperature: float = Field(
-            4.0, ge=0.01, le=1000, description="Softens all distributions: 1 leaves them as they are; dimensionless."
-        )
+        temperature: Temperature = 4.0
         use_relu: bool = Field(
             True,
             description="End the projectors in a ReLU; false for embeddings that go below zero (ViT, ConvNeXt).",

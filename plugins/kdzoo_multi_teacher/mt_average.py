@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdzoo.api import Needs, Paper, StepContext
+from kdzoo.api import Needs, Paper, StepContext, Temperature, mean_prediction, soft_target_loss
 from kdzoo_multi_teacher.comparison import SeveralTeachers, SeveralTeachersOptions, note_weights
 
 
@@ -23,8 +21,7 @@ def mt_average_outputs_loss(student_logits: Tensor, teacher_logits: Sequence[Ten
     Shapes: (N, K), for each teacher (N, K) -> scalar.
     """
     student = F.log_softmax(student_logits / temperature, dim=1)
-    teachers = torch.stack([F.log_softmax(logits.detach() / temperature, dim=1) for logits in teacher_logits])
-    mean = teachers.logsumexp(dim=0) - math.log(len(teachers))
+    mean = mean_prediction(teacher_logits, temperature).detach()
     return F.kl_div(student, mean, reduction="batchmean", log_target=True) * temperature**2
 
 
@@ -35,10 +32,7 @@ def mt_average_losses_loss(student_logits: Tensor, teacher_logits: Sequence[Tens
 
     Shapes: (N, K), for each teacher (N, K) -> scalar.
     """
-    student = F.log_softmax(student_logits / temperature, dim=1)
-    teachers = [F.log_softmax(logits.detach() / temperature, dim=1) for logits in teacher_logits]
-    terms = [F.kl_div(student, teacher, reduction="batchmean", log_target=True) for teacher in teachers]
-    return torch.stack(terms).mean() * temperature**2
+    return soft_target_loss(student_logits, *teacher_logits, temperature=temperature) / len(teacher_logits)
 
 
 class MTAverage(SeveralTeachers):
@@ -74,9 +68,7 @@ class MTAverage(SeveralTeachers):
     also_known_as = ("ensemble_kd", "average_kd", "avg_kd", "multi_teacher")
 
     class Options(SeveralTeachersOptions):
-        temperature: float = Field(
-            4.0, ge=0.01, le=1000, description="Softens all distributions: 1 leaves them as they are; dimensionless."
-        )
+        temperature: Temperature = 4.0
         average: Literal["outputs", "losses"] = Field(
             "outputs",
             description="What is averaged over the teachers: their probabilities, or the divergences from each. Same "

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdzoo.api import Needs, Paper, StepContext
+from kdzoo.api import Needs, Paper, StepContext, Temperature, sample_distances
 from kdzoo_multi_teacher.comparison import SeveralTeachers, SeveralTeachersOptions, note_weights
 from kdzoo_multi_teacher.mt_average import mt_average_outputs_loss
 
@@ -32,11 +32,9 @@ def mt_dissimilarity_loss(student_features: Tensor, teacher_features: Sequence[T
 
 def _orders(features: Tensor) -> Tensor:
     """How much farther k is from i than j is: (N, ...) -> (N, N, N), 0 where two of the three are one sample."""
-    samples = features.flatten(1)
-    # From the differences themselves: the product form loses close pairs in float32.
-    distances = torch.cdist(samples, samples, compute_mode="donot_use_mm_for_euclid_dist")
-    distances = distances / (distances.sum() / max(1, len(samples) * (len(samples) - 1))).clamp_min(1e-6)
-    apart = 1 - torch.eye(len(samples), dtype=distances.dtype, device=distances.device)
+    samples, distances = len(features), sample_distances(features)
+    distances = distances / (distances.sum() / max(1, samples * (samples - 1))).clamp_min(1e-6)
+    apart = 1 - torch.eye(samples, dtype=distances.dtype, device=distances.device)
     return (distances[:, None, :] - distances[:, :, None]) * apart[:, None, :] * apart[:, :, None]
 
 
@@ -78,9 +76,7 @@ class MTDissimilarity(SeveralTeachers):
     also_known_as = ("relative_dissimilarity", "multiple_teacher_networks")
 
     class Options(SeveralTeachersOptions):
-        temperature: float = Field(
-            4.0, ge=0.01, le=1000, description="Softens all distributions: 1 leaves them as they are; dimensionless."
-        )
+        temperature: Temperature = 4.0
         margin: float = Field(
             0.0,
             ge=0,

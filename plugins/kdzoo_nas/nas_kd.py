@@ -10,6 +10,7 @@ from pydantic import Field
 
 from kdzoo.api import (
     Algorithm,
+    AlgorithmName,
     AlgorithmOptions,
     Bench,
     Exhibit,
@@ -81,9 +82,8 @@ class NasKD(Algorithm):
     }
 
     class Options(AlgorithmOptions):
-        via: str = Field(
+        via: AlgorithmName = Field(
             "kd",
-            pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$",
             description="Algorithm of every trial and of the final trainings; it must need exactly one teacher.",
         )
         depth: Axis | None = Field(None, description="The argument that is the student's depth; null: not searched.")

@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kdzoo.api import (
     Algorithm,
@@ -30,6 +29,7 @@ from kdzoo.api import (
     StepContext,
     Table,
     Update,
+    soft_target_loss,
 )
 from kdzoo_nas.slimmable import leading
 
@@ -41,11 +41,7 @@ def sandwich_loss(narrow: Sequence[Tensor], widest: Tensor) -> Tensor:
 
     Shapes: each of ``narrow`` (N, K), ``widest`` (N, K) -> scalar.
     """
-    target = F.log_softmax(widest.detach(), dim=1)
-    divergences = [
-        F.kl_div(F.log_softmax(logits, dim=1), target, reduction="batchmean", log_target=True) for logits in narrow
-    ]
-    return sum(divergences[1:], start=divergences[0])
+    return torch.stack([soft_target_loss(logits, widest) for logits in narrow]).sum()
 
 
 class Sandwich(Algorithm):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar
 
@@ -25,6 +24,7 @@ from kdzoo.api import (
     Stages,
     StepContext,
     Update,
+    mean_prediction,
 )
 from kdzoo_online.peers import peers_and_their_ensemble
 
@@ -36,8 +36,7 @@ def codistill_loss(logits: Tensor, others: Sequence[Tensor]) -> Tensor:
 
     Shapes: ``logits`` and each of ``others`` (N, K) -> scalar.
     """
-    summed = torch.stack([F.log_softmax(other.detach(), dim=1) for other in others]).logsumexp(dim=0)
-    target = summed - math.log(len(others))
+    target = mean_prediction(others).detach()
     return F.kl_div(F.log_softmax(logits, dim=1), target, reduction="batchmean", log_target=True)
 
 

@@ -6,9 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar
 
 from torch import Tensor
-from torch.nn import functional as F
 
-from kdzoo.api import Algorithm, Bench, Exhibit, Needs, Paper, StepContext, Update
+from kdzoo.api import Algorithm, Bench, Exhibit, Needs, Paper, StepContext, Update, soft_target_loss
 from kdzoo_online.peers import peers_and_their_ensemble
 
 
@@ -19,10 +18,7 @@ def dml_loss(logits: Tensor, others: Sequence[Tensor]) -> Tensor:
 
     Shapes: ``logits`` and each of ``others`` (N, K) -> scalar.
     """
-    own = F.log_softmax(logits, dim=1)
-    targets = [F.log_softmax(other.detach(), dim=1) for other in others]
-    divergences = [F.kl_div(own, target, reduction="batchmean", log_target=True) for target in targets]
-    return sum(divergences[1:], start=divergences[0]) / len(divergences)
+    return soft_target_loss(logits, *others) / len(others)
 
 
 class DML(Algorithm):

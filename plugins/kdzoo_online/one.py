@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -25,6 +25,7 @@ from kdzoo.api import (
     Shapes,
     StepContext,
     Table,
+    Temperature,
 )
 
 #: What the authors add to each probability of the ensemble, so that its logarithm exists.
@@ -181,9 +182,7 @@ class ONE(Algorithm):
         branches: int = Field(2, ge=1, le=64, description="Extra branches beside the network's own top.")
         depth: int = Field(1, ge=1, le=64, description="Levels that each branch has of its own, the deepest ones.")
         blocks: int = Field(1, ge=1, le=1000, description="Residual blocks of an extra branch.")
-        temperature: Annotated[float, Field(gt=0, le=1000)] = Field(
-            3.0, description="Softens ensemble and branches; dimensionless."
-        )
+        temperature: Temperature = 3.0
         rampup_epochs: int = Field(
             80,
             ge=0,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdzoo.api import Algorithm, Needs, Paper, StepContext
+from kdzoo.api import Algorithm, Needs, Paper, StepContext, sample_distances
 
 
 def rkd_distance_loss(student_embedding: Tensor, teacher_embedding: Tensor) -> Tensor:
@@ -35,8 +35,7 @@ def rkd_angle_loss(student_embedding: Tensor, teacher_embedding: Tensor, shortes
 def _distances(embedding: Tensor) -> Tensor:
     """All pairwise distances over their mean: (N, D) -> (N, N), 0 on the diagonal."""
     samples = len(embedding)
-    # From the differences themselves: the product form loses close pairs in float32.
-    distances = torch.cdist(embedding, embedding, compute_mode="donot_use_mm_for_euclid_dist").clamp_min(1e-6)
+    distances = sample_distances(embedding).clamp_min(1e-6)
     distances = distances * (1 - torch.eye(samples, dtype=distances.dtype, device=distances.device))
     mean = distances.sum() / max(1, samples * (samples - 1))
     return distances / mean.clamp_min(1e-6)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdzoo.api import Algorithm, AlgorithmOptions, Needs, Paper, StepContext
+from kdzoo.api import Algorithm, AlgorithmOptions, Needs, Paper, StepContext, Temperature
 
 
 def dist_inter_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -77,9 +76,7 @@ class DIST(Algorithm):
     also_known_as = ("dist_kd", "stronger_teacher")
 
     class Options(AlgorithmOptions):
-        temperature: float = Field(
-            1.0, ge=0.01, le=1000, description="Softens both distributions: 1 leaves them as they are; dimensionless."
-        )
+        temperature: Temperature = 1.0
 
     def losses(self, ctx: StepContext) -> dict[str, Tensor]:
         logits = ctx.student.logits, ctx.teacher.logits, self.options.temperature

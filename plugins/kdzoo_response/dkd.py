@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdzoo.api import Algorithm, AlgorithmOptions, Needs, Paper, StepContext
+from kdzoo.api import Algorithm, AlgorithmOptions, Needs, Paper, StepContext, Temperature, soft_target_loss
 
 
 def dkd_target_loss(student_logits: Tensor, teacher_logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
@@ -31,9 +31,7 @@ def dkd_non_target_loss(student_logits: Tensor, teacher_logits: Tensor, targets:
 
     Shapes: (N, K), (N, K), (N,) -> scalar.
     """
-    student = F.log_softmax(_others(student_logits, targets) / temperature, dim=1)
-    teacher = F.log_softmax(_others(teacher_logits.detach(), targets) / temperature, dim=1)
-    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+    return soft_target_loss(_others(student_logits, targets), _others(teacher_logits, targets), temperature=temperature)
 
 
 def _others(logits: Tensor, targets: Tensor) -> Tensor:
@@ -83,9 +81,7 @@ class DKD(Algorithm):
     also_known_as = ("decoupled_kd",)
 
     class Options(AlgorithmOptions):
-        temperature: float = Field(
-            4.0, ge=0.01, le=1000, description="Softens both distributions: 1 leaves them as they are; dimensionless."
-        )
+        temperature: Temperature = 4.0
         warmup_epochs: int = Field(
             20,
             ge=0,

@@ -4,23 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
-from kdzoo.api import Algorithm, AlgorithmOptions, Paper, StepContext
-
-
-def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """Return temperature^2 times KL(teacher || student) of the softened predictions, in nats, averaged over samples.
-
-    Only ``student_logits`` receive a gradient.
-
-    Shapes: (N, K), (N, K) -> scalar.
-    """
-    student = F.log_softmax(student_logits / temperature, dim=1)
-    teacher = F.log_softmax(teacher_logits.detach() / temperature, dim=1)
-    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+from kdzoo.api import Algorithm, AlgorithmOptions, Paper, StepContext, Temperature, soft_target_loss
 
 
 class KD(Algorithm):
@@ -55,9 +41,7 @@ class KD(Algorithm):
     also_known_as = ("hinton", "vanilla_kd", "soft_targets", "logit_distillation")
 
     class Options(AlgorithmOptions):
-        temperature: float = Field(
-            4.0, ge=0.01, le=1000, description="Softens both distributions: 1 leaves them as they are; dimensionless."
-        )
+        temperature: Temperature = 4.0
 
     def losses(self, ctx: StepContext) -> dict[str, Tensor]:
-        return {"kd": kd_loss(ctx.student.logits, ctx.teacher.logits, self.options.temperature)}
+        return {"kd": soft_target_loss(ctx.student.logits, ctx.teacher.logits, temperature=self.options.temperature)}

@@ -6,7 +6,19 @@ from collections.abc import Iterable
 
 from pydantic import Field
 
-from kdzoo.api import Algorithm, AlgorithmOptions, Bench, Exhibit, Needs, Paper, Stage, StagePlan, Stages, Table
+from kdzoo.api import (
+    Algorithm,
+    AlgorithmName,
+    AlgorithmOptions,
+    Bench,
+    Exhibit,
+    Needs,
+    Paper,
+    Stage,
+    StagePlan,
+    Stages,
+    Table,
+)
 
 
 class BornAgain(Algorithm):
@@ -49,9 +61,8 @@ class BornAgain(Algorithm):
             strict=True,
             description="How often the network is reborn: stages taught by the one before.",
         )
-        via: str = Field(
+        via: AlgorithmName = Field(
             "kd",
-            pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$",
             description="Algorithm by which each generation teaches the next; it must need exactly one teacher.",
         )
 

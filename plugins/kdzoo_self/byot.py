@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kdzoo.api import (
     Algorithm,
@@ -26,6 +24,9 @@ from kdzoo.api import (
     Shapes,
     StepContext,
     Table,
+    Temperature,
+    mean_prediction,
+    soft_target_loss,
 )
 
 
@@ -36,12 +37,7 @@ def byot_soft_label_loss(exits: Sequence[Tensor], deepest: Tensor, temperature: 
 
     Shapes: each of ``exits`` and ``deepest`` are logits (N, K) -> scalar.
     """
-    target = F.log_softmax(deepest.detach() / temperature, dim=1)
-    terms = [
-        F.kl_div(F.log_softmax(logits / temperature, dim=1), target, reduction="batchmean", log_target=True)
-        for logits in exits
-    ]
-    return temperature**2 * torch.stack(terms).sum()
+    return torch.stack([soft_target_loss(logits, deepest, temperature=temperature) for logits in exits]).sum()
 
 
 def byot_hint_loss(exits: Sequence[Tensor], deepest: Tensor) -> Tensor:
@@ -105,8 +101,7 @@ class AllExits(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         outputs: Outputs = self.network(inputs)
         pairs = zip(self.exits, outputs.features, strict=True)
-        logits = torch.stack([outputs.logits, *(exit_(features)[0] for exit_, features in pairs)])
-        return logits.log_softmax(dim=2).logsumexp(dim=0) - math.log(len(logits))
+        return mean_prediction([outputs.logits, *(exit_(features)[0] for exit_, features in pairs)])
 
 
 class BYOT(Algorithm):
@@ -154,9 +149,7 @@ class BYOT(Algorithm):
             le=64,
             description="Sections of the network, the deepest of its levels; with fewer levels, as many as there are.",
         )
-        temperature: Annotated[float, Field(gt=0, le=1000)] = Field(
-            3.0, description="Softens the answers of exits and deepest classifier; dimensionless."
-        )
+        temperature: Temperature = 3.0
 
     def __init__(self, options: BYOT.Options, shapes: Shapes) -> None:
         super().__init__(options, shapes)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
 from kdzoo.api import (
     Algorithm,
@@ -23,16 +22,9 @@ from kdzoo.api import (
     Stages,
     StepContext,
     Table,
+    Temperature,
+    soft_target_loss,
 )
-
-
-def snapshot_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """Return KL(softened teacher || student as it is), in nats: only the teacher's logits are divided by T.
-
-    Shapes: both (N, K) -> scalar.
-    """
-    target = F.log_softmax(teacher_logits.detach() / temperature, dim=1)
-    return F.kl_div(F.log_softmax(student_logits, dim=1), target, reduction="batchmean", log_target=True)
 
 
 class Snapshot(Algorithm):
@@ -71,12 +63,13 @@ class Snapshot(Algorithm):
 
     class Options(AlgorithmOptions):
         cycles: int = Field(2, ge=2, le=1000, description="Mini-generations that the recipe's epochs are divided into.")
-        temperature: Annotated[float, Field(gt=0, le=1000)] = Field(
+        temperature: Temperature = Field(
             2.0, description="Softens the teacher's answers, and not the student's; dimensionless."
         )
 
     def losses(self, ctx: StepContext) -> dict[str, Tensor]:
-        return {"snapshot": snapshot_loss(ctx.student.logits, ctx.teacher.logits, self.options.temperature)}
+        # Only the teacher is softened, and so the temperature is not that of the loss.
+        return {"snapshot": soft_target_loss(ctx.student.logits, ctx.teacher.logits / self.options.temperature)}
 
     @classmethod
     def stages(cls, plan: StagePlan) -> Stages:

@@ -18,7 +18,7 @@ LAYERS = [
     {"__init__"},
     {"errors"},
     {"types"},
-    {"offers"},
+    {"offers", "losses"},
     {"algorithm", "hookspecs"},
     {"api"},
     {"problems", "recipe_yaml", "admission"},

@@ -15,7 +15,7 @@ from cases import Answer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdzoo.api import Level, ModelShapes, Shapes
+from kdzoo.api import Level, ModelShapes, Shapes, soft_target_loss
 from kdzoo_adversarial.adversarial_logits import adv_discriminator_loss, adv_generator_loss
 from kdzoo_attention.at import at_loss
 from kdzoo_data_free.dafl import dafl_activation_loss, dafl_balance_loss, dafl_one_hot_loss
@@ -38,7 +38,6 @@ from kdzoo_relation.crd import CRD
 from kdzoo_relation.rkd import rkd_angle_loss, rkd_distance_loss
 from kdzoo_response.dist import dist_inter_loss, dist_intra_loss
 from kdzoo_response.dkd import dkd_non_target_loss, dkd_target_loss
-from kdzoo_response.kd import kd_loss
 from kdzoo_self.byot import byot_hint_loss, byot_soft_label_loss
 from kdzoo_self.sad import sad_loss
 
@@ -73,11 +72,12 @@ def parameters_in(inputs: Inputs) -> dict[str, Tensor]:
 
 
 def kd_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
-    return Answer(kd_loss(inputs["student_logits"], inputs["teacher_logits"], hyper["temperature"]))
+    loss = soft_target_loss(inputs["student_logits"], inputs["teacher_logits"], temperature=hyper["temperature"])
+    return Answer(loss)
 
 
 def kd_hybrid_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
-    kd = kd_loss(inputs["student_logits"], inputs["teacher_logits"], hyper["temperature"])
+    kd = soft_target_loss(inputs["student_logits"], inputs["teacher_logits"], temperature=hyper["temperature"])
     task = F.cross_entropy(inputs["student_logits"], inputs["targets"])
     return Answer(hyper["alpha"] * kd + (1 - hyper["alpha"]) * task)
 
@@ -85,7 +85,7 @@ def kd_hybrid_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
 def kd_ce_form_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
     # The card's claim: the cross-entropy form is larger by the teacher's entropy, which has no gradient.
     temperature = hyper["temperature"]
-    kd = kd_loss(inputs["student_logits"], inputs["teacher_logits"], temperature)
+    kd = soft_target_loss(inputs["student_logits"], inputs["teacher_logits"], temperature=temperature)
     entropy = torch.special.entr(F.softmax(inputs["teacher_logits"] / temperature, dim=1)).sum(1).mean()
     return Answer(hyper["alpha"] * (kd + temperature**2 * entropy))
 
@@ -249,7 +249,7 @@ def ca_mkd_inter_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
 def takd_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
     # One step of the chain is kd; the authors average over classes too, which the weight makes up for.
     share, classes = hyper["lambda"], inputs["student_logits"].shape[1]
-    kd = kd_loss(inputs["student_logits"], inputs["teacher_logits"], hyper["temperature"])
+    kd = soft_target_loss(inputs["student_logits"], inputs["teacher_logits"], temperature=hyper["temperature"])
     task = F.cross_entropy(inputs["student_logits"], inputs["targets"])
     return Answer((1 - share) * task + share / classes * kd)
 

@@ -14,7 +14,7 @@ from cases import OWN_SET, Answer, Case, compare, gradients_of, read_cases
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdzoo_response.kd import kd_loss
+from kdzoo.api import soft_target_loss
 
 
 def test_value_and_gradients(case: Case) -> None:
@@ -52,7 +52,7 @@ def kd_cases() -> list[Case]:
 
 
 def element_mean(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    return kd_loss(student, teacher, temperature) / student.shape[1]
+    return soft_target_loss(student, teacher, temperature=temperature) / student.shape[1]
 
 
 def reversed_direction(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -61,16 +61,16 @@ def reversed_direction(student: Tensor, teacher: Tensor, temperature: float) -> 
 
 
 def right_value_wrong_gradient(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    loss = kd_loss(student, teacher, temperature)
+    loss = soft_target_loss(student, teacher, temperature=temperature)
     return loss + 1e-3 * (student - student.detach()).sum()
 
 
 def right_value_no_gradient(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    return kd_loss(student, teacher, temperature).detach()
+    return soft_target_loss(student, teacher, temperature=temperature).detach()
 
 
 def not_a_number(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    return kd_loss(student, teacher, temperature) * torch.nan
+    return soft_target_loss(student, teacher, temperature=temperature) * torch.nan
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from kdzoo_data_free.dafl import (
     dafl_activation_loss,
     dafl_balance_loss,
     dafl_one_hot_loss,
-    dafl_student_loss,
 )
 from kdzoo_data_free.generator import Generator, by_channel, pictures
 
@@ -41,12 +40,6 @@ def test_balance_by_hand() -> None:
     assert dafl_balance_loss(log((0.8, 0.2), (0.2, 0.8))).item() == pytest.approx(-math.log(2))
     expected = 0.75 * math.log(0.75) + 0.25 * math.log(0.25)
     assert dafl_balance_loss(log((0.9, 0.1), (0.6, 0.4))).item() == pytest.approx(expected)
-
-
-def test_student_by_hand() -> None:
-    # KL((1/2, 1/2) || (1/4, 3/4)) and 0, averaged
-    loss = dafl_student_loss(log((0.25, 0.75), (0.1, 0.9)), log((0.5, 0.5), (0.1, 0.9)))
-    assert loss.item() == pytest.approx((0.5 * math.log(2) + 0.5 * math.log(2 / 3)) / 2)
 
 
 def test_a_batch_of_one_class_only_has_balance_0_and_finite_gradients() -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from kdzoo.api import AlgorithmChoice, ModelSpec, NeedsError, Stage, StageResult
+from kdzoo.api import AlgorithmChoice, ModelShapes, ModelSpec, NeedsError, Outputs, Shapes, Stage, StageResult
 from kdzoo.testing import bare_plan, tiny_runner
 from kdzoo.zoo import load_zoo
-from kdzoo_self.snapshot import Snapshot, snapshot_loss
+from kdzoo_self.snapshot import Snapshot
 
 OWN = AlgorithmChoice("snapshot", {}, {"task": 1.0, "snapshot": 1.0})
 STUDENT = ModelSpec("resnet20")
@@ -24,23 +25,30 @@ def log(*probabilities: float) -> Tensor:
     return torch.tensor([probabilities], dtype=torch.float64).log()
 
 
+def loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    width = ModelShapes((), 4, student.shape[1])
+    options = Snapshot.Options(temperature=temperature)
+    algorithm = Snapshot(options, Shapes(width, (width,), (), student.shape[1], 100, (3, 8, 8)))
+    return algorithm.losses(SimpleNamespace(student=Outputs(student), teacher=Outputs(teacher)))["snapshot"]
+
+
 def test_value_worked_out_by_hand() -> None:
     # the teacher's logits are halved to (1/2, 1/2)-like (1, 1); the student's (1/4, 3/4) stay as they are
     expected = 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
-    assert snapshot_loss(log(0.25, 0.75), log(0.5, 0.5), 7.0).item() == pytest.approx(expected, rel=1e-12)
+    assert loss(log(0.25, 0.75), log(0.5, 0.5), 7.0).item() == pytest.approx(expected, rel=1e-12)
     # (1/10, 9/10) softened by 2 is (1/4, 3/4)
-    assert snapshot_loss(log(0.25, 0.75), log(0.1, 0.9), 2.0).item() == pytest.approx(0.0, abs=1e-12)
+    assert loss(log(0.25, 0.75), log(0.1, 0.9), 2.0).item() == pytest.approx(0.0, abs=1e-12)
 
 
 def test_equal_networks_agree_at_temperature_1_only() -> None:
     logits = torch.randn(4, 5, dtype=torch.float64)
-    assert snapshot_loss(logits, logits, 1.0).item() == pytest.approx(0.0, abs=1e-12)
-    assert snapshot_loss(logits, logits, 2.0).item() > 0
+    assert loss(logits, logits, 1.0).item() == pytest.approx(0.0, abs=1e-12)
+    assert loss(logits, logits, 2.0).item() > 0
 
 
 def test_the_snapshot_gets_no_gradient() -> None:
     student, teacher = (torch.randn(4, 5).requires_grad_() for _ in range(2))
-    snapshot_loss(student, teacher, 2.0).backward()
+    loss(student, teacher, 2.0).backward()
     assert teacher.grad is None
     assert student.grad is not None
 
