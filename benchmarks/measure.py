@@ -66,10 +66,35 @@ def measure(path: Path, seeds: int, out: Path) -> None:
     labels = [label for label in variants[0] if all(label in found for found in variants)]
     if labels:  # what else the algorithm measures on the test split
         content["variants"] = {label: [round(found[label], 4) for found in variants] for label in labels}
-    content |= tables_of(results)
+    content |= costs_of(results) | tables_of(results)
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{recipe.name}.json").write_text(json.dumps(content, indent=1) + "\n")
     print(recipe.name, "student", content["student"], "control", content.get("control"), flush=True)
+
+
+#: What is kept of each network's and file's entry in results.json beside its accuracy; latency is kept at the median.
+COSTS = ("top1_percent", "params_m", "size_mib", "macs_g", "latency_ms")
+
+
+def costs_of(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Accuracy and costs of every network and exported file that all runs have, with a list of the seeds' values."""
+    told: list[dict[str, dict[str, Any]]] = []
+    for result in results:
+        alone = [result.get(who) for who in ("teacher", "control", "student")]
+        further = [result.get(who, []) for who in ("teachers", "peers", "teacher_exports", "exports")]
+        entries = [*filter(None, alone), *(each for found in further for each in found)]
+        told.append({each["label"]: {key: at_median(each.get(key)) for key in COSTS} for each in entries})
+    costs = {}
+    for label in told[0]:
+        if all(label in found for found in told):
+            values = {key: each_seed([found[label][key] for found in told]) for key in COSTS}
+            costs[label] = {key: value for key, value in values.items() if value is not None}
+    return {"costs": costs}
+
+
+def at_median(value: Any) -> Any:
+    """A latency's median, of the calls of all in turn; anything else as it is."""
+    return value["p50"] if isinstance(value, dict) else value
 
 
 def tables_of(results: list[dict[str, Any]]) -> dict[str, Any]:

@@ -300,6 +300,16 @@ def _first(thing: Any) -> str:
 # --- results ----------------------------------------------------------------------------------------
 
 
+#: The keys of what a network costs, as benchmarks/measure.py keeps them, and what stands above each.
+COST_COLUMNS = (
+    ("top1_percent", "accuracy %"),
+    ("params_m", "parameters, millions"),
+    ("size_mib", "MiB"),
+    ("macs_g", "multiply-adds, billions"),
+    ("latency_ms", "ms a sample"),
+)
+
+
 class Measured:
     """What was measured for one recipe, a number a seed; everything else is computed from them here."""
 
@@ -316,6 +326,7 @@ class Measured:
         self.variants: dict[str, list[float]] = {label: list(v) for label, v in data.get("variants", {}).items()}
         self.upper_bound: str = data.get("upper_bound", "")
         self.tables: list[dict[str, Any]] = list(data.get("tables", []))
+        self.costs: dict[str, dict[str, list[float]]] = dict(data.get("costs", {}))
         models = {name: getattr(self, name) for name in ("student", "control", "teacher")}
         for name, values in (*models.items(), *self.variants.items()):
             if len(values) != len(self.seeds) and (values or name == "student"):
@@ -347,6 +358,15 @@ class Measured:
         title = "Measured on the same split, by the algorithm itself:"
         return page(title, table(("", "mean, std %"), rows)) if rows else ""
 
+    def what_it_costs(self) -> str:
+        """Networks and exported files with their sizes and times; empty where they were not kept."""
+        rows = [
+            [prose(label), *(significant(values.get(key, [])) for key, _ in COST_COLUMNS)]
+            for label, values in self.costs.items()
+        ]
+        title = "Networks and exported files; a time is the median of calls in turn, of one sample each:"
+        return page(title, table(("", *(head for _, head in COST_COLUMNS)), rows)) if rows else ""
+
     def shown(self) -> str:
         """The tables that the algorithm shows, mean and deviation over the seeds; empty where there is none."""
         parts = []
@@ -367,6 +387,14 @@ def mean_std(values: Sequence[float], sign: str = "") -> str:
         return ""
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):{sign}.2f}{spread}"
+
+
+def significant(values: Sequence[float]) -> str:
+    """The same in four significant digits, whatever the unit; values that are all one have no spread to show."""
+    if not values:
+        return ""
+    spread = f" ± {statistics.stdev(values):.2g}" if len(set(values)) > 1 else ""
+    return f"{statistics.fmean(values):.4g}{spread}"
 
 
 def measured(name: str) -> Measured | None:
@@ -433,6 +461,7 @@ def _result(recipe: Recipe, here: str) -> str:
         + (f"same budget, trained {found.upper_bound}." if found.upper_bound else "same budget without the teacher."),
         found.table(),
         found.beside(),
+        found.what_it_costs(),
         found.shown(),
         f"In short: {found.summary()}.",
         f"Measured by `{found.command}` at commit `{found.commit}` on {prose(found.hardware)} ({raw}). "

@@ -203,6 +203,22 @@ def test_what_an_upper_bound_is_and_what_an_algorithm_shows_is_told(results):
     assert "[quickstart]" not in before
 
 
+def test_what_networks_and_files_cost_is_told(results):
+    numbers = {"seeds": [0, 1], "student": [90.0, 91.0], "control": [89.0, 89.0]}
+    costs = {
+        "student": {"top1_percent": [90.0, 91.0], "params_m": [0.0213, 0.0213], "latency_ms": [1.5, 2.5]},
+        "onnx": {"size_mib": [21.8779, 21.8779], "macs_g": [0.148695, 0.148695]},
+    }
+    results("quickstart", **numbers, costs=costs)
+    told = generate.gallery_pages()["recipes/quickstart.md"].split("of one sample each:\n\n")[1].split("\n\n")[0]
+    assert told.splitlines() == [
+        "|  | accuracy % | parameters, millions | MiB | multiply-adds, billions | ms a sample |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| student | 90.5 ± 0.71 | 0.0213 |  |  | 2 ± 0.71 |",
+        "| onnx |  |  | 21.88 | 0.1487 |  |",
+    ]
+
+
 def test_results_with_a_missing_seed_are_refused(results):
     path = results("x", seeds=[0, 1], student=[90.0], control=[])
     with pytest.raises(ValueError, match=re.escape(f"{path}: 'student' has 1 values for 2 seeds")):

@@ -54,3 +54,42 @@ def test_what_is_missing_is_run(measure, tmp_path, monkeypatch, begun, asked):
     monkeypatch.setattr(measure.subprocess, "run", run)
     assert measure.one(RECIPE, "quickstart", 1, tmp_path)[1] == {"number": 3}
     assert commands == [[str(tmp_path), *asked]]
+
+
+def test_costs_of_what_every_run_has_are_kept(measure):
+    def entry(label: str, accuracy: float, size: float | None = 0.5, ms: float | None = 2.0) -> dict[str, Any]:
+        latency = None if ms is None else {"p50": ms, "p95": 9.0}
+        return {
+            "label": label,
+            "top1_percent": accuracy,
+            "params_m": 0.25,
+            "size_mib": size,
+            "macs_g": 0.1,
+            "latency_ms": latency,
+        }
+
+    runs = [
+        {"student": entry("student", 90.0), "teacher": None, "exports": [entry("onnx", 90.0, ms=None)], "teachers": []},
+        {
+            "student": entry("student", 91.0, ms=3.0),
+            "exports": [entry("onnx", 91.0)],
+            "control": entry("control", 80.0),
+        },
+    ]
+    assert measure.costs_of(runs) == {
+        "costs": {
+            "student": {
+                "top1_percent": [90.0, 91.0],
+                "params_m": [0.25, 0.25],
+                "size_mib": [0.5, 0.5],
+                "macs_g": [0.1, 0.1],
+                "latency_ms": [2.0, 3.0],
+            },
+            "onnx": {
+                "top1_percent": [90.0, 91.0],
+                "params_m": [0.25, 0.25],
+                "size_mib": [0.5, 0.5],
+                "macs_g": [0.1, 0.1],
+            },
+        }
+    }
