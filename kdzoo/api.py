@@ -4,6 +4,7 @@ from kdzoo.algorithm import Algorithm, AlgorithmName, AlgorithmOptions, Stages, 
 from kdzoo.errors import DataError, ExportError, KdzooError, ModelError, NeedsError
 from kdzoo.hookspecs import API_VERSION, hookimpl
 from kdzoo.losses import mean_prediction, sample_distances, soft_target_loss
+from kdzoo.metrics import agreement_percent, top1_percent
 from kdzoo.offers import (
     Arithmetic,
     ArraySplit,
@@ -91,8 +92,10 @@ __all__ = [
     "Tokens",
     "Tracker",
     "Update",
+    "agreement_percent",
     "hookimpl",
     "mean_prediction",
     "sample_distances",
     "soft_target_loss",
+    "top1_percent",
 ]

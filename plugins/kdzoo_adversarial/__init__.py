@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 from kdzoo.api import hookimpl
-from kdzoo_adversarial.adversarial_features import AdversarialFeatures
-from kdzoo_adversarial.adversarial_logits import AdversarialLogits
-from kdzoo_adversarial.afd_online import AFDOnline
-from kdzoo_adversarial.gan_augment import GANAugment
 
 
 @hookimpl
 def register_algorithms(register: Callable[[type], Any]) -> None:
+    from kdzoo_adversarial.adversarial_features import AdversarialFeatures
+    from kdzoo_adversarial.adversarial_logits import AdversarialLogits
+    from kdzoo_adversarial.afd_online import AFDOnline
+    from kdzoo_adversarial.gan_augment import GANAugment
+
     for algorithm in (AdversarialFeatures, AdversarialLogits, AFDOnline, GANAugment):
         register(algorithm)

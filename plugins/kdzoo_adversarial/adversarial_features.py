@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdzoo.api import Algorithm, AlgorithmOptions, Needs, OwnNetwork, Paper, Shapes, StepContext, Update
-from kdzoo_adversarial.discriminators import collapse, midpoint, watch
+from kdzoo_adversarial.discriminators import adversary, collapse, midpoint, watch
 
 
 def adversarial_features_discriminator_loss(student_score: Tensor, teacher_score: Tensor, flipped: float) -> Tensor:
@@ -96,8 +96,7 @@ class AdversarialFeatures(Algorithm):
         self.discriminator = nn.Sequential(*hidden, nn.Linear(width, 1))
 
     def networks(self) -> Mapping[str, OwnNetwork]:
-        adam = {"name": "adam", "lr": self.options.discriminator_lr, "betas": (0.5, 0.999), "weight_decay": 0.0}
-        return {"discriminator": OwnNetwork(self.discriminator, adam)}
+        return {"discriminator": adversary(self.discriminator, self.options.discriminator_lr)}
 
     def step(self, ctx: StepContext) -> Iterator[Update]:
         student, teacher = self.projector(ctx.student.pre_logits), ctx.teacher.pre_logits

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdzoo.api import Algorithm, AlgorithmOptions, Needs, OwnNetwork, Paper, Shapes, StepContext, Update
-from kdzoo_adversarial.discriminators import collapse, midpoint, watch
+from kdzoo_adversarial.discriminators import adversary, collapse, midpoint, watch
 
 Objective = Literal["hinge", "wgan"]
 
@@ -143,8 +143,7 @@ class AdversarialLogits(Algorithm):
         self.discriminator = Discriminator(shapes.num_classes, self.options.width, self.options.blocks)
 
     def networks(self) -> Mapping[str, OwnNetwork]:
-        adam = {"name": "adam", "lr": self.options.discriminator_lr, "betas": (0.5, 0.999), "weight_decay": 0.0}
-        return {"discriminator": OwnNetwork(self.discriminator, adam)}
+        return {"discriminator": adversary(self.discriminator, self.options.discriminator_lr)}
 
     def step(self, ctx: StepContext) -> Iterator[Update]:
         student, teacher, targets = ctx.student.logits, ctx.teacher.logits, ctx.batch.targets

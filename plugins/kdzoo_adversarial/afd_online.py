@@ -22,7 +22,7 @@ from kdzoo.api import (
     Update,
     soft_target_loss,
 )
-from kdzoo_adversarial.discriminators import collapse, watch
+from kdzoo_adversarial.discriminators import adversary, collapse, watch
 
 
 def afd_online_discriminator_loss(own_score: Tensor, other_score: Tensor) -> Tensor:
@@ -126,10 +126,9 @@ class AFDOnline(Algorithm):
         self.discriminators = nn.ModuleList(MapDiscriminator(following, self.options.width) for _, following in pairs)
 
     def networks(self) -> Mapping[str, OwnNetwork]:
-        adam = {"name": "adam", "betas": (0.5, 0.999), "weight_decay": 0.0}
         return {
-            "discriminators": OwnNetwork(self.discriminators, {**adam, "lr": self.options.discriminator_lr}),
-            "transfers": OwnNetwork(self.transfers, {**adam, "lr": self.options.transfer_lr}),
+            "discriminators": adversary(self.discriminators, self.options.discriminator_lr),
+            "transfers": adversary(self.transfers, self.options.transfer_lr),
         }
 
     def step(self, ctx: StepContext) -> Iterator[Update]:

@@ -1,19 +1,24 @@
-"""How well a discriminator tells real from fake, and when that is a collapse."""
+"""How adversaries are trained, how well a discriminator tells real from fake, and when that is a collapse."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from kdzoo.api import StepContext
+from kdzoo.api import OwnNetwork, StepContext
 
 #: An epoch's mean accuracy from which on a discriminator has won.
 WON = 0.99
 #: An epoch's mean spread of scores below which a discriminator says the same of all samples. Scores of all objectives
 #: here are decided at a distance of about 1.
 DEAD = 0.01
+
+
+def adversary(module: nn.Module, lr: float) -> OwnNetwork:
+    """A network of the algorithm with the Adam that adversaries are usually trained by: little momentum, no decay."""
+    return OwnNetwork(module, {"name": "adam", "lr": lr, "betas": (0.5, 0.999), "weight_decay": 0.0})
 
 
 def discriminator_accuracy(real_score: Tensor, fake_score: Tensor, threshold: Tensor | float = 0.0) -> Tensor:

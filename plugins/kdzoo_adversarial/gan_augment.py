@@ -27,7 +27,7 @@ from kdzoo.api import (
     Update,
     soft_target_loss,
 )
-from kdzoo_adversarial.discriminators import collapse, watch
+from kdzoo_adversarial.discriminators import adversary, collapse, watch
 
 #: Pictures of each class in the report, and of how many classes.
 SHOWN, CLASSES_SHOWN = 6, 10
@@ -213,10 +213,9 @@ class GANAugment(Algorithm):
         self.discriminator = ClassDiscriminator(max(1, own.width // 2), shapes.num_classes, shapes.image)
 
     def networks(self) -> Mapping[str, OwnNetwork]:
-        adam = {"name": "adam", "betas": (0.5, 0.999), "weight_decay": 0.0}
         return {
-            "generator": OwnNetwork(self.generator, {**adam, "lr": self.options.generator_lr}),
-            "discriminator": OwnNetwork(self.discriminator, {**adam, "lr": self.options.discriminator_lr}),
+            "generator": adversary(self.generator, self.options.generator_lr),
+            "discriminator": adversary(self.discriminator, self.options.discriminator_lr),
         }
 
     def step(self, ctx: StepContext) -> Iterator[Update]:

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from kdzoo.api import hookimpl
-from kdzoo_assistant.dgkd import DGKD
-from kdzoo_assistant.takd import TAKD
 
 
 @hookimpl
 def register_algorithms(register: Callable[[type], Any]) -> None:
+    from kdzoo_assistant.dgkd import DGKD
+    from kdzoo_assistant.takd import TAKD
+
     for algorithm in (DGKD, TAKD):
         register(algorithm)

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from kdzoo.api import hookimpl
-from kdzoo_data_free.dafl import DAFL
-from kdzoo_data_free.deep_inversion import DeepInversion
-from kdzoo_data_free.zskt import ZSKT
 
 
 @hookimpl
 def register_algorithms(register: Callable[[type], Any]) -> None:
+    from kdzoo_data_free.dafl import DAFL
+    from kdzoo_data_free.deep_inversion import DeepInversion
+    from kdzoo_data_free.zskt import ZSKT
+
     for algorithm in (DAFL, DeepInversion, ZSKT):
         register(algorithm)

@@ -7,24 +7,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from kdzoo.api import (
-    Algorithm,
-    AlgorithmOptions,
-    Bench,
-    Exhibit,
     Needs,
-    OwnNetwork,
     Paper,
-    Shapes,
     StepContext,
     Update,
     soft_target_loss,
 )
-from kdzoo_data_free.generator import SHOWN, Generator, pictures
+from kdzoo_data_free.generator import Generating
 from kdzoo_data_free.statistics import batch_norm_gap_loss, batch_norm_inputs
 
 
@@ -53,7 +46,7 @@ def dafl_balance_loss(teacher_logits: Tensor) -> Tensor:
     return (log_mean.exp() * log_mean).sum()
 
 
-class DAFL(Algorithm):
+class DAFL(Generating):
     """Makes the student match the teacher on images that a generator invents to please the teacher.
 
     No training data is read. A generator learns to make images to which the teacher answers as it does to real ones:
@@ -98,35 +91,8 @@ class DAFL(Algorithm):
         "tests/plugins/test_dafl.py has it learn the same task, without data, in 400 steps of 32",
     }
 
-    class Options(AlgorithmOptions):
-        latent_dim: int = Field(100, ge=1, le=65536, strict=True, description="Width of the generator's input noise.")
-        width: int = Field(
-            128,
-            ge=2,
-            le=4096,
-            strict=True,
-            description="Channels of the generator's first map; the last has half of it.",
-        )
-        generator_lr: float = Field(
-            1e-3, gt=0, le=10, strict=True, description="Adam learning rate of the generator, before the schedule."
-        )
-
-    options: Options
-
-    def __init__(self, options: AlgorithmOptions, shapes: Shapes) -> None:
-        super().__init__(options, shapes)
-        self.generator = Generator(self.options.latent_dim, self.options.width, shapes.image, shapes.teacher)
-
-    def networks(self) -> Mapping[str, OwnNetwork]:
-        return {
-            "generator": OwnNetwork(
-                self.generator, {"name": "adam", "lr": self.options.generator_lr, "weight_decay": 0.0}
-            )
-        }
-
     def step(self, ctx: StepContext) -> Iterator[Update]:
-        noise = torch.randn(ctx.batch_size, self.options.latent_dim, generator=ctx.random("latent")).to(ctx.device)
-        images = self.generator(noise)
+        images = self.generate(ctx)
         with batch_norm_inputs(ctx.modules["teacher"]) as seen:
             teacher = ctx.networks["teacher"](images)
         yield Update(
@@ -148,11 +114,3 @@ class DAFL(Algorithm):
                 f"the generator makes few classes: balance is {means['balance']:.2f}, {least:.2f} were all alike; "
                 "raise its weight or data.batch_size"
             )
-
-    @classmethod
-    def exhibits(cls, bench: Bench) -> Iterable[Exhibit]:
-        algorithm = bench.algorithm(bench.student)
-        noise = torch.randn(SHOWN, algorithm.options.latent_dim, generator=bench.random("latent"))
-        with torch.no_grad():
-            images = algorithm.generator(noise.to(algorithm.generator.mean.device))
-        yield pictures(images, bench.network(bench.teachers[0]), bench.classes)

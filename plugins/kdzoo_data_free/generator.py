@@ -1,15 +1,26 @@
-"""A generator of images, and what the report shows of it."""
+"""A generator of images, and the base of the algorithms that train one: its options, optimizer and pictures."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdzoo.api import Images, ModelShapes
+from kdzoo.api import (
+    Algorithm,
+    AlgorithmOptions,
+    Bench,
+    Exhibit,
+    Images,
+    ModelShapes,
+    OwnNetwork,
+    Shapes,
+    StepContext,
+)
 
 #: Synthetic samples in the report.
 SHOWN = 40
@@ -55,6 +66,47 @@ class Generator(nn.Module):
         if maps.shape[2:] != self.size:
             maps = F.interpolate(maps, size=self.size, mode="bilinear", align_corners=False)
         return (maps * self.std + self.mean).clamp(0, 1)
+
+
+class GeneratingOptions(AlgorithmOptions):
+    """Options of every algorithm that trains a generator."""
+
+    latent_dim: int = Field(100, ge=1, le=65536, strict=True, description="Width of the generator's input noise.")
+    width: int = Field(
+        128, ge=2, le=4096, strict=True, description="Channels of the generator's first map; the last has half of it."
+    )
+    generator_lr: float = Field(
+        1e-3, gt=0, le=10, strict=True, description="Adam learning rate of the generator, before the schedule."
+    )
+
+
+class Generating(Algorithm):
+    """Base of the algorithms that train a generator; not an algorithm itself."""
+
+    Options = GeneratingOptions
+
+    def __init__(self, options: AlgorithmOptions, shapes: Shapes) -> None:
+        super().__init__(options, shapes)
+        self.generator = Generator(self.options.latent_dim, self.options.width, shapes.image, shapes.teacher)
+
+    def networks(self) -> Mapping[str, OwnNetwork]:
+        adam = {"name": "adam", "lr": self.options.generator_lr, "weight_decay": 0.0}
+        return {"generator": OwnNetwork(self.generator, adam)}
+
+    def generate(self, ctx: StepContext) -> Tensor:
+        """A batch of images (N, C, H, W) from noise of this step."""
+        return self.generator(self.noise(ctx.batch_size, ctx.random("latent")))
+
+    def noise(self, samples: int, random: torch.Generator) -> Tensor:
+        """What the generator makes images of: (N, latent_dim), where the generator is."""
+        return torch.randn(samples, self.options.latent_dim, generator=random).to(self.generator.mean.device)
+
+    @classmethod
+    def exhibits(cls, bench: Bench) -> Iterable[Exhibit]:
+        algorithm: Generating = bench.algorithm(bench.student)
+        with torch.no_grad():
+            images = algorithm.generator(algorithm.noise(SHOWN, bench.random("latent")))
+        yield pictures(images, bench.network(bench.teachers[0]), bench.classes)
 
 
 def by_channel(values: Sequence[float], channels: int) -> Tensor:

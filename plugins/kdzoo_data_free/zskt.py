@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import torch
@@ -11,19 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdzoo.api import (
-    Algorithm,
-    AlgorithmOptions,
-    Bench,
-    Exhibit,
     Needs,
-    OwnNetwork,
     Paper,
-    Shapes,
     StepContext,
     Temperature,
     Update,
 )
-from kdzoo_data_free.generator import SHOWN, Generator, pictures
+from kdzoo_data_free.generator import Generating, GeneratingOptions
 
 
 def zskt_divergence_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -53,7 +47,7 @@ def attention(features: Tensor) -> Tensor:
     return F.normalize(features.square().mean(dim=1).flatten(1))
 
 
-class ZSKT(Algorithm):
+class ZSKT(Generating):
     """Makes the student match the teacher on images that a generator invents to set the two apart.
 
     No training data is read. A generator is trained to maximise D_KL(teacher || student); the student, on the same
@@ -93,36 +87,14 @@ class ZSKT(Algorithm):
         "has it learn the same task, without data, in more",
     }
 
-    class Options(AlgorithmOptions):
+    class Options(GeneratingOptions):
         temperature: Temperature = 1.0
         student_updates: int = Field(
             10, ge=1, le=100, strict=True, description="Updates of the student on each batch of images."
         )
-        latent_dim: int = Field(100, ge=1, le=65536, strict=True, description="Width of the generator's input noise.")
-        width: int = Field(
-            128,
-            ge=2,
-            le=4096,
-            strict=True,
-            description="Channels of the generator's first map; the last has half of it.",
-        )
-        generator_lr: float = Field(
-            1e-3, gt=0, le=10, strict=True, description="Adam learning rate of the generator, before the schedule."
-        )
-
-    options: Options
-
-    def __init__(self, options: AlgorithmOptions, shapes: Shapes) -> None:
-        super().__init__(options, shapes)
-        self.generator = Generator(self.options.latent_dim, self.options.width, shapes.image, shapes.teacher)
-
-    def networks(self) -> Mapping[str, OwnNetwork]:
-        adam = {"name": "adam", "lr": self.options.generator_lr, "weight_decay": 0.0}
-        return {"generator": OwnNetwork(self.generator, adam)}
 
     def step(self, ctx: StepContext) -> Iterator[Update]:
-        noise = torch.randn(ctx.batch_size, self.options.latent_dim, generator=ctx.random("latent")).to(ctx.device)
-        images = self.generator(noise)
+        images = self.generate(ctx)
         student, teacher = ctx.networks["student"], ctx.networks["teacher"]
         taught = teacher(images)
         divergence = zskt_divergence_loss(student(images).logits, taught.logits, self.options.temperature)
@@ -138,11 +110,3 @@ class ZSKT(Algorithm):
                     "attention": zskt_attention_loss(answer.features, features),
                 },
             )
-
-    @classmethod
-    def exhibits(cls, bench: Bench) -> Iterable[Exhibit]:
-        algorithm = bench.algorithm(bench.student)
-        noise = torch.randn(SHOWN, algorithm.options.latent_dim, generator=bench.random("latent"))
-        with torch.no_grad():
-            images = algorithm.generator(noise.to(algorithm.generator.mean.device))
-        yield pictures(images, bench.network(bench.teachers[0]), bench.classes)

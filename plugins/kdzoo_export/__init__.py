@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from kdzoo.api import hookimpl
 
 
 @hookimpl
-def register_exporters(register):
+def register_exporters(register: Callable[[type], Any]) -> None:
     from kdzoo_export.onnx_file import Onnx
 
     register(Onnx)

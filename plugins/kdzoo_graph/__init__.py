@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from kdzoo.api import hookimpl
-from kdzoo_graph.irg import IRG
 
 
 @hookimpl
 def register_algorithms(register: Callable[[type], Any]) -> None:
+    from kdzoo_graph.irg import IRG
+
     register(IRG)

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from kdzoo.api import hookimpl
-from kdzoo_lifelong.icarl import ICaRL
-from kdzoo_lifelong.lwf import LwF
 
 
 @hookimpl
 def register_algorithms(register: Callable[[type], Any]) -> None:
+    from kdzoo_lifelong.icarl import ICaRL
+    from kdzoo_lifelong.lwf import LwF
+
     for algorithm in (ICaRL, LwF):
         register(algorithm)

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from kdzoo.api import ModelFamily, hookimpl
-from kdzoo_nas.nas_kd import NasKD
-from kdzoo_nas.sandwich import Sandwich
 
 
 @hookimpl
 def register_algorithms(register: Callable[[type], Any]) -> None:
+    from kdzoo_nas.nas_kd import NasKD
+    from kdzoo_nas.sandwich import Sandwich
+
     for algorithm in (NasKD, Sandwich):
         register(algorithm)
 

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from kdzoo.api import hookimpl
-from kdzoo_online.codistill import Codistill
-from kdzoo_online.dml import DML
-from kdzoo_online.one import ONE
 
 
 @hookimpl
 def register_algorithms(register: Callable[[type], Any]) -> None:
+    from kdzoo_online.codistill import Codistill
+    from kdzoo_online.dml import DML
+    from kdzoo_online.one import ONE
+
     for algorithm in (Codistill, DML, ONE):
         register(algorithm)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from kdzoo.api import Bench, Exhibit, Table
+from kdzoo.api import Bench, Exhibit, Table, agreement_percent, top1_percent
 
 
 def peers_and_their_ensemble(bench: Bench) -> Iterable[Exhibit]:
@@ -17,11 +17,11 @@ def peers_and_their_ensemble(bench: Bench) -> Iterable[Exhibit]:
     answers = []
     for label, module in [*zip(labels, networks, strict=True), ("ensemble", ensemble)]:
         logits, targets = bench.predict(module)
-        answers.append((label, logits.argmax(1), targets))
+        answers.append((label, logits, targets))
     student = answers[0][1]
     rows = tuple(
-        (label, round(100 * float((told == targets).mean()), 2), round(100 * float((told != student).mean()), 2))
-        for label, told, targets in answers
+        (label, round(top1_percent(logits, targets), 2), round(100 - agreement_percent(logits, student), 2))
+        for label, logits, targets in answers
     )
     yield Table(
         "The group and its ensemble",

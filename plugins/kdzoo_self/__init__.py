@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 from kdzoo.api import hookimpl
-from kdzoo_self.born_again import BornAgain
-from kdzoo_self.byot import BYOT
-from kdzoo_self.sad import SAD
-from kdzoo_self.snapshot import Snapshot
 
 
 @hookimpl
 def register_algorithms(register: Callable[[type], Any]) -> None:
+    from kdzoo_self.born_again import BornAgain
+    from kdzoo_self.byot import BYOT
+    from kdzoo_self.sad import SAD
+    from kdzoo_self.snapshot import Snapshot
+
     for algorithm in (BYOT, BornAgain, SAD, Snapshot):
         register(algorithm)

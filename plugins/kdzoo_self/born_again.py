@@ -18,6 +18,7 @@ from kdzoo.api import (
     StagePlan,
     Stages,
     Table,
+    top1_percent,
 )
 
 
@@ -84,8 +85,7 @@ class BornAgain(Algorithm):
         bench.measure({"ensemble": ensemble})
         rows = []
         for name, module in [*((f"generation {i}", own) for i, own in enumerate(networks)), ("ensemble", ensemble)]:
-            logits, targets = bench.predict(module)
-            rows.append((name, round(100 * float((logits.argmax(1) == targets).mean()), 2)))
+            rows.append((name, round(top1_percent(*bench.predict(module)), 2)))
         yield Table(
             "Generations",
             ("network", "top-1 in %"),

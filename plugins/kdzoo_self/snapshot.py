@@ -24,6 +24,7 @@ from kdzoo.api import (
     Table,
     Temperature,
     soft_target_loss,
+    top1_percent,
 )
 
 
@@ -95,9 +96,8 @@ class Snapshot(Algorithm):
         networks = [bench.network(result) for result in bench.stages]
         rows = []
         for result, network in zip(bench.stages, networks, strict=True):
-            logits, targets = bench.predict(network)
             epochs = len({row["epoch"] for row in bench.log(result)})
-            rows.append((result.name, epochs, round(100 * float((logits.argmax(1) == targets).mean()), 2)))
+            rows.append((result.name, epochs, round(top1_percent(*bench.predict(network)), 2)))
         (ensemble,) = bench.measure({"all snapshots": bench.ensemble(networks)})
         rows.append(("ensemble of all", sum(row[1] for row in rows), round(ensemble["top1_percent"], 2)))
         yield Table(

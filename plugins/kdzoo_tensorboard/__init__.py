@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from kdzoo.api import hookimpl
 
 
 @hookimpl
-def register_trackers(register):
+def register_trackers(register: Callable[[type], Any]) -> None:
     from kdzoo_tensorboard.tensorboard import TensorBoard
 
     register(TensorBoard)
