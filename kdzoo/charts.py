@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ DASHES = ("-", "--", "-.", ":")
 BESIDE_TERMS = {"stage", "epoch", "step", "split", "lr", "grad_norm"}
 #: More classes or panels than this are not drawn; the caption says so.
 MOST_CLASSES, MOST_PANELS = 20, 9
+#: More curves than this share names where only a number tells their stages apart, and no more names are listed.
+MOST_CURVES = 12
 
 SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
@@ -103,19 +106,49 @@ def learning_curves(rows: Sequence[Mapping[str, Any]]) -> Chart | None:
     if not stages:
         return None
 
+    groups = curve_groups(list(stages))
+    named = list(groups)[:MOST_CURVES]
+
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        for i, (stage, values) in enumerate(stages.items()):
-            marker = "o" if len(values) < 3 else ""
-            epochs, accuracy = zip(*values, strict=True)
-            axes.plot(epochs, accuracy, DASHES[i % 4], marker=marker, color=colour(stage, i), label=stage)
+        for i, (name, members) in enumerate(groups.items()):
+            single = len(members) == 1
+            for stage in members:
+                marker = "o" if len(stages[stage]) < 3 else ""
+                epochs, accuracy = zip(*stages[stage], strict=True)
+                label = name if name in named and stage == members[0] else None
+                axes.plot(epochs, accuracy, DASHES[i % 4] if single else "-", marker=marker, color=colour(name, i),
+                          label=label, alpha=None if single else 0.6, linewidth=1.8 if single else 0.9)  # fmt: skip
         whole_ticks(axes)
         axes.set(xlabel="epoch", ylabel="validation accuracy, %")
         axes.legend()
 
-    told = "; ".join(f"{stage} ends at {v[-1][1]:.2f} % after {v[-1][0]} epochs" for stage, v in stages.items())
+    told = "; ".join(ends_at(name, [stages[stage] for stage in members]) for name, members in groups.items())
     caption = "Accuracy on the validation split after each epoch."
+    if len(groups) < len(stages):
+        caption += " Stages that only a number tells apart look alike."
+    if len(named) < len(groups):
+        caption += f" The first {len(named)} of {len(groups)} are named."
     return Chart("Learning curves", caption, render("curves", told, draw, 6.4, 3.9))
+
+
+def curve_groups(stages: Sequence[str]) -> dict[str, list[str]]:
+    """Name in the legend -> the stages that share it: one each, unless they are many and only a number differs."""
+    stems = [re.sub(r"[ _-]?\d+$", "", stage) for stage in stages]
+    groups: dict[str, list[str]] = {}
+    for stage, stem in zip(stages, stems, strict=True):
+        shared = len(stages) > MOST_CURVES and stems.count(stem) > 1
+        groups.setdefault(f"{stem} ({stems.count(stem)})" if shared else stage, []).append(stage)
+    return groups
+
+
+def ends_at(name: str, curves: Sequence[Sequence[tuple[int, float]]]) -> str:
+    """Where a curve, or a group of curves that share a name, ends, in words."""
+    last = [curve[-1] for curve in curves]
+    if len(last) == 1:
+        return f"{name} ends at {last[0][1]:.2f} % after {last[0][0]} epochs"
+    accuracies = [accuracy for _, accuracy in last]
+    return f"{name} end between {min(accuracies):.2f} and {max(accuracies):.2f} %"
 
 
 def loss_terms(

@@ -439,6 +439,39 @@ def test_of_many_stages_the_last_are_drawn():
 # --- the model card -------------------------------------------------------------------------------
 
 
+def curves(*stages):
+    found = [
+        {"stage": stage, "split": "validation", "epoch": epoch, "top1_percent": 50.0 + 10 * epoch + i}
+        for i, stage in enumerate(stages)
+        for epoch in range(3)
+    ]
+    chart = charts.learning_curves(found)
+    assert chart is not None
+    return chart, re.findall(r"<text[^>]*>([^<]*)</text>", chart.svg)
+
+
+def test_each_of_a_few_curves_has_its_name():
+    stages = ["teacher", "control", *(f"task_{i}" for i in range(10))]
+    chart, texts = curves(*stages)
+    assert set(stages) <= set(texts)
+    assert chart.caption == "Accuracy on the validation split after each epoch."
+    assert "task_9 ends at 81.00 % after 3 epochs" in chart.svg
+
+
+def test_of_many_curves_those_that_only_a_number_tells_apart_share_a_name():
+    chart, texts = curves("teacher", *(f"trial_{i}" for i in range(30)), "hand_picked", "student")
+    named = [text for text in texts if text[0].isalpha() and text not in ("epoch", "validation accuracy, %")]
+    assert named == ["teacher", "trial (30)", "hand_picked", "student"]
+    assert chart.caption.endswith(" Stages that only a number tells apart look alike.")
+    assert "; trial (30) end between 71.00 and 100.00 %; " in chart.svg
+
+
+def test_of_many_curves_with_names_of_their_own_the_first_are_named():
+    chart, texts = curves(*(f"{letter} net" for letter in "abcdefghijklmnopq"))
+    assert [text for text in texts if text.endswith("net")] == [f"{letter} net" for letter in "abcdefghijkl"]
+    assert chart.caption.endswith(" The first 12 of 17 are named.")
+
+
 def test_the_cards_code_runs(tmp_path, monkeypatch):
     import timm
     import torch
