@@ -100,7 +100,7 @@ def check_exporter(thing: Any) -> None:
 
 def check_arithmetic(thing: Any) -> None:
     """Check an arithmetic's class."""
-    _subclass(thing, Arithmetic)
+    _options(_subclass(thing, Arithmetic), thing.Options, OfferOptions)
 
 
 def check_tracker(thing: Any) -> None:

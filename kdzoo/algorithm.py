@@ -76,6 +76,8 @@ class Algorithm(nn.Module):
     #: How the control is trained where nobody expects the student to beat it, e.g. "on all tasks at once"; empty where
     #: the control says what distillation is worth.
     upper_bound: ClassVar[str] = ""
+    #: The offered arithmetic that the delivered student is trained in, see ``ModelSpec``; None: floats.
+    arithmetic: ClassVar[str | None] = None
     #: Whether ``stages`` delivers a network of its own choice in place of the recipe's student.
     chooses_student: ClassVar[bool] = False
 

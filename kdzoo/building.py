@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
 import kdzoo
 from kdzoo.algorithm import Algorithm
@@ -35,6 +36,7 @@ from kdzoo.models import (
     weights_sha256,
 )
 from kdzoo.parallel import Ranks
+from kdzoo.problems import explain
 from kdzoo.recipe import Recipe, TrainRecipe
 from kdzoo.resolve import Plan, ResolvedAlgorithm
 from kdzoo.store import Store, read_tensors, write_json
@@ -140,7 +142,13 @@ class Builder:
                 f"model '{spec.name}': unknown arithmetic '{spec.arithmetic}'{nearest(spec.arithmetic, list(known))}; "
                 f"known: {', '.join(sorted(known)) or 'none'}"
             )
-        return network.prepared(known[spec.arithmetic])
+        cls = known[spec.arithmetic]
+        try:
+            options = cls.Options.model_validate(dict(spec.arithmetic_options))
+        except ValidationError as error:
+            told = "; ".join(f"{path}: {words}" for path, words in explain(error, cls.Options, spec.arithmetic_options))
+            raise ContractError(f"model '{spec.name}': options of arithmetic '{spec.arithmetic}': {told}") from error
+        return network.prepared(cls(options))
 
     def job(
         self,
@@ -415,7 +423,7 @@ class Builder:
 
     def _arithmetic_hash(self, spec: ModelSpec) -> str | None:
         found = self.plan.arithmetics.get(spec.arithmetic or "")
-        return None if found is None else _source_hash(type(found))
+        return None if found is None else _source_hash(found)
 
 
 def _source_hash(cls: type) -> str:

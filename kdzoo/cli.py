@@ -314,7 +314,7 @@ def show(
 
 # --- looking ----------------------------------------------------------------------------------
 
-KINDS = ("algorithms", "models", "datasets", "exporters", "trackers", "recipes")
+KINDS = ("algorithms", "models", "datasets", "exporters", "arithmetics", "trackers", "recipes")
 
 
 @app.command("list")

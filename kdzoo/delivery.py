@@ -307,6 +307,8 @@ def losses_of_coarse_files(
     warnings = []
     for entry in exports:
         twin = of_control.get(entry["label"])
+        if twin is None and "rounded_top1_percent" in entry:  # the control has no such file, but may have a coarse one
+            twin = next((of_control[label] for label in of_control if _coarse(label, entry["label"])), None)
         if twin is None:
             continue
         lost = entries["student"]["top1_percent"] - entry["top1_percent"]
@@ -317,6 +319,12 @@ def losses_of_coarse_files(
                 "what distillation gave does not all survive in this format"
             )
     return warnings
+
+
+def _coarse(label: str, trained: str) -> bool:
+    """Whether a file's label is of the same format as another's and not of the plain one."""
+    name = trained.split()[0]
+    return label != name and label.split()[0] == name
 
 
 def _same(first: ModelSpec, second: ModelSpec) -> bool:

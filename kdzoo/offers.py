@@ -177,6 +177,10 @@ class Arithmetic(ABC):
 
     name: ClassVar[str]
     description: ClassVar[str] = ""
+    Options: ClassVar[type[OfferOptions]] = OfferOptions
+
+    def __init__(self, options: OfferOptions) -> None:
+        self.options = options
 
     @abstractmethod
     def prepare(self, model: nn.Module, example: Tensor) -> nn.Module:

@@ -54,7 +54,7 @@ class Plan:
     exporters: tuple[Exporter, ...]
     trackers: tuple[type[Tracker], ...]
     provenance: Mapping[str, Mapping[str, str]]  # plugin -> distribution and version
-    arithmetics: Mapping[str, Arithmetic] = field(default_factory=dict)  # every offered one, by name
+    arithmetics: Mapping[str, type[Arithmetic]] = field(default_factory=dict)  # every offered one, by name
 
 
 def resolve(loaded: LoadedRecipe, zoo: Zoo) -> Plan:
@@ -89,7 +89,7 @@ def resolve(loaded: LoadedRecipe, zoo: Zoo) -> Plan:
         exporters=tuple(exporters),
         trackers=tuple(filter(None, trackers)),
         provenance=_provenance(recipe, chosen, zoo),
-        arithmetics={name: offer.thing() for name, offer in zoo.arithmetics.items()},
+        arithmetics={name: offer.thing for name, offer in zoo.arithmetics.items()},
     )
 
 
@@ -226,6 +226,8 @@ def _source(data: DataRecipe, zoo: Zoo, problems: RecipeProblems) -> DataSource 
 
 def _exporters(recipe: Recipe, zoo: Zoo, problems: RecipeProblems) -> list[Exporter]:
     exporters: list[Exporter] = []
+    chosen = zoo.algorithms.get(recipe.algorithm.name)
+    floats = chosen is not None and chosen.thing.arithmetic is None
     files: dict[str, str] = {}
     for index, wanted in enumerate(recipe.export):
         path = f"export.{index}"
@@ -248,6 +250,13 @@ def _exporters(recipe: Recipe, zoo: Zoo, problems: RecipeProblems) -> list[Expor
         if file in files:
             problems.add(path, f"writes the same file as {files[file]}")
         files.setdefault(file, path)
+        if exporter.trained_arithmetic and floats:
+            able = ", ".join(sorted(name for name, offer in zoo.algorithms.items() if offer.thing.arithmetic))
+            problems.add(
+                path,
+                f"writes the arithmetic that the student was trained in, and '{recipe.algorithm.name}' trains it in "
+                f"floats; algorithms that do not: {able or 'none'}",
+            )
         exporters.append(exporter)
     return exporters
 

@@ -107,6 +107,8 @@ class Runner:
         """Train, evaluate, export and write; return what results.json holds."""
         begin = time.monotonic()
         self.ranks.agree("the recipe", recipe_hash(self.recipe))
+        if self.plan.algorithm.cls.arithmetic is not None:
+            self.rehearse()  # a library that is not installed, or does not know the student, is told before training
         self._open_folder()
         try:
             self._prepare([s for i, spec in enumerate(self.plan.teachers) if (s := self._teacher_stage(i, spec))])
@@ -552,7 +554,7 @@ class Runner:
                 stages = wanted if isinstance(wanted, list) else [wanted]
                 for stage in stages:
                     start = stage.start
-                    goes_on = start is not None and start.key in before and start.model == stage.model
+                    goes_on = start is not None and start.key in before and _in_floats(start) == _in_floats(stage)
                     if stage.algorithm is not None and stage.algorithm.name == cls.name:
                         return replace(stage, start=None) if start is None or goes_on else None
                 keys = [f"stage {len(before) + i}" for i in range(len(stages))]
@@ -615,6 +617,11 @@ class Untold(dict[str, Any]):
 
     def __missing__(self, key: str) -> Any:
         raise NotTrained
+
+
+def _in_floats(of: Stage | StageResult) -> ModelSpec:
+    """The plain model: a stage in another arithmetic can go on from the weights of one in floats."""
+    return replace(of.model, arithmetic=None, arithmetic_options={})
 
 
 def _not_trained(result: StageResult, samples: Sequence[int]) -> Outputs:

@@ -139,7 +139,7 @@ def tiny_runner(
         exporters=(),
         trackers=(),
         provenance={},
-        arithmetics={name: offer.thing() for name, offer in zoo.arithmetics.items()},
+        arithmetics={name: offer.thing for name, offer in zoo.arithmetics.items()},
     )
     return Runner(plan, zoo, folder, Store(root / "store"))
 

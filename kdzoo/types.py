@@ -233,6 +233,7 @@ class ModelSpec:
     finetune: bool = False
     reads: str | None = None  # the modality it takes, of those that the data set declares
     arithmetic: str | None = None  # an offered one that it trains in, beside its plain weights; None: float32
+    arithmetic_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

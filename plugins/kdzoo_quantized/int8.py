@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, fx, nn
+from torch.func import functional_call
 
-from kdzoo.api import Arithmetic, KdzooError
+from kdzoo.api import Arithmetic, KdzooError, OfferOptions
 
 aten = torch.ops.aten
 
@@ -45,7 +48,11 @@ class Int8(Arithmetic):
         # its guards refuse a batch of one, which every operator in it can do
         graph: Any = program.module(check_guards=False)
         _forget_counters(graph)
-        return Rounded(prepare_qat_pt2e(graph, _quantizer(pt2e)), model.state_dict())
+        return Rounded(prepare_qat_pt2e(graph, _quantizer(pt2e)), model, self.projection())
+
+    def projection(self) -> Projection | None:
+        """What the weights of convolutions and linear layers are put through first; None: nothing."""
+        return None
 
     def plain(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {
@@ -58,8 +65,71 @@ class Int8(Arithmetic):
         _pt2e()
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
-        graph: Any = copy.deepcopy(prepared).to("cpu").eval().body
-        return Converted(convert_pt2e(graph))
+        copied: Any = copy.deepcopy(prepared).to("cpu").eval()
+        copied.settle()
+        return Converted(convert_pt2e(copied.body))
+
+
+class Int8Buckets(Int8):
+    """The same, of weights that were first put on a few evenly spaced values a bucket, see ``Projection``.
+
+    The plain model has these weights.
+    """
+
+    name = "int8_buckets"
+    description = "int8 whose weights take a few values a bucket (extra: quant)"
+
+    class Options(OfferOptions):
+        bits: int = Field(4, ge=2, le=8, description="Bits of a weight: it takes one of 2 to the bits values.")
+        bucket_size: int = Field(256, ge=2, description="Consecutive weights of a tensor that share their values.")
+
+    options: Options
+
+    def projection(self) -> Projection:
+        return Projection(self.options.bits, self.options.bucket_size)
+
+    def plain(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        project, found = self.projection(), super().plain(weights)
+        return {key: project(value) if project.concerns(value) else value for key, value in found.items()}
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Uniform scaling in buckets: the nearest of 2^bits values between a bucket's smallest and largest.
+
+    A bucket is ``bucket_size`` consecutive numbers of the flattened tensor, the last one perhaps fewer, or a whole
+    tensor that is smaller.
+    """
+
+    bits: int
+    bucket_size: int
+
+    def __call__(self, weights: Tensor) -> Tensor:
+        """Any shape -> the same shape."""
+        flat = weights.detach().reshape(-1)
+        missing = -len(flat) % self.bucket_size if len(flat) > self.bucket_size else 0
+        rows = torch.cat([flat, flat[-1:].expand(missing)]).view(-1, min(len(flat), self.bucket_size))
+        least, most = rows.amin(dim=1, keepdim=True), rows.amax(dim=1, keepdim=True)
+        step = (most - least) / (2**self.bits - 1)
+        step = torch.where(step > 0, step, 1.0)  # a bucket of one value keeps it
+        return (((rows - least) / step).round() * step + least).view(-1)[: len(flat)].view_as(weights)
+
+    @staticmethod
+    def concerns(value: Tensor) -> bool:
+        """Whether it is the weight of a convolution or a linear layer, by its shape, rather than of a BatchNorm."""
+        return value.is_floating_point() and value.dim() > 1
+
+
+class StraightThrough(torch.autograd.Function):
+    """Projected weights, whose gradient goes to the weights in full precision as it is."""
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, project: Projection) -> Tensor:
+        return project(weights)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
 
 
 class Rounded(nn.Module):
@@ -67,16 +137,29 @@ class Rounded(nn.Module):
 
     body: Any
 
-    def __init__(self, graph: fx.GraphModule, plain: Mapping[str, Tensor]) -> None:
+    def __init__(self, graph: fx.GraphModule, model: nn.Module, project: Projection | None) -> None:
         super().__init__()
-        self.body = graph
+        self.body, self.project = graph, project
+        plain = model.state_dict()
         for key in plain.keys() - graph.state_dict().keys():  # counters of batches, which the graph has no use for
             owner, _, name = key.rpartition(".")
             graph.get_submodule(owner).register_buffer(name, plain[key].clone())
+        concerned = {} if project is None else {k: v for k, v in model.named_parameters() if project.concerns(v)}
+        self.projected = tuple(concerned)
         self.train()
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.body(inputs)
+        if self.project is None:
+            return self.body(inputs)
+        weights = {name: StraightThrough.apply(self.body.get_parameter(name), self.project) for name in self.projected}
+        return functional_call(self.body, weights, (inputs,))
+
+    def settle(self) -> None:
+        """Replace weights by what they are projected to, for good."""
+        for name in self.projected:
+            assert self.project is not None
+            weight = self.body.get_parameter(name)
+            weight.data = self.project(weight)
 
     def train(self, mode: bool = True) -> Rounded:
         """Switch BatchNorm and dropout, which are arguments here; ranges are learnt in training only."""

@@ -323,6 +323,18 @@ def test_one_problem(text, override, line):
     assert refusal(text, override) == f"x.yaml: 1 problem\n  {line}"
 
 
+def test_a_format_for_students_trained_in_integers_is_refused_for_one_in_floats():
+    few = type("FewBits", (Soft,), {"name": "few", "arithmetic": "bits"})
+    as_trained = type("AsTrained", (Paperback,), {"name": "as_trained", "trained_arithmetic": True})
+    zoo = dataclasses.replace(ZOO, algorithms=by_name(Soft, few), exporters=by_name(as_trained))
+    export = "export=[{format: as_trained}]"
+    assert refusal(RECIPE, export, zoo=zoo) == (
+        "x.yaml: 1 problem\n  -o export export.0: writes the arithmetic that the student was trained in, and 'soft' "
+        "trains it in floats; algorithms that do not: few"
+    )
+    assert plan(RECIPE, "algorithm.name=few", export, zoo=zoo).exporters[0].trained_arithmetic
+
+
 def test_all_problems_come_at_once_with_their_lines():
     text = RECIPE.replace("{name: soft}", "{name: crowd, options: {a: 1}}").replace("name: dots", "name: dot")
     text = text.replace("diary", "a, b") + "export:\n  - {format: pdf}\n  - {format: paperback, options: {pages: 0}}\n"

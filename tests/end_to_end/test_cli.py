@@ -149,7 +149,9 @@ def test_the_schema_accepts_every_bundled_recipe(cli: CommandLine) -> None:
     assert "temperature" in ended.out
 
 
-@pytest.mark.parametrize("kind", ["algorithms", "models", "datasets", "exporters", "trackers", "recipes"])
+@pytest.mark.parametrize(
+    "kind", ["algorithms", "models", "datasets", "exporters", "arithmetics", "trackers", "recipes"]
+)
 def test_list_prints_objects(cli: CommandLine, kind: str) -> None:
     ended = cli("list", kind, "--json")
     assert ended.code == 0, ended
@@ -170,7 +172,7 @@ def test_list_refuses_another_kind(cli: CommandLine) -> None:
         ended,
         2,
         "list: unknown kind 'algorithm'; did you mean 'algorithms'? known: algorithms, models, datasets, exporters, "
-        "trackers, recipes",
+        "arithmetics, trackers, recipes",
     )
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import json
 import math
+import re
+import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,44 +18,66 @@ import onnxruntime
 import pytest
 import timm
 import torch
+from typer.testing import CliRunner
 
-from kdzoo.api import AlgorithmChoice, KdzooError, ModelSpec, StagePlan, StageResult
+from kdzoo.api import AlgorithmChoice, ExportError, KdzooError, ModelSpec, Stage, StageResult
+from kdzoo.cli import app
+from kdzoo.evaluation import measure_latency
+from kdzoo.testing import bare_plan
 from kdzoo.zoo import load_zoo
-from kdzoo_export.onnx_file import finish, trace
+from kdzoo_export.onnx_file import Onnx, finish, trace
 from kdzoo_quantized import int8
 from kdzoo_quantized.int8 import Int8
-from kdzoo_quantized.qat_kd import QATKD, soft_label_loss
+from kdzoo_quantized.qat_kd import QATKD
+from kdzoo_quantized.rounding import Rounding, soft_target_loss
+
+INT8 = Int8(Int8.Options())
+
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_value_by_hand() -> None:
     student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[math.log(3.0), 0.0]])
     expected = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
-    assert soft_label_loss(student, teacher).item() == pytest.approx(expected)
-    assert soft_label_loss(teacher, teacher).item() == pytest.approx(0.0, abs=1e-7)
+    assert soft_target_loss(student, teacher, 1.0).item() == pytest.approx(expected)
+    assert soft_target_loss(2 * student, 2 * teacher, 2.0).item() == pytest.approx(4 * expected)
+    assert soft_target_loss(teacher, teacher, 1.0).item() == pytest.approx(0.0, abs=1e-7)
+
+
+def phases(cls: type[Rounding], epochs: int, **options: Any) -> list[Stage]:
+    """The stages that an algorithm plans, driven by hand."""
+    teacher = StageResult("teacher", "key", ModelSpec("big"), {}, {})
+    own = AlgorithmChoice(cls.name)
+    plan = bare_plan(ModelSpec("small"), own, cls.Options(**options), teachers=(teacher,), train={"epochs": epochs})
+    generator = cls.stages(plan)
+    planned: list[Stage] = []
+    answer = None
+    with contextlib.suppress(StopIteration):
+        while True:
+            stage = generator.send(answer)  # type: ignore[arg-type]
+            assert isinstance(stage, Stage)
+            planned.append(stage)
+            answer = StageResult(stage.name, f"key of {stage.name}", stage.model, {}, {})
+    return planned
 
 
 def test_the_student_goes_on_from_floats_with_rounding_and_its_twin_without_teacher() -> None:
-    teacher = StageResult("teacher", "key", ModelSpec("big"), {}, {})
-    plan = StagePlan(
-        student=ModelSpec("small"), teachers=(teacher,), assistants=(), peers=(), own=AlgorithmChoice("qat_kd"),
-        delegate=None, options=QATKD.Options(share=0.3, lr=0.01), train={"epochs": 10},
-    )  # fmt: skip
-    generator = QATKD.stages(plan)
-    stages, answer = [], None
-    for _ in range(3):
-        stage: Any = generator.send(answer)  # type: ignore[arg-type]
-        stages.append(stage)
-        answer = StageResult(stage.name, f"key of {stage.name}", stage.model, {}, {})
-    with pytest.raises(StopIteration) as end:
-        generator.send(answer)  # type: ignore[arg-type]
-    assert end.value.value is answer
+    stages = phases(QATKD, 10, share=0.3, lr=0.01)
     assert [(s.name, s.model.arithmetic, s.start and s.start.name, len(s.teachers)) for s in stages] == [
         ("float", None, None, 0),
-        ("qat", "int8", "float", 0),
+        ("alone", "int8", "float", 0),
         ("qat_kd", "int8", "float", 1),
     ]
     assert stages[0].train == {"epochs": 7}
     assert stages[1].train == stages[2].train == {"epochs": 3, "optimizer": {"lr": 0.01}}
+
+
+@pytest.mark.parametrize(("epochs", "share"), [(1, 0.25), (2, 0.01), (3, 0.99), (15, 0.25), (4, 1.0)])
+def test_both_phases_together_take_the_controls_epochs(epochs: int, share: float) -> None:
+    stages = phases(QATKD, epochs, share=share, compare_alone=False)
+    assert sum(stage.train["epochs"] for stage in stages) == epochs
+    assert len(stages) == (1 if share == 1.0 or epochs == 1 else 2)
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +87,13 @@ def trained() -> tuple[torch.nn.Module, torch.nn.Module, torch.Tensor]:
     torch.manual_seed(0)
     model = timm.create_model("cifar_resnet20", num_classes=10, in_chans=1)
     inputs, targets = torch.randn(32, 1, 28, 28), torch.randint(0, 10, (32,))
-    rounded = Int8().prepare(model, inputs[:2])
+    rounded = INT8.prepare(model, inputs[:2])
     optimizer = torch.optim.SGD(rounded.parameters(), 0.05)
     for _ in range(3):
         torch.nn.functional.cross_entropy(rounded(inputs), targets).backward()
         optimizer.step()
         optimizer.zero_grad()
-    model.load_state_dict(Int8().plain(rounded.state_dict()), strict=True)
+    model.load_state_dict(INT8.plain(rounded.state_dict()), strict=True)
     return model.eval(), rounded.eval(), inputs
 
 
@@ -77,7 +104,7 @@ def test_eval_mode_changes_nothing_and_the_state_dict_is_all(trained: Any) -> No
         answer = rounded(inputs)
         assert torch.equal(rounded(inputs), answer)
         assert all(torch.equal(value, before[key]) for key, value in rounded.state_dict().items())
-        again = Int8().prepare(model, inputs[:2])
+        again = INT8.prepare(model, inputs[:2])
         again.load_state_dict(before, strict=True)
         assert torch.equal(again.eval()(inputs), answer)
         copied = copy.deepcopy(rounded).train()
@@ -90,7 +117,7 @@ def test_the_file_computes_in_integers_and_is_much_smaller(trained: Any, tmp_pat
     model, rounded, inputs = trained
     floats, integers, optimized = tmp_path / "floats.onnx", tmp_path / "integers.onnx", tmp_path / "optimized.onnx"
     finish(trace(copy.deepcopy(model), inputs[:2], None), floats, {})
-    finish(trace(Int8().convert(rounded).eval(), inputs[:2], None), integers, {})
+    finish(trace(INT8.convert(rounded).eval(), inputs[:2], None), integers, {})
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath, options.log_severity_level = str(optimized), 3
     session = onnxruntime.InferenceSession(integers, options, providers=["CPUExecutionProvider"])
@@ -105,11 +132,92 @@ def test_the_file_computes_in_integers_and_is_much_smaller(trained: Any, tmp_pat
     assert (given - expected).abs().max() < 0.3 * expected.abs().max()
 
 
+def test_the_file_is_faster_than_floats_at_batch_one(trained: Any, tmp_path: Path) -> None:
+    model, rounded, inputs = trained
+    runs = {}
+    for name, network in {"floats": copy.deepcopy(model), "integers": INT8.convert(rounded).eval()}.items():
+        finish(trace(network, inputs[:2], None), tmp_path / name, {})
+        runs[name] = Onnx(Onnx.Options()).load(tmp_path / name, 1)
+    one = inputs[:1].numpy()
+    times = measure_latency({name: partial(run, one) for name, run in runs.items()}, repeats=100)
+    assert times["integers"]["p50"] < times["floats"]["p50"]
+
+
 def test_without_torchao_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "torchao.quantization", None)
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
     with pytest.raises(KdzooError) as caught:
         int8._pt2e()
     assert str(caught.value) == (
         "int8: needs torchao (import of torchao.quantization halted; None in sys.modules); "
         'pip install "kdzoo[quant]" installs it'
     )
+
+
+# --- a whole run -------------------------------------------------------------------------------------
+
+
+def run(out: Path, *overrides: str) -> Any:
+    given = [part for override in ["train.epochs=6", *overrides] for part in ("-o", override)]
+    recipe = str(ROOT / "recipes" / "digits" / "qat_kd.yaml")
+    return CliRunner().invoke(app, ["run", recipe, *given, "--out", str(out)])
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs with one that ended well; the others find its stages in the store."""
+    folder = tmp_path_factory.mktemp("qat_kd")
+    ended = run(folder)
+    assert ended.exit_code == 0, ended.output
+    return folder
+
+
+def test_a_run_shows_each_way_from_floats_to_integers(out: Path) -> None:
+    results = json.loads((out / "digits-qat-kd" / "0001-seed0" / "results.json").read_text())
+    (table,) = results["exhibits"]
+    assert table["columns"] == ["student", "top-1 %", "size KiB", "ms at batch 1"]
+    assert [row[0] for row in table["rows"]] == [
+        "float32, alone",
+        "int8 afterwards, alone",
+        "trained with rounding, alone",
+        "trained with rounding, and taught",
+        "the same in integers",
+    ]
+    files = {entry["label"]: entry for entry in [*results["control_exports"], *results["exports"]]}
+    for name, label in (("float32, alone", "onnx of control"), ("the same in integers", "onnx int8-trained")):
+        row = next(row for row in table["rows"] if row[0] == name)
+        size, latency = files[label]["size_mib"] * 1024, files[label]["latency_ms"]["p50"]
+        assert row[1:] == [round(files[label]["top1_percent"], 2), round(size, 1), round(latency, 3)]
+    assert [row[2:] for row in table["rows"][2:4]] == [[None, None], [None, None]]
+    trained = files["onnx int8-trained"]
+    assert abs(trained["top1_percent"] - trained["rounded_top1_percent"]) <= 0.5
+    assert table["rows"][3][1] == round(trained["rounded_top1_percent"], 2)
+
+
+def test_a_file_that_is_not_the_student_as_trained_fails_the_run(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    convert = Int8.convert
+
+    def spoiled(self: Int8, prepared: torch.nn.Module) -> torch.nn.Module:
+        """What is written answers with the next class."""
+        network = copy.deepcopy(prepared)
+        linear = dict(network.named_parameters())["body.linear.weight"]
+        bias = dict(network.named_parameters())["body.linear.bias"]
+        linear.data, bias.data = linear.data.roll(1, 0), bias.data.roll(1, 0)
+        return convert(self, network)
+
+    monkeypatch.setattr(Int8, "convert", spoiled)
+    ended = run(out, "export=[{format: onnx, quantize: int8-trained}]")
+    assert isinstance(ended.exception, ExportError), ended.output
+    assert re.fullmatch(
+        r"export/student\.int8-trained\.onnx: not the student, kept as student\.int8-trained\.onnx\.rejected\n"
+        r"  all 797 test samples: \d+\.\d\d % right, the student \d\d\.\d\d %, at most 0\.50 points may be lost",
+        str(ended.exception),
+    )
+    assert not (out / "digits-qat-kd" / "0002-seed0" / "results.json").exists()
+
+
+def test_without_torchao_nothing_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    ended = run(tmp_path)
+    assert isinstance(ended.exception, KdzooError)
+    assert str(ended.exception).endswith('pip install "kdzoo[quant]" installs it')
+    assert "training" not in ended.output

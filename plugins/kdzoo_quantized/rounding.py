@@ -1,0 +1,90 @@
+"""What the algorithms of this family share: soft targets, the phases of training, the table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdzoo.api import Algorithm, AlgorithmOptions, Bench, Exhibit, Stage, StagePlan, Stages, Table
+
+
+def soft_target_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """Return T^2 KL(teacher || student) of the predictions at a temperature, in nats, averaged over samples.
+
+    Only ``student_logits`` receive a gradient.
+
+    Shapes: (N, K), (N, K) -> scalar.
+    """
+    student = F.log_softmax(student_logits / temperature, dim=1)
+    teacher = F.log_softmax(teacher_logits.detach() / temperature, dim=1)
+    return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+class RoundingOptions(AlgorithmOptions):
+    """Options of both algorithms."""
+
+    share: float = Field(1.0, gt=0, le=1, description="Share of the recipe's epochs with rounding, the last ones.")
+    lr: float | None = Field(
+        None, gt=0, le=1000, description="Learning rate of the epochs with rounding; null: the recipe's."
+    )
+    compare_alone: bool = Field(True, description="Also train the epochs with rounding without teacher, for the table.")
+
+
+class Rounding(Algorithm):
+    """Base of both: epochs in floats on the labels, then epochs with rounding, under the teacher and without."""
+
+    @classmethod
+    def arithmetic_options(cls, options: Any) -> Mapping[str, Any]:
+        """Options of the arithmetic that the algorithm's own ask for."""
+        return {}
+
+    @classmethod
+    def stages(cls, plan: StagePlan) -> Stages:
+        options, epochs = plan.options, plan.train["epochs"]
+        rounding = max(1, round(epochs * options.share))
+        if options.share < 1:
+            rounding = min(rounding, max(1, epochs - 1))
+        start = None
+        if epochs > rounding:
+            start = yield Stage("float", plan.student, train={"epochs": epochs - rounding})
+        asked = cls.arithmetic_options(options)
+        model = replace(plan.student, arithmetic=cls.arithmetic, arithmetic_options=asked)
+        train: dict[str, Any] = {"epochs": rounding}
+        if options.lr is not None:
+            train["optimizer"] = {"lr": options.lr}
+        if options.compare_alone:
+            yield Stage("alone", model, start=start, train=train)
+        return (yield Stage(cls.name, model, plan.own, plan.teachers, start=start, train=train))
+
+    @classmethod
+    def exhibits(cls, bench: Bench) -> Iterable[Exhibit]:
+        stages = {stage.name: stage for stage in bench.stages}
+        labels = {"alone": "trained with rounding, alone", cls.name: "trained with rounding, and taught"}
+        prepared = {
+            label: bench.network(stages[name], "student_prepared") for name, label in labels.items() if name in stages
+        }
+        rows = []
+        for label, name in (("onnx of control", "float32, alone"), ("onnx int8 of control", "int8 afterwards, alone")):
+            if label in bench.entries:
+                rows.append(_row(name, bench.entries[label], runs=True))
+        rows += [_row(entry["label"], entry) for entry in bench.measure(prepared)]
+        if "onnx int8-trained" in bench.entries:
+            rows.append(_row("the same in integers", bench.entries["onnx int8-trained"], runs=True))
+        yield Table(
+            "From floats to integers",
+            ("student", "top-1 %", "size KiB", "ms at batch 1"),
+            tuple(rows),
+            note="Files in their own runtime, timed in turn. What is trained with rounding computes in floats until it "
+            "is written as a file; until then its size and time mean nothing.",
+        )
+
+
+def _row(name: str, entry: Mapping[str, Any], runs: bool = False) -> tuple[str | float | None, ...]:
+    size = round(entry["size_mib"] * 1024, 1) if runs else None
+    latency = entry["latency_ms"]["p50"] if runs and entry["latency_ms"] else None
+    return name, round(entry["top1_percent"], 2), size, None if latency is None else round(latency, 3)
