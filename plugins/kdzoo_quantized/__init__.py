@@ -6,18 +6,20 @@ from collections.abc import Callable
 from typing import Any
 
 from kdzoo.api import hookimpl
-from kdzoo_quantized.int8 import Int8, Int8Buckets
-from kdzoo_quantized.qat_kd import QATKD
-from kdzoo_quantized.quantized_distillation import QuantizedDistillation
 
 
 @hookimpl
 def register_algorithms(register: Callable[[type], Any]) -> None:
+    from kdzoo_quantized.qat_kd import QATKD
+    from kdzoo_quantized.quantized_distillation import QuantizedDistillation
+
     for algorithm in (QATKD, QuantizedDistillation):
         register(algorithm)
 
 
 @hookimpl
 def register_arithmetics(register: Callable[[type], Any]) -> None:
+    from kdzoo_quantized.int8 import Int8, Int8Buckets
+
     for arithmetic in (Int8, Int8Buckets):
         register(arithmetic)

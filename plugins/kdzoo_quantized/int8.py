@@ -22,6 +22,9 @@ WEIGHTED = (aten.conv2d.default, aten.linear.default)
 SUMS = (aten.add.Tensor, aten.add_.Tensor, aten.mul.Tensor, aten.mul_.Tensor)
 POOLS = (aten.adaptive_avg_pool2d.default, aten.avg_pool2d.default, aten.max_pool2d.default, aten.mean.dim)
 
+#: Share of a step's range in the moving average. Torch's 0.01 lags behind a network that is still learning.
+ACTIVATIONS_FOLLOW = 0.1
+
 #: Operators that behave otherwise in training, and which of their arguments says so.
 SWITCHES = {aten.batch_norm.default: 5, aten.dropout.default: 2, aten.dropout_.default: 2}
 
@@ -225,12 +228,15 @@ def _quantizer(pt2e: Any) -> Any:
     """A quantizer that rounds what onnxruntime fuses, and nothing else."""
     from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
 
-    def rounding(observer: Any, **range_: Any) -> Any:
-        constructor = pt2e.FusedMovingAvgObsFakeQuantize.with_args(observer=observer, **range_)
+    def rounding(observer: Any, follows: float, **range_: Any) -> Any:
+        constructor = pt2e.FusedMovingAvgObsFakeQuantize.with_args(
+            observer=observer, averaging_constant=follows, **range_
+        )
         return QuantizationSpec(observer_or_fake_quant_ctr=constructor, is_dynamic=False, **range_)
 
     activation = rounding(
         pt2e.MovingAverageMinMaxObserver,
+        ACTIVATIONS_FOLLOW,
         dtype=torch.uint8,
         quant_min=0,
         quant_max=255,
@@ -238,6 +244,7 @@ def _quantizer(pt2e: Any) -> Any:
     )
     weight = rounding(
         pt2e.MovingAveragePerChannelMinMaxObserver,
+        1.0,  # the range of weights is known; a mean of past ones would clip what grows, and so keep it from growing
         dtype=torch.int8,
         quant_min=-127,
         quant_max=127,

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from kdzoo.api import Paper, StepContext
-from kdzoo_quantized.rounding import Rounding, RoundingOptions, soft_target_loss
+from kdzoo.api import Paper, StepContext, soft_target_loss
+from kdzoo_quantized.rounding import Rounding, RoundingOptions
 
 
 class QATKD(Rounding):
@@ -59,4 +59,4 @@ class QATKD(Rounding):
     options: Any
 
     def losses(self, ctx: StepContext) -> dict[str, Tensor]:
-        return {"kd": soft_target_loss(ctx.student.logits, ctx.teacher.logits, 1.0)}
+        return {"kd": soft_target_loss(ctx.student.logits, ctx.teacher.logits)}

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from pydantic import Field, PositiveFloat
+from pydantic import Field
 from torch import Tensor
 
-from kdzoo.api import Paper, StepContext
-from kdzoo_quantized.rounding import Rounding, RoundingOptions, soft_target_loss
+from kdzoo.api import Paper, StepContext, Temperature, soft_target_loss
+from kdzoo_quantized.rounding import Rounding, RoundingOptions
 
 
 class QuantizedDistillation(Rounding):
@@ -49,7 +49,7 @@ class QuantizedDistillation(Rounding):
     class Options(RoundingOptions):
         bits: int = Field(4, ge=2, le=8, description="Bits of a weight: it takes one of 2 to the bits values a bucket.")
         bucket_size: int = Field(256, ge=2, description="Consecutive weights of a tensor that share their values.")
-        temperature: PositiveFloat = Field(2.0, description="Softens both distributions; dimensionless.")
+        temperature: Temperature = 2.0
 
     options: Any
 
@@ -58,4 +58,4 @@ class QuantizedDistillation(Rounding):
         return {"bits": options.bits, "bucket_size": options.bucket_size}
 
     def losses(self, ctx: StepContext) -> dict[str, Tensor]:
-        return {"kd": soft_target_loss(ctx.student.logits, ctx.teacher.logits, self.options.temperature)}
+        return {"kd": soft_target_loss(ctx.student.logits, ctx.teacher.logits, temperature=self.options.temperature)}

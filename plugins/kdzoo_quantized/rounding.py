@@ -1,4 +1,4 @@
-"""What the algorithms of this family share: soft targets, the phases of training, the table."""
+"""What the algorithms of this family share: the phases of training, and the table."""
 
 from __future__ import annotations
 
@@ -7,22 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from pydantic import Field
-from torch import Tensor
-from torch.nn import functional as F
 
 from kdzoo.api import Algorithm, AlgorithmOptions, Bench, Exhibit, Stage, StagePlan, Stages, Table
-
-
-def soft_target_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """Return T^2 KL(teacher || student) of the predictions at a temperature, in nats, averaged over samples.
-
-    Only ``student_logits`` receive a gradient.
-
-    Shapes: (N, K), (N, K) -> scalar.
-    """
-    student = F.log_softmax(student_logits / temperature, dim=1)
-    teacher = F.log_softmax(teacher_logits.detach() / temperature, dim=1)
-    return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
 class RoundingOptions(AlgorithmOptions):
