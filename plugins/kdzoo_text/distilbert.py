@@ -5,23 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
-from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdzoo.api import Algorithm, AlgorithmOptions, Bench, Needs, Paper, Shapes, StepContext, Table
-
-
-def soft_target_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """Return temperature^2 times KL(teacher || student) of the softened predictions, in nats, averaged over samples.
-
-    Only ``student_logits`` receive a gradient.
-
-    Shapes: (N, K), (N, K) -> scalar.
-    """
-    student = F.log_softmax(student_logits / temperature, dim=1)
-    teacher = F.log_softmax(teacher_logits.detach() / temperature, dim=1)
-    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+from kdzoo.api import (
+    Algorithm,
+    AlgorithmOptions,
+    Bench,
+    Needs,
+    Paper,
+    Shapes,
+    StepContext,
+    Table,
+    Temperature,
+    soft_target_loss,
+)
 
 
 def cosine_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
@@ -73,7 +71,7 @@ class DistilBERT(Algorithm):
     also_known_as = ("distil_bert", "distil")
 
     class Options(AlgorithmOptions):
-        temperature: PositiveFloat = Field(2.0, description="Softens both distributions; dimensionless.")
+        temperature: Temperature = 2.0
 
     def __init__(self, options: DistilBERT.Options, shapes: Shapes) -> None:
         super().__init__(options, shapes)
@@ -87,7 +85,7 @@ class DistilBERT(Algorithm):
         if student.shape[2:] != teacher.shape[2:]:
             student = F.interpolate(student, teacher.shape[2:], mode="bilinear", align_corners=False)
         return {
-            "kd": soft_target_loss(ctx.student.logits, ctx.teacher.logits, self.options.temperature),
+            "kd": soft_target_loss(ctx.student.logits, ctx.teacher.logits, temperature=self.options.temperature),
             "cosine": cosine_loss(student, teacher),
         }
 

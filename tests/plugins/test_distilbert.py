@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from kdzoo_text.distilbert import cosine_loss, soft_target_loss
+from kdzoo.api import soft_target_loss
+from kdzoo_text.distilbert import cosine_loss
 
 
 def test_the_cosine_worked_out_by_hand() -> None:
@@ -51,10 +52,14 @@ def test_a_teacher_without_any_vector_teaches_nothing() -> None:
 def test_soft_targets_worked_out_by_hand() -> None:
     # At temperature 2, logits 2 log p soften to p. KL((1/2, 1/2) || (1/4, 3/4)) = log(2 / sqrt 3); times 4.
     student, teacher = (2 * torch.tensor([row]).log() for row in ([0.25, 0.75], [0.5, 0.5]))
-    assert soft_target_loss(student, teacher, 2.0).item() == pytest.approx(4 * math.log(2 / math.sqrt(3)), abs=1e-6)
+    assert soft_target_loss(student, teacher, temperature=2.0).item() == pytest.approx(
+        4 * math.log(2 / math.sqrt(3)), abs=1e-6
+    )
 
 
-@pytest.mark.parametrize("loss", [cosine_loss, lambda s, t: soft_target_loss(s.flatten(1), t.flatten(1), 3.0)])
+@pytest.mark.parametrize(
+    "loss", [cosine_loss, lambda s, t: soft_target_loss(s.flatten(1), t.flatten(1), temperature=3.0)]
+)
 def test_only_the_student_gets_a_gradient(loss) -> None:
     student, teacher = (torch.randn(2, 3, 4, 1).requires_grad_() for _ in range(2))
     loss(student, teacher).backward()
