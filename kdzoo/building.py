@@ -54,6 +54,7 @@ DECISIVE = (
     "device",
     "engine",
     "levels",
+    "losses",
     "models",
     "optimization",
     "parallel",

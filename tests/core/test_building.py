@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from tiny_algorithms import Couple, Everything, Match
 from torch.nn import functional as F
 
 import kdzoo
-from kdzoo import building
+from kdzoo import api, building
 from kdzoo.api import Algorithm, AlgorithmChoice, Needs
 from kdzoo.building import DATA_FREE_STEPS, DECISIVE, Builder
 from kdzoo.engine import Engine, Plain
@@ -408,3 +409,11 @@ def test_a_key_covers_every_file_of_the_plugins_that_it_runs(package: Any, usual
 
 def resolved(run: Runner, cls: type[Algorithm]) -> ResolvedAlgorithm:
     return dataclasses.replace(run.plan.algorithm, cls=cls)
+
+
+def test_what_plugins_compute_with_is_part_of_every_key():
+    functions = [getattr(api, name) for name in api.__all__ if inspect.isfunction(getattr(api, name))]
+    modules = {function.__module__.removeprefix("kdzoo.") for function in functions}
+    assert "losses" in modules
+    # Accuracies are computed of what is stored; hooks register.
+    assert modules - {"metrics", "hookspecs"} <= set(DECISIVE)
