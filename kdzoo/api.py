@@ -5,6 +5,7 @@ from kdzoo.errors import DataError, ExportError, KdzooError, ModelError, NeedsEr
 from kdzoo.hookspecs import API_VERSION, hookimpl
 from kdzoo.losses import mean_prediction, sample_distances, soft_target_loss
 from kdzoo.metrics import agreement_percent, top1_percent
+from kdzoo.networks import StagedNet, he_normal, network_cfgs, register_networks
 from kdzoo.offers import (
     Arithmetic,
     ArraySplit,
@@ -84,6 +85,7 @@ __all__ = [
     "Stage",
     "StagePlan",
     "StageResult",
+    "StagedNet",
     "Stages",
     "StepContext",
     "Table",
@@ -93,8 +95,11 @@ __all__ = [
     "Tracker",
     "Update",
     "agreement_percent",
+    "he_normal",
     "hookimpl",
     "mean_prediction",
+    "network_cfgs",
+    "register_networks",
     "sample_distances",
     "soft_target_loss",
     "top1_percent",

@@ -56,6 +56,7 @@ DECISIVE = (
     "levels",
     "losses",
     "models",
+    "networks",
     "optimization",
     "parallel",
     "teacher",

@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.func import functional_call
+
+from kdzoo.api import StagedNet, he_normal, network_cfgs, register_networks
 
 
 def leading(tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
@@ -78,7 +79,7 @@ class ResidualStage(nn.Sequential):
 STAGES = {"conv": ConvStage, "residual": ResidualStage}
 
 
-class SlimmableNet(nn.Module):
+class SlimmableNet(StagedNet):
     """``stages`` stages of ``depth`` blocks; the first has ``width`` channels at full size, each next twice at half.
 
     Residual networks begin with a 3 x 3 convolution of their own. ``at(w)`` runs the leading part of every tensor,
@@ -108,7 +109,7 @@ class SlimmableNet(nn.Module):
             "in_chans": in_chans,
             "drop_rate": drop_rate,
         }
-        self.width, self.num_classes = width, num_classes
+        self.width = width
         self._at: int | None = None  # the smaller width that forward runs, if any
         self._shapes: dict[int, tuple[dict[str, torch.Size], dict[str, torch.Size]]] = {}
         residual = kind == "residual"
@@ -116,24 +117,16 @@ class SlimmableNet(nn.Module):
         self.stem: nn.Module = nn.Identity()
         if residual:
             self.stem = nn.Sequential(nn.Conv2d(in_chans, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
-        self.stage_names = tuple(f"stage{i + 1}" for i in range(stages))
-        befores = [width if residual else in_chans, *widths]
-        for i, (name, before, channels) in enumerate(zip(self.stage_names, befores, widths, strict=False)):
-            self.add_module(name, STAGES[kind](before, channels, depth, min(i, 1) + 1))
-        self.feature_info = [
-            {"module": name, "num_chs": channels, "reduction": 2**i}
-            for i, (name, channels) in enumerate(zip(self.stage_names, widths, strict=True))
-        ]
-        self.num_features = self.head_hidden_size = widths[-1]
-        self.global_pool: nn.Module = nn.AdaptiveAvgPool2d(1)
-        self.dropout = nn.Dropout(drop_rate)
-        self.linear = self._classifier()
-        for part in self.modules():
-            if isinstance(part, nn.Conv2d) and not part.weight.is_meta:
-                nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+        befores, described = [width if residual else in_chans, *widths], []
+        for i, (before, channels) in enumerate(zip(befores, widths, strict=False)):
+            described.append((f"stage{i + 1}", channels, 2**i))
+            self.add_module(described[-1][0], STAGES[kind](before, channels, depth, min(i, 1) + 1))
+        self.finish(described, widths[-1], num_classes, drop_rate=drop_rate)
+        he_normal(self)
 
-    def _classifier(self) -> nn.Module:
-        return nn.Linear(self.num_features, self.num_classes) if self.num_classes else nn.Identity()
+    def enter(self, x: Tensor) -> Tensor:
+        assert self._at is None, "a smaller width runs through forward only"
+        return self.stem(x)
 
     # --- smaller widths -----------------------------------------------------------------------
 
@@ -168,94 +161,19 @@ class SlimmableNet(nn.Module):
         with self.at(self.width):
             return functional_call(self, part, (x,))
 
-    # --- timm's interface ---------------------------------------------------------------------
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        return self.forward_intermediates(x, indices=[])[0]
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        x = self.dropout(self.global_pool(x).flatten(1))
-        return x if pre_logits else self.linear(x)
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> Any:
-        """Return (final features, outputs of the stages that ``indices`` choose)."""
-        if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt: '{output_fmt}'; only NCHW can be had of a convnet")
-        assert self._at is None, "a smaller width runs through forward only"
-        depths = range(len(self.stage_names))
-        wanted = list(depths[-indices:] if isinstance(indices, int) else depths)
-        if isinstance(indices, list):
-            wanted = [depths[i] for i in indices]
-        last = max(wanted, default=0) if stop_early else depths[-1]
-        taken = []
-        x = self.stem(x)
-        for i, name in enumerate(self.stage_names[: last + 1]):
-            x = getattr(self, name)(x)
-            if i in wanted:
-                taken.append(x)
-        return taken if intermediates_only else (x, taken)
-
-    def get_classifier(self) -> nn.Module:
-        return self.linear
-
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Start the classifier anew for ``num_classes``; 0 leaves none."""
-        if global_pool not in (None, "avg"):
-            raise ValueError(f"global_pool: '{global_pool}'; only avg is known here")
-        self.num_classes = self.built_with["num_classes"] = num_classes
+        super().reset_classifier(num_classes, global_pool)
+        self.built_with["num_classes"] = num_classes
         self._shapes = {}
-        self.linear = self._classifier()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Group parameters by depth, for timm's layer-wise learning rates."""
-        return {"stem": r"^stem", "blocks": [(rf"^{name}", None) for name in self.stage_names]}
+        return {**super().group_matcher(coarse), "stem": r"^stem"}
 
-    @torch.jit.ignore  # type: ignore[misc]
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        if enable:
-            raise ValueError("gradient checkpointing is not offered: these networks are small")
-
-
-# --- timm's registry ------------------------------------------------------------------------
 
 VARIANTS: dict[str, dict[str, Any]] = {"slimmable_cnn": {"kind": "conv"}, "slimmable_resnet": {"kind": "residual"}}
 
-default_cfgs = generate_default_cfgs(
-    {
-        name: {
-            "url": "",
-            "num_classes": 10,
-            "input_size": (3, 32, 32),
-            "interpolation": "bilinear",
-            "crop_pct": 1.0,
-            "mean": (0.5,) * 3,
-            "std": (0.5,) * 3,
-            "first_conv": "stem.0" if variant["kind"] == "residual" else "stage1.0",
-            "classifier": "linear",
-        }
-        for name, variant in VARIANTS.items()
-    }
-)
-
-
-def _entry(name: str, arguments: Mapping[str, Any]) -> Any:
-    def entry(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        return build_model_with_cfg(SlimmableNet, name, pretrained, **{**arguments, **kwargs})
-
-    entry.__name__ = entry.__qualname__ = name
-    entry.__module__ = __name__
-    entry.__doc__ = f"Make {name}: {SlimmableNet.__name__} of {arguments['kind']} blocks."
-    return entry
-
-
-for _name, _arguments in VARIANTS.items():
-    register_model(_entry(_name, _arguments))
-models = tuple(VARIANTS)
+default_cfgs = {
+    **network_cfgs(["slimmable_cnn"], size=32, channels=3, classes=10, first_conv="stage1.0"),
+    **network_cfgs(["slimmable_resnet"], size=32, channels=3, classes=10, first_conv="stem.0"),
+}
+models = register_networks(SlimmableNet, VARIANTS)

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from kdzoo_vision.staged import StagedNet, he_normal, offer, suggestions
+from kdzoo.api import StagedNet, he_normal, network_cfgs, register_networks
 
 # Of each stage its groups: expansion, channels at width 1, blocks, stride of the first block.
 STAGES = (
@@ -76,5 +76,5 @@ class CifarMobileNetV2(StagedNet):
 
 VARIANTS: dict[str, dict[str, Any]] = {"cifar_mobilenet_v2": {"width": 0.5}}
 
-default_cfgs = suggestions(VARIANTS, size=32, channels=3, classes=100, first_conv="conv1")
-models = offer(CifarMobileNetV2, VARIANTS)
+default_cfgs = network_cfgs(VARIANTS, size=32, channels=3, classes=100, first_conv="conv1")
+models = register_networks(CifarMobileNetV2, VARIANTS)

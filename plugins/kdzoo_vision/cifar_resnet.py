@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdzoo_vision.staged import StagedNet, he_normal, offer, suggestions
+from kdzoo.api import StagedNet, he_normal, network_cfgs, register_networks
 
 Shortcut = Literal["conv", "pad"]
 
@@ -93,5 +93,5 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 VARIANTS |= {f"cifar_resnet{depth}x4": {"depth": depth, "widths": (32, 64, 128, 256)} for depth in (8, 32)}
 
-default_cfgs = suggestions(VARIANTS, size=32, channels=3, classes=100, first_conv="conv1")
-models = offer(CifarResNet, VARIANTS)
+default_cfgs = network_cfgs(VARIANTS, size=32, channels=3, classes=100, first_conv="conv1")
+models = register_networks(CifarResNet, VARIANTS)

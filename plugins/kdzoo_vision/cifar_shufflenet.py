@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdzoo_vision.staged import StagedNet, he_normal, offer, suggestions
+from kdzoo.api import StagedNet, he_normal, network_cfgs, register_networks
 
 STEM = 24
 
@@ -111,5 +111,5 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "cifar_shuffle_v2": {"widths": (116, 232, 464), "blocks": (4, 8, 4), "last": 1024},
 }
 
-default_cfgs = suggestions(VARIANTS, size=32, channels=3, classes=100, first_conv="stem.0")
-models = offer(CifarShuffleNet, VARIANTS)
+default_cfgs = network_cfgs(VARIANTS, size=32, channels=3, classes=100, first_conv="stem.0")
+models = register_networks(CifarShuffleNet, VARIANTS)

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from kdzoo_vision.staged import StagedNet, he_normal, offer, suggestions
+from kdzoo.api import StagedNet, he_normal, network_cfgs, register_networks
 
 WIDTHS = (64, 128, 256, 512, 512)
 STRIDES = (1, 2, 4, 8, 8)
@@ -37,5 +37,5 @@ class CifarVGG(StagedNet):
 
 VARIANTS: dict[str, dict[str, Any]] = {"cifar_vgg8": {"per_stage": 1}, "cifar_vgg13": {"per_stage": 2}}
 
-default_cfgs = suggestions(VARIANTS, size=32, channels=3, classes=100, first_conv="block0.0")
-models = offer(CifarVGG, VARIANTS)
+default_cfgs = network_cfgs(VARIANTS, size=32, channels=3, classes=100, first_conv="block0.0")
+models = register_networks(CifarVGG, VARIANTS)

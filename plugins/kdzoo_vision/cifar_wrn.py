@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from kdzoo_vision.staged import StagedNet, he_normal, offer, suggestions
+from kdzoo.api import StagedNet, he_normal, network_cfgs, register_networks
 
 
 class PreActBlock(nn.Module):
@@ -74,5 +74,5 @@ VARIANTS: dict[str, dict[str, Any]] = {
     f"cifar_wrn_{depth}_{width}": {"depth": depth, "width": width} for depth in (16, 40) for width in (1, 2)
 }
 
-default_cfgs = suggestions(VARIANTS, size=32, channels=3, classes=100, first_conv="conv1")
-models = offer(CifarWideResNet, VARIANTS)
+default_cfgs = network_cfgs(VARIANTS, size=32, channels=3, classes=100, first_conv="conv1")
+models = register_networks(CifarWideResNet, VARIANTS)

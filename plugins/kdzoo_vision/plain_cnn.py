@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from kdzoo_vision.staged import StagedNet, he_normal, offer, suggestions
+from kdzoo.api import StagedNet, he_normal, network_cfgs, register_networks
 
 
 class PlainCNN(StagedNet):
@@ -68,8 +68,8 @@ DIGITS: dict[str, dict[str, Any]] = {
 }
 
 default_cfgs = {
-    **suggestions(PLAIN, size=32, channels=3, classes=10, first_conv="stage1.0"),
-    **suggestions(DIGITS, size=8, channels=1, classes=10, first_conv="stage1.0"),
+    **network_cfgs(PLAIN, size=32, channels=3, classes=10, first_conv="stage1.0"),
+    **network_cfgs(DIGITS, size=8, channels=1, classes=10, first_conv="stage1.0"),
 }
-plain_models = offer(PlainCNN, PLAIN)
-digits_models = offer(PlainCNN, DIGITS)
+plain_models = register_networks(PlainCNN, PLAIN)
+digits_models = register_networks(PlainCNN, DIGITS)

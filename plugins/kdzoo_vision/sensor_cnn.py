@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from kdzoo_vision.staged import StagedNet, he_normal, offer, suggestions
+from kdzoo.api import StagedNet, he_normal, network_cfgs, register_networks
 
 
 class SensorCNN(StagedNet):
@@ -42,5 +42,5 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sensor_cnn_small": {"widths": (12, 24, 32)},
 }
 
-default_cfgs = suggestions(VARIANTS, size=50, channels=6, classes=5, first_conv="stage1.0")
-models = offer(SensorCNN, VARIANTS)
+default_cfgs = network_cfgs(VARIANTS, size=50, channels=6, classes=5, first_conv="stage1.0")
+models = register_networks(SensorCNN, VARIANTS)

@@ -1,8 +1,8 @@
-"""What timm expects of a network beside ``forward``, written once for all networks here."""
+"""What timm expects of a network beside ``forward``, written once for all networks of plugins."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -125,7 +125,7 @@ def he_normal(module: nn.Module) -> None:
             nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
 
 
-def suggestions(names: Mapping[str, Any], size: int, channels: int, classes: int, first_conv: str) -> dict[str, Any]:
+def network_cfgs(names: Iterable[str], size: int, channels: int, classes: int, first_conv: str) -> dict[str, Any]:
     """What timm is told of each network: the inputs of its paper and where its first and last layer are."""
     entry = {
         "url": "",
@@ -141,7 +141,7 @@ def suggestions(names: Mapping[str, Any], size: int, channels: int, classes: int
     return dict(generate_default_cfgs({name: dict(entry) for name in names}))
 
 
-def offer(cls: type[StagedNet], variants: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+def register_networks(cls: type[StagedNet], variants: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
     """Add ``variants`` (name -> arguments of ``cls``) to timm's registry; return their names.
 
     timm looks for ``default_cfgs`` in the module that ``cls`` is written in.
