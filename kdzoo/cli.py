@@ -326,7 +326,7 @@ def list_(
     from kdzoo.errors import UnknownName, nearest
 
     if kind not in KINDS:
-        raise UnknownName(f"list: unknown kind '{kind}'{nearest(kind, KINDS)} known: {', '.join(KINDS)}")
+        raise UnknownName(f"list: unknown kind '{kind}'{nearest(kind, KINDS) or ';'} known: {', '.join(KINDS)}")
     rows = _recipe_rows() if kind == "recipes" else _offer_rows(kind)
     if as_json:
         print(json.dumps(rows, indent=2))

@@ -1,4 +1,4 @@
-"""Distillation from several teachers at once."""
+"""Multi-teacher distillation: the student learns from several teachers at once."""
 
 from __future__ import annotations
 

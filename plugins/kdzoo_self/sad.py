@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -73,8 +73,8 @@ class SAD(Algorithm):
     also_known_as = ("self_attention_distillation",)
 
     class Options(AlgorithmOptions):
-        begin: Annotated[float, Field(ge=0, lt=1)] = Field(
-            0.0, description="Share of training before the term counts; until then it is only logged."
+        begin: float = Field(
+            0.0, ge=0, lt=1, description="Share of training before the term counts; until then it is only logged."
         )
         train_target: bool = Field(
             False, description="Let the gradient into the deeper map too, as some public code does."
