@@ -9,6 +9,7 @@ again. The time of a training step is measured apart, in turn with the control's
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import statistics
@@ -28,7 +29,9 @@ RESULTS = ROOT / "docs" / "results"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipes", nargs="+", type=Path)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument(
+        "--seeds", default="5", help="how many, from 0; or which, with commas, where one is not through yet"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "runs")
     parser.add_argument("--step-time-only", action="store_true", help="measure that again, and nothing else")
     arguments = parser.parse_args()
@@ -39,10 +42,11 @@ def main() -> None:
             measure(path.resolve(), arguments.seeds, arguments.out)
 
 
-def measure(path: Path, seeds: int, out: Path) -> None:
+def measure(path: Path, seeds: str, out: Path) -> None:
     """Run one recipe over its seeds and write what came out."""
+    chosen = [int(seed) for seed in seeds.split(",")] if "," in seeds else list(range(int(seeds)))
     recipe = load_recipe(path).recipe
-    runs = [one(path, recipe.name, seed, out) for seed in range(seeds)]
+    runs = [one(path, recipe.name, seed, out) for seed in chosen]
     environments = [json.loads((folder / "provenance.json").read_text()) for folder, _ in runs]
     results = [result for _, result in runs]
     content: dict[str, Any] = {
@@ -52,7 +56,7 @@ def measure(path: Path, seeds: int, out: Path) -> None:
         "hardware": f"{processor()}, {environments[0]['environment']['threads']} threads",
         "versions": {name: environments[0]["environment"][name] for name in ("kdzoo", "torch", "timm", "python")},
         "test_samples": results[0]["data"]["test_samples"],
-        "seeds": list(range(seeds)),
+        "seeds": chosen,
     }
     for who in ("teacher", "control", "student"):
         if all(result.get(who) for result in results):
@@ -67,6 +71,10 @@ def measure(path: Path, seeds: int, out: Path) -> None:
     if labels:  # what else the algorithm measures on the test split
         content["variants"] = {label: [round(found[label], 4) for found in variants] for label in labels}
     content |= costs_of(results) | tables_of(results)
+    times = [processor_times(path, folder / "export", result) for folder, result in runs]
+    for label in times[0]:
+        if label in content["costs"] and all(label in found for found in times):
+            content["costs"][label]["processor_ms"] = each_seed([found[label] for found in times])
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{recipe.name}.json").write_text(json.dumps(content, indent=1) + "\n")
     print(recipe.name, "student", content["student"], "control", content.get("control"), flush=True)
@@ -95,6 +103,44 @@ def costs_of(results: list[dict[str, Any]]) -> dict[str, Any]:
 def at_median(value: Any) -> Any:
     """A latency's median, of the calls of all in turn; anything else as it is."""
     return value["p50"] if isinstance(value, dict) else value
+
+
+def processor_times(path: Path, exported: Path, result: dict[str, Any], rounds: int = 300) -> dict[str, float]:
+    """Median milliseconds of processor time of a request at each exported file of a run, by label, in turn, one thread.
+
+    The run has timed them by the clock on the wall, which on a busy machine counts the work of others as well. An image
+    stands for all; of text each round takes the next of the validation split, at its own length.
+    """
+    from kdzoo.delivery import TEXT_REQUESTS
+    from kdzoo.resolve import resolve
+    from kdzoo.runner import Runner
+    from kdzoo.store import Store
+    from kdzoo.zoo import load_zoo
+
+    files = [each for who in ("exports", "teacher_exports") for each in result.get(who, [])]
+    if not files:
+        return {}
+    zoo = load_zoo()
+    plan = resolve(load_recipe(path), zoo)
+    exporters = {" ".join(part for part in (each.name, each.label) if part): each for each in plan.exporters}
+    with tempfile.TemporaryDirectory() as folder:
+        build = Runner(plan, zoo, None, Store(Path(folder))).build
+        requests = 1 if build.data.tokens is None else TEXT_REQUESTS
+        samples = [batch.inputs for batch in itertools.islice(build.loader.eval_batches("validation", 1), requests)]
+        calls, inputs = {}, {}
+        for each in files:
+            format_name, _, owner = each["label"].partition(" of ")
+            network = build.network(plan.teachers[0] if owner.startswith("teacher") else plan.student)
+            inputs[each["label"]] = [network.prepare(sample).cpu().numpy() for sample in samples]
+            calls[each["label"]] = exporters[format_name].load(exported / each["file"], 1)
+    spent: dict[str, list[int]] = {label: [] for label in calls}
+    for number in range(-requests, rounds):
+        for label, call in calls.items():
+            begin = time.process_time_ns()
+            call(inputs[label][number % requests])
+            if number >= 0:  # before that each request comes once to warm up
+                spent[label].append(time.process_time_ns() - begin)
+    return {label: statistics.median(times) / 1e6 for label, times in spent.items()}
 
 
 def tables_of(results: list[dict[str, Any]]) -> dict[str, Any]:

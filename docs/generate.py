@@ -307,6 +307,7 @@ COST_COLUMNS = (
     ("size_mib", "MiB"),
     ("macs_g", "multiply-adds, billions"),
     ("latency_ms", "ms a sample"),
+    ("processor_ms", "ms of processor time"),
 )
 
 

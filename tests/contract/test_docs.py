@@ -207,15 +207,15 @@ def test_what_networks_and_files_cost_is_told(results):
     numbers = {"seeds": [0, 1], "student": [90.0, 91.0], "control": [89.0, 89.0]}
     costs = {
         "student": {"top1_percent": [90.0, 91.0], "params_m": [0.0213, 0.0213], "latency_ms": [1.5, 2.5]},
-        "onnx": {"size_mib": [21.8779, 21.8779], "macs_g": [0.148695, 0.148695]},
+        "onnx": {"size_mib": [21.8779, 21.8779], "macs_g": [0.148695, 0.148695], "processor_ms": [1.25, 1.25]},
     }
     results("quickstart", **numbers, costs=costs)
     told = generate.gallery_pages()["recipes/quickstart.md"].split("of one sample each:\n\n")[1].split("\n\n")[0]
     assert told.splitlines() == [
-        "|  | accuracy % | parameters, millions | MiB | multiply-adds, billions | ms a sample |",
-        "| --- | --- | --- | --- | --- | --- |",
-        "| student | 90.5 ± 0.71 | 0.0213 |  |  | 2 ± 0.71 |",
-        "| onnx |  |  | 21.88 | 0.1487 |  |",
+        "|  | accuracy % | parameters, millions | MiB | multiply-adds, billions | ms a sample | ms of processor time |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| student | 90.5 ± 0.71 | 0.0213 |  |  | 2 ± 0.71 |  |",
+        "| onnx |  |  | 21.88 | 0.1487 |  | 1.25 |",
     ]
 
 

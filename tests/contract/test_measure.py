@@ -9,8 +9,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import timm
+import torch
 
 from kdzoo.recipe import load_recipe
+from kdzoo_export.onnx_file import Onnx
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes" / "quickstart.yaml"
@@ -93,3 +96,14 @@ def test_costs_of_what_every_run_has_are_kept(measure):
             },
         }
     }
+
+
+def test_every_file_of_a_run_is_timed(measure, tmp_path):
+    torch.manual_seed(0)
+    network = timm.create_model("digits_cnn_tiny", in_chans=1, num_classes=10).eval()
+    Onnx(Onnx.Options()).export(network, torch.rand(2, 1, 8, 8), tmp_path / "student.onnx", {}, [])
+    result = {"exports": [{"label": "onnx", "file": "student.onnx"}]}
+    found = measure.processor_times(RECIPE, tmp_path, result, rounds=3)
+    assert list(found) == ["onnx"]
+    assert found["onnx"] > 0
+    assert measure.processor_times(RECIPE, tmp_path, {}) == {}
