@@ -13,6 +13,7 @@ import timm
 import torch
 
 from kdzoo.recipe import load_recipe
+from kdzoo.zoo import load_zoo
 from kdzoo_export.onnx_file import Onnx
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,6 +100,7 @@ def test_costs_of_what_every_run_has_are_kept(measure):
 
 
 def test_every_file_of_a_run_is_timed(measure, tmp_path):
+    load_zoo()  # its plugins tell timm of their models
     torch.manual_seed(0)
     network = timm.create_model("digits_cnn_tiny", in_chans=1, num_classes=10).eval()
     Onnx(Onnx.Options()).export(network, torch.rand(2, 1, 8, 8), tmp_path / "student.onnx", {}, [])
