@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 QUIET_THREADS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 FAST := tests/contract/test_layers.py tests/parity $(addprefix tests/core/test_,$(addsuffix .py,\
-	recipe resolve zoo metrics card verdict augment optimization))
+	recipe resolve zoo losses metrics card verdict augment optimization))
 
 EVIDENCE = $(filter-out recipes/quickstart.yaml,$(wildcard recipes/*/*.yaml))
 
