@@ -149,9 +149,11 @@ class Rounded(nn.Module):
             graph.get_submodule(owner).register_buffer(name, plain[key].clone())
         concerned = {} if project is None else {k: v for k, v in model.named_parameters() if project.concerns(v)}
         self.projected = tuple(concerned)
+        self._switched: bool | None = None
         self.train()
 
     def forward(self, inputs: Tensor) -> Tensor:
+        self._follow()
         if self.project is None:
             return self.body(inputs)
         weights = {name: StraightThrough.apply(self.body.get_parameter(name), self.project) for name in self.projected}
@@ -165,21 +167,29 @@ class Rounded(nn.Module):
             weight.data = self.project(weight)
 
     def train(self, mode: bool = True) -> Rounded:
-        """Switch BatchNorm and dropout, which are arguments here; ranges are learnt in training only."""
         for part in self.modules():  # an exported module refuses train()
             part.training = mode
+        self._follow()
+        return self
+
+    def _follow(self) -> None:
+        """Switch BatchNorm and dropout, which are arguments here, and the learning of ranges to what ``training`` says.
+
+        Who puts modes back after an evaluation sets that flag of each part, without a call of ``train``.
+        """
+        mode = self.training
+        if self._switched == mode:
+            return
+        for part in self.modules():
             enabled = getattr(part, "observer_enabled", None)
             if enabled is not None:
                 enabled[0] = int(mode)
-        changed = False
         for node in self.body.graph.nodes:
             place = SWITCHES.get(node.target)
-            if place is not None and node.args[place] != mode:
+            if place is not None:
                 node.args = (*node.args[:place], mode, *node.args[place + 1 :])
-                changed = True
-        if changed:
-            self.body.recompile()
-        return self
+        self.body.recompile()
+        self._switched = mode
 
 
 class Converted(nn.Module):

@@ -28,10 +28,11 @@ class QuantizedDistillation(Rounding):
         https://arxiv.org/abs/1802.05668. Read were the abstract and the authors' code,
         https://github.com/antspy/quantized_distillation (uniform quantization with linear scaling, training of the
         convolutional networks); the text was out of reach.
-    Differs from the authors' code: 1. Activations are rounded as uint8 and projected weights once more as int8 a
-        channel, so that a runtime can compute in integers; theirs stay in floats. 2. Biases and BatchNorm are not
-        projected, since a runtime has them folded. 3. The divergence is summed over classes; theirs is a mean over
-        samples and classes, and so weighs K times less. 4. Their steps may be preceded by epochs in floats (``share``).
+    Differs from the paper: its text was out of reach; from the authors' code: 1. Activations are rounded as uint8 and
+        projected weights once more as int8 a channel, so that a runtime can compute in integers; theirs stay in
+        floats. 2. Biases and BatchNorm are not projected, since a runtime has them folded. 3. The divergence is summed
+        over classes; theirs is a mean over samples and classes, and so weighs K times less. 4. Their steps may be
+        preceded by epochs in floats (``share``).
     Defaults from: the authors' code (T 2, weights 0.7 and 0.3, 256 weights a bucket, 4 bits as in its CIFAR-10 script).
     """
 

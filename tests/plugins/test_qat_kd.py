@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 from kdzoo.api import AlgorithmChoice, ExportError, KdzooError, ModelSpec, Stage, StageResult
 from kdzoo.cli import app
 from kdzoo.evaluation import measure_latency
+from kdzoo.models import evaluating
 from kdzoo.testing import bare_plan
 from kdzoo.zoo import load_zoo
 from kdzoo_export.onnx_file import Onnx, finish, trace
@@ -113,6 +114,24 @@ def test_eval_mode_changes_nothing_and_the_state_dict_is_all(trained: Any) -> No
         copied(inputs[:7])
         assert torch.equal(rounded(inputs), answer), "a copy in training changed the original"
         assert rounded(inputs[:1]).shape == (1, 10)
+
+
+def test_training_goes_on_after_an_evaluation_that_put_the_flags_back_itself() -> None:
+    load_zoo()
+    torch.manual_seed(0)
+    model = timm.create_model("digits_cnn_small", num_classes=10, in_chans=1)
+    inputs = torch.rand(16, 1, 8, 8)
+    rounded = INT8.prepare(model, inputs[:2])
+    rounded(inputs)
+    with evaluating(rounded), torch.no_grad():
+        evaluated = {key: value.clone() for key, value in rounded.state_dict().items()}
+        rounded(5 * inputs)
+        still = [key for key, value in rounded.state_dict().items() if torch.equal(value, evaluated[key])]
+    assert still == list(evaluated)
+    rounded(5 * inputs)
+    moved = {key for key, value in rounded.state_dict().items() if not torch.equal(value, evaluated[key])}
+    assert any(key.endswith("running_mean") for key in moved)
+    assert any(key.endswith("max_val") for key in moved)
 
 
 def test_weights_that_grow_are_not_clipped_to_what_they_were() -> None:
