@@ -141,7 +141,7 @@ class Builder:
         known = self.plan.arithmetics
         if spec.arithmetic not in known:
             raise UnknownName(
-                f"model '{spec.name}': unknown arithmetic '{spec.arithmetic}'{nearest(spec.arithmetic, list(known))}; "
+                f"model '{spec.name}': unknown arithmetic '{spec.arithmetic}'{nearest(spec.arithmetic, list(known))} "
                 f"known: {', '.join(sorted(known)) or 'none'}"
             )
         cls = known[spec.arithmetic]

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from kdzoo.delivery import losses_of_coarse_files
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pydantic import Field
+
+from kdzoo.api import Arithmetic, ExportError, ModelSpec, OfferOptions, StageResult
+from kdzoo.building import Builder
+from kdzoo.delivery import Delivery, losses_of_coarse_files
+from kdzoo.errors import ContractError, UnknownName
 
 
 def entry(label: str, top1: float, **more: float) -> dict[str, object]:
@@ -39,3 +48,65 @@ def test_a_file_that_was_trained_coarse_is_held_against_the_controls_afterwards(
 
 def test_without_a_control_nothing_is_told() -> None:
     assert losses_of_coarse_files({"student": MODELS["student"]}, [entry("onnx int8", 10.0)], []) == []
+
+
+# --- students in another arithmetic ---------------------------------------------------------------
+
+
+class Bits(Arithmetic):
+    name = "bits"
+
+    class Options(OfferOptions):
+        bits: int = Field(8, ge=2, description="Bits.")
+
+    def prepare(self, model: Any, example: Any) -> Any: ...
+
+    def plain(self, weights: Any) -> Any: ...
+
+    def convert(self, prepared: Any) -> Any: ...
+
+
+def prepared(**asked: Any) -> Any:
+    """What a builder makes of a network: here, the arithmetic that it is handed."""
+    builder: Any = SimpleNamespace(plan=SimpleNamespace(arithmetics={"bits": Bits}))
+    network: Any = SimpleNamespace(prepared=lambda arithmetic: arithmetic)
+    return Builder.prepared(builder, network, ModelSpec("net", **asked))
+
+
+def test_a_network_is_prepared_with_the_options_of_its_model() -> None:
+    assert prepared(arithmetic="bits", arithmetic_options={"bits": 4}).options.bits == 4
+    assert prepared(arithmetic="bits").options.bits == 8
+    assert not isinstance(prepared(), Arithmetic)
+
+
+def test_an_arithmetic_that_nobody_offers_is_refused() -> None:
+    with pytest.raises(UnknownName) as caught:
+        prepared(arithmetic="bit")
+    assert str(caught.value) == "model 'net': unknown arithmetic 'bit'; did you mean 'bits'? known: bits"
+
+
+def test_wrong_options_of_an_arithmetic_are_a_broken_contract() -> None:
+    with pytest.raises(ContractError) as caught:
+        prepared(arithmetic="bits", arithmetic_options={"bits": 1, "size": 3})
+    assert str(caught.value) == (
+        "model 'net': options of arithmetic 'bits': size: unknown key; known: bits; bits: must be at least 2, got 1"
+    )
+
+
+def refusal(student: StageResult | None) -> str:
+    exporter: Any = SimpleNamespace(name="onnx", label="int8-trained")
+    nothing: Any = None
+    with pytest.raises(ExportError) as caught:
+        Delivery._exported_prepared(nothing, exporter, student, nothing, nothing)
+    return str(caught.value)
+
+
+def test_a_file_as_trained_cannot_be_written_of_plain_weights() -> None:
+    assert refusal(None) == (
+        "onnx int8-trained: is written by the run that trains the student; a run folder holds its plain weights only, "
+        "so name the format under the recipe's export"
+    )
+    assert refusal(StageResult("student", "key", ModelSpec("net"), {}, {})) == (
+        "onnx int8-trained: the student was trained in floats; an algorithm that trains it in integers would be right, "
+        "or a format that quantizes after training"
+    )
