@@ -106,8 +106,8 @@ class DataSplits:
     tokens: Tokens | None = None  # of text; every split is then a TokenSplit
 
 
-class DataSource(ABC):
-    """A data set by name. ``load`` may read files below ``root``; it never replaces a bad sample."""
+class Optioned(ABC):
+    """What a recipe chooses by name and sets by options."""
 
     name: ClassVar[str]
     description: ClassVar[str] = ""
@@ -115,6 +115,10 @@ class DataSource(ABC):
 
     def __init__(self, options: OfferOptions) -> None:
         self.options = options
+
+
+class DataSource(Optioned):
+    """A data set by name. ``load`` may read files below ``root``; it never replaces a bad sample."""
 
     @abstractmethod
     def load(self, root: Path) -> DataSplits:
@@ -124,16 +128,10 @@ class DataSource(ABC):
 # --- export ---------------------------------------------------------------------------------
 
 
-class Exporter(ABC):
+class Exporter(Optioned):
     """One export format, with its own runtime to check the file by."""
 
-    name: ClassVar[str]
     suffix: ClassVar[str]  # of the file, e.g. ".onnx"
-    description: ClassVar[str] = ""
-    Options: ClassVar[type[OfferOptions]] = OfferOptions
-
-    def __init__(self, options: OfferOptions) -> None:
-        self.options = options
 
     @property
     def label(self) -> str:
@@ -172,15 +170,8 @@ class Exporter(ABC):
 # --- arithmetic -----------------------------------------------------------------------------
 
 
-class Arithmetic(ABC):
+class Arithmetic(Optioned):
     """A way to compute a network other than in floats: it is trained with the rounding, and converted for export."""
-
-    name: ClassVar[str]
-    description: ClassVar[str] = ""
-    Options: ClassVar[type[OfferOptions]] = OfferOptions
-
-    def __init__(self, options: OfferOptions) -> None:
-        self.options = options
 
     @abstractmethod
     def prepare(self, model: nn.Module, example: Tensor) -> nn.Module:
