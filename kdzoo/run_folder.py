@@ -53,7 +53,7 @@ RUN_ID = re.compile(r"(\d{4,})-seed(-?\d+)")
 Outcome = Literal["new", "resumed", "finished", "viewed"]
 
 #: Not in the manifest: sealed on their own, gone after the run, or written by a tracker as it likes.
-UNLISTED = ("run.json", "manifest.json", "lock", "checkpoints", "search", "tensorboard")
+UNLISTED = ("run.json", "manifest.json", "lock", "checkpoints", "planning", "tensorboard")
 
 
 # --- one owner at a time ------------------------------------------------------------------------

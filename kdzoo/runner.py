@@ -243,7 +243,7 @@ class Runner:
             outputs=self._outputs,
             costs=self.build.costs,
             latency=self.build.latency,
-            folder=self._search_folder(),
+            folder=self._planning_folder(),
             train=self.build.train_section(Stage("student", plan.student)).model_dump(mode="json"),
         )
 
@@ -263,11 +263,11 @@ class Runner:
             )
         return self.build.outputs(result, samples)
 
-    def _search_folder(self) -> Path | None:
+    def _planning_folder(self) -> Path | None:
         """A folder of the run for what stages() has to remember over kills; the first process alone writes it."""
         if self.folder is None or not self.ranks.first:
             return None
-        return self.folder.folder_of("search")
+        return self.folder.folder_of("planning")
 
     # --- one stage ----------------------------------------------------------------------------
 

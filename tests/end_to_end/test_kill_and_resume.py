@@ -172,7 +172,7 @@ def test_a_search_that_is_killed_asks_for_the_same_trials(
         assert ended.code == 0, ended
     folders = run_folder(out), run_folder(other.place / "out")
     assert lasting(folders[0]) == lasting(folders[1])
-    journals = [(folder / "search" / "journal.log").read_text().splitlines() for folder in folders]
+    journals = [(folder / "planning" / "journal.log").read_text().splitlines() for folder in folders]
     asked = [[re.sub(r'"(worker_id|datetime_\w+)":"[^"]*"', "", row) for row in rows] for rows in journals]
     assert asked[0] == asked[1]
     assert len(asked[0]) > 20

@@ -303,7 +303,7 @@ def test_a_search_stopped_again_and_again_is_the_search_that_was_not(tmp_path: P
     assert [stage["key"] for stage in broken["stages"]] == [stage["key"] for stage in whole["stages"]]
     assert bits(resumed) == bits(folder)
     assert [e["points"] for e in broken["exhibits"][:1]] == [e["points"] for e in whole["exhibits"][:1]]
-    lines = [(f.path("search") / JOURNAL).read_text().count('"op_code":6') for f in (folder, resumed)]
+    lines = [(f.path("planning") / JOURNAL).read_text().count('"op_code":6') for f in (folder, resumed)]
     assert lines[0] == lines[1] > 3
 
 
