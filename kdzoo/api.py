@@ -19,6 +19,7 @@ from kdzoo.offers import (
     TokenSplit,
     Tracker,
 )
+from kdzoo.quiet import quiet_logger
 from kdzoo.types import (
     AlgorithmChoice,
     Batch,
@@ -99,6 +100,7 @@ __all__ = [
     "hookimpl",
     "mean_prediction",
     "network_cfgs",
+    "quiet_logger",
     "register_networks",
     "sample_distances",
     "soft_target_loss",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
-from kdzoo.api import Arithmetic, KdzooError, OfferOptions
+from kdzoo.api import Arithmetic, KdzooError, OfferOptions, quiet_logger
 
 aten = torch.ops.aten
 
@@ -210,15 +209,11 @@ class Converted(nn.Module):
 
 
 def _pt2e() -> Any:
-    quiet = logging.getLogger("torch.utils._pytree")
-    level = quiet.level
-    quiet.setLevel(logging.ERROR)  # torchao registers its enums in a way that torch will drop
     try:
-        from torchao.quantization import pt2e
+        with quiet_logger("torch.utils._pytree"):  # torchao registers its enums in a way that torch will drop
+            from torchao.quantization import pt2e
     except ImportError as error:
         raise KdzooError(f'int8: needs torchao ({error}); pip install "kdzoo[quant]" installs it') from error
-    finally:
-        quiet.setLevel(level)
     return pt2e
 
 

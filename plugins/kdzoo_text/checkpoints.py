@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-from kdzoo.api import KdzooError
+from kdzoo.api import KdzooError, quiet_logger
 
 
 def transformers() -> ModuleType:
@@ -55,13 +55,17 @@ def not_found(name: str, error: Exception) -> str:
 
 @contextlib.contextmanager
 def hushed() -> Iterator[None]:
-    """Keep transformers from printing what is checked here anyway, as a missing classifier."""
+    """Keep transformers from printing what is checked here anyway, as a missing classifier.
+
+    Its models import torchao where that is installed, which torch warns its developers of.
+    """
     logging = transformers().utils.logging
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with quiet_logger("torch.utils._pytree"):
+            yield
     finally:
         logging.set_verbosity(verbosity)
         if bars:

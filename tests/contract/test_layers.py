@@ -16,7 +16,7 @@ PLUGINS = ROOT / "plugins"
 # Bottom to top; a module imports only from rows above its own in this list.
 LAYERS = [
     {"__init__"},
-    {"errors"},
+    {"errors", "quiet"},
     {"types"},
     {"offers", "losses", "metrics", "networks"},
     {"algorithm", "hookspecs"},
