@@ -3,7 +3,8 @@
     python benchmarks/measure.py recipes/digits/*.yaml --seeds 5
 
 Every run goes through the command line and stays in --out; a seed that is finished with the same settings is not run
-again. The time of a training step is measured apart, in turn with the control's, so that both meet the same machine.
+again. The time of a training step is measured apart, in turn with the control's, so that both meet the same machine,
+and so are the requests at the exported files; --timings-only does both again, on a machine that is quieter.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ def main() -> None:
         "--seeds", default="5", help="how many, from 0; or which, with commas, where one is not through yet"
     )
     parser.add_argument("--out", type=Path, default=ROOT / "runs")
-    parser.add_argument("--step-time-only", action="store_true", help="measure that again, and nothing else")
+    parser.add_argument("--timings-only", action="store_true", help="time steps and requests again, and train nothing")
     arguments = parser.parse_args()
     for path in arguments.recipes:
-        if arguments.step_time_only:
-            measure_step_time(path.resolve())
+        if arguments.timings_only:
+            measure_timings(path.resolve(), arguments.out)
         else:
             measure(path.resolve(), arguments.seeds, arguments.out)
 
@@ -71,10 +72,7 @@ def measure(path: Path, seeds: str, out: Path) -> None:
     if labels:  # what else the algorithm measures on the test split
         content["variants"] = {label: [round(found[label], 4) for found in variants] for label in labels}
     content |= costs_of(results) | tables_of(results)
-    times = [processor_times(path, folder / "export", result) for folder, result in runs]
-    for label in times[0]:
-        if label in content["costs"] and all(label in found for found in times):
-            content["costs"][label]["processor_ms"] = each_seed([found[label] for found in times])
+    add_request_times(path, content, runs)
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{recipe.name}.json").write_text(json.dumps(content, indent=1) + "\n")
     print(recipe.name, "student", content["student"], "control", content.get("control"), flush=True)
@@ -105,11 +103,23 @@ def at_median(value: Any) -> Any:
     return value["p50"] if isinstance(value, dict) else value
 
 
-def processor_times(path: Path, exported: Path, result: dict[str, Any], rounds: int = 300) -> dict[str, float]:
-    """Median milliseconds of processor time of a request at each exported file of a run, by label, in turn, one thread.
+def add_request_times(path: Path, content: dict[str, Any], runs: list[tuple[Path, dict[str, Any]]]) -> None:
+    """Put the times of requests at the exported files of finished runs into the content of a result file."""
+    times = [request_times(path, folder / "export", result) for folder, result in runs]
+    for label in times[0]:
+        if label in content["costs"] and all(label in found for found in times):
+            for clock in times[0][label]:
+                content["costs"][label][clock] = each_seed([found[label][clock] for found in times])
 
-    The run has timed them by the clock on the wall, which on a busy machine counts the work of others as well. An image
-    stands for all; of text each round takes the next of the validation split, at its own length.
+
+#: What a request is timed by. On a busy machine the clock on the wall counts the work of others as well.
+CLOCKS = {"latency_ms": time.perf_counter_ns, "processor_ms": time.process_time_ns}
+
+
+def request_times(path: Path, exported: Path, result: dict[str, Any], rounds: int = 300) -> dict[str, dict[str, float]]:
+    """Median milliseconds of a request at each exported file of a run, by label and clock, in turn, one thread.
+
+    An image stands for all; of text each round takes the next of the validation split, at its own length.
     """
     from kdzoo.delivery import TEXT_REQUESTS
     from kdzoo.resolve import resolve
@@ -133,14 +143,18 @@ def processor_times(path: Path, exported: Path, result: dict[str, Any], rounds: 
             network = build.network(plan.teachers[0] if owner.startswith("teacher") else plan.student)
             inputs[each["label"]] = [network.prepare(sample).cpu().numpy() for sample in samples]
             calls[each["label"]] = exporters[format_name].load(exported / each["file"], 1)
-    spent: dict[str, list[int]] = {label: [] for label in calls}
+    spent: dict[str, dict[str, list[int]]] = {label: {clock: [] for clock in CLOCKS} for label in calls}
     for number in range(-requests, rounds):
         for label, call in calls.items():
-            begin = time.process_time_ns()
+            begin = {clock: now() for clock, now in CLOCKS.items()}
             call(inputs[label][number % requests])
             if number >= 0:  # before that each request comes once to warm up
-                spent[label].append(time.process_time_ns() - begin)
-    return {label: statistics.median(times) / 1e6 for label, times in spent.items()}
+                for clock, now in CLOCKS.items():
+                    spent[label][clock].append(now() - begin[clock])
+    return {
+        label: {clock: statistics.median(times) / 1e6 for clock, times in clocks.items()}
+        for label, clocks in spent.items()
+    }
 
 
 def tables_of(results: list[dict[str, Any]]) -> dict[str, Any]:
@@ -168,13 +182,23 @@ def each_seed(values: list[Any]) -> Any:
     return [round(value, 4) for value in values] if all(isinstance(v, int | float) for v in values) else None
 
 
-def measure_step_time(path: Path) -> None:
-    """Measure the time of a step again and put it into the recipe's file, if it has one."""
-    file = RESULTS / f"{load_recipe(path).recipe.name}.json"
-    if file.exists() and "control" in (content := json.loads(file.read_text())):
+def measure_timings(path: Path, out: Path) -> None:
+    """Time a step, and the requests where the runs are still there, again, and put both into the recipe's file."""
+    recipe = load_recipe(path).recipe
+    file = RESULTS / f"{recipe.name}.json"
+    if not file.exists():
+        return
+    content = json.loads(file.read_text())
+    if "control" in content and "upper_bound" not in content:
         content["step_time_over_control"] = round(step_time_over_control(path), 2)
-        file.write_text(json.dumps(content, indent=1) + "\n")
-        print(file.name, content["step_time_over_control"], flush=True)
+    wanted = [recipe.model_copy(update={"seed": seed}).model_dump(mode="json") for seed in content["seeds"]]
+    folders = [finished(out / recipe.name, each) for each in wanted]
+    if all(folders):
+        runs = [(folder, json.loads((folder / "results.json").read_text())) for folder in folders if folder]
+        content |= costs_of([result for _, result in runs])
+        add_request_times(path, content, runs)
+    file.write_text(json.dumps(content, indent=1) + "\n")
+    print(file.name, content.get("step_time_over_control"), "requests too" if all(folders) else "", flush=True)
 
 
 def step_time_over_control(path: Path, warmup: int = 3, rounds: int = 9) -> float:

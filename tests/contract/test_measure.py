@@ -105,7 +105,8 @@ def test_every_file_of_a_run_is_timed(measure, tmp_path):
     network = timm.create_model("digits_cnn_tiny", in_chans=1, num_classes=10).eval()
     Onnx(Onnx.Options()).export(network, torch.rand(2, 1, 8, 8), tmp_path / "student.onnx", {}, [])
     result = {"exports": [{"label": "onnx", "file": "student.onnx"}]}
-    found = measure.processor_times(RECIPE, tmp_path, result, rounds=3)
+    found = measure.request_times(RECIPE, tmp_path, result, rounds=3)
     assert list(found) == ["onnx"]
-    assert found["onnx"] > 0
-    assert measure.processor_times(RECIPE, tmp_path, {}) == {}
+    assert set(found["onnx"]) == {"latency_ms", "processor_ms"}
+    assert all(milliseconds > 0 for milliseconds in found["onnx"].values())
+    assert measure.request_times(RECIPE, tmp_path, {}) == {}
