@@ -743,18 +743,42 @@ def _overview(cls: type[Algorithm], recipes: Mapping[str, Recipe], zoo: Zoo) -> 
     return [f"[{cls.name}]({cls.name}.md)", prose(summary), *facts]
 
 
-def readme(text: str, zoo: Zoo) -> str:
-    """The README with its list of algorithms as the zoo has them."""
-    before, rest = text.split("<!-- algorithms: written by docs/generate.py -->")
-    _, after = rest.split("<!-- end of algorithms -->")
+def readme(text: str, zoo: Zoo, recipes: Mapping[str, Recipe]) -> str:
+    """The README with its list of algorithms as the zoo has them, and what was measured of them."""
+    written = {"algorithms": _families_and_algorithms(zoo), "results": _worth(recipes)}
+    for what, content in written.items():
+        begin, end = f"<!-- {what}: written by docs/generate.py -->", f"<!-- end of {what} -->"
+        before, rest = text.split(begin)
+        _, after = rest.split(end)
+        text = f"{before}{begin}\n\n{content}\n\n{end}{after}"
+    return text
+
+
+def _families_and_algorithms(zoo: Zoo) -> str:
     rows = []
     for family, offers in _families(zoo).items():
         notes = [Path(inspect.getfile(offer.thing)).parent.name for offer in offers]
         links = [f"[`{o.name}`](plugins/{folder}/{o.name}.md)" for o, folder in zip(offers, notes, strict=True)]
         rows.append([family, _first(_package(offers)).split(":")[-1].strip(), ", ".join(links)])
-    listed = table(("family", "what it is", "algorithms"), rows)
-    marks = ("<!-- algorithms: written by docs/generate.py -->", "<!-- end of algorithms -->")
-    return f"{before}{marks[0]}\n\n{listed}\n\n{marks[1]}{after}"
+    return table(("family", "what it is", "algorithms"), rows)
+
+
+def _worth(recipes: Mapping[str, Recipe]) -> str:
+    """The algorithms measured on Fashion-MNIST by how often the student beat its control, the largest gain first."""
+    gains = {}
+    for recipe in recipes.values():
+        found = measured(recipe.name)
+        if recipe.data.name == "fashion_mnist" and found is not None and not found.upper_bound:
+            gains[recipe.algorithm.name] = found.gains
+    ranked = sorted(gains, key=lambda name: -statistics.fmean(gains[name]))
+    every = [name for name in ranked if min(gains[name]) > 0]
+    never = [name for name in ranked if max(gains[name]) <= 0]
+    some = [name for name in ranked if name not in {*every, *never}]
+    rows = [
+        [when, ", ".join(f"{code(name)} {statistics.fmean(gains[name]):+.1f}" for name in names)]
+        for when, names in (("with every seed", every), ("with some seeds", some), ("with none", never))
+    ]
+    return table(("student better than control", "algorithms, with the mean difference in points"), rows)
 
 
 # --- export formats -----------------------------------------------------------------------------------
@@ -803,7 +827,7 @@ def main() -> None:
     stale = {path for folder in GENERATED_FOLDERS for path in (DOCS / folder).rglob("*.md")}
     for path in stale - {DOCS / name for name in pages}:
         path.unlink()
-    README.write_text(readme(README.read_text(), built_in()))
+    README.write_text(readme(README.read_text(), built_in(), read_recipes()))
     for name, text in pages.items():
         (DOCS / name).parent.mkdir(parents=True, exist_ok=True)
         (DOCS / name).write_text(text)

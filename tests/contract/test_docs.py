@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -473,6 +474,28 @@ def test_the_readme_lists_every_algorithm():
     listed = set(re.findall(r"\[`(\w+)`\]\(plugins/", text))
     registered = {name for name, offer in load_zoo().algorithms.items() if offer.distribution == BUILT_IN}
     assert listed == registered, f"missing {sorted(registered - listed)}, too many {sorted(listed - registered)}"
+
+
+def test_what_the_readme_lists_and_has_measured_is_as_the_generator_writes_it():
+    text = (ROOT / "README.md").read_text()
+    assert text == generate.readme(text, generate.built_in(), generate.read_recipes()), "python docs/generate.py"
+
+
+def test_an_algorithm_stands_where_its_gains_put_it(monkeypatch):
+    recipes = {
+        name: SimpleNamespace(
+            name=name, data=SimpleNamespace(name="fashion_mnist"), algorithm=SimpleNamespace(name=name)
+        )
+        for name in ("little", "much", "mixed", "worse", "bounded", "unmeasured")
+    }
+    gains = {"little": [0.1, 0.3], "much": [1.0, 3.0], "mixed": [-1.0, 2.0], "worse": [0.0, -1.0], "bounded": [-9.0]}
+    found = {name: SimpleNamespace(gains=each, upper_bound=name == "bounded") for name, each in gains.items()}
+    monkeypatch.setattr(generate, "measured", found.get)
+    assert generate._worth(recipes).splitlines()[2:] == [
+        "| with every seed | `much` +2.0, `little` +0.2 |",
+        "| with some seeds | `mixed` +0.5 |",
+        "| with none | `worse` -0.5 |",
+    ]
 
 
 def test_the_readme_shows_the_quickstart_recipe():
