@@ -424,6 +424,9 @@ class RunFolder:
         """Record every file's sha256 in the manifest, then call the run finished."""
         assert self.outcome != "viewed", "only the owner of a run can finish it"
         with writing(self.root):
+            planning = self.root / "planning"
+            if planning.is_dir() and not any(planning.iterdir()):
+                planning.rmdir()  # most algorithms have nothing to remember
             files = record_files(self.root, lambda name: name.split("/")[0] in UNLISTED)
         write_sealed(self.path("manifest.json"), {"run_id": self.run_id, "files": files})
         self._update(status="finished")

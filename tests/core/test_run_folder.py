@@ -67,6 +67,16 @@ def test_a_run_gets_a_folder_of_its_own(tmp_path):
         assert folder.path("recipe.yaml").read_text() == "lr: 0.1\n"
 
 
+@pytest.mark.parametrize("remembered", [(), ("study.log",)])
+def test_a_finished_run_keeps_the_folder_of_planning_only_if_something_is_in_it(tmp_path, remembered):
+    with start(tmp_path) as folder:
+        for name in remembered:
+            (folder.folder_of("planning") / name).touch()
+        folder.folder_of("planning")
+        folder.finish()
+    assert (folder.root / "planning").exists() is bool(remembered)
+
+
 def test_an_unfinished_run_is_resumed(tmp_path):
     root = begun(tmp_path)
     (root / "recipe.yaml").unlink()
