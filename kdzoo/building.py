@@ -179,12 +179,9 @@ class Builder:
             )
         if train.select == "best" and not self.data.split_sizes.get("validation"):
             raise NeedsError("train.select: 'best' is chosen on the validation split, and data.validation leaves none")
-        if needs.data == "none" and self.data.tokens is not None:
-            raise NeedsError(f"algorithm '{cls.name}': makes up its inputs, which are images; the data set has text")
-        if needs.data == "none" and self.data.floats:
-            raise NeedsError(
-                f"algorithm '{cls.name}': makes up its inputs, which are images; the data set has measurements"
-            )
+        other = "text" if self.data.tokens is not None else "measurements" if self.data.floats else None
+        if other and (needs.makes_images or needs.data == "none"):
+            raise NeedsError(f"algorithm '{cls.name}': makes up its inputs, which are images; the data set has {other}")
         if len(self.data.classes) < needs.min_classes:
             raise NeedsError(
                 f"algorithm '{cls.name}': needs at least {needs.min_classes} classes, the data set has "
@@ -210,6 +207,11 @@ class Builder:
             torch.manual_seed(derive_seed(self.recipe.seed, "algorithm", stage.salt))
             algorithm = cls(chosen.options if chosen else cls.Options(), shapes)
         precision = self.precision(student)
+        if stage.model.arithmetic is not None and train.ema_decay is not None:
+            raise NeedsError(
+                f"train.ema_decay: averages floats, and '{cls.name}' trains the student in "
+                f"'{stage.model.arithmetic}', whose ranges are no averages; null would be right"
+            )
         if stage.model.arithmetic is not None:  # half precision would round what the arithmetic is to round
             student, precision = self.prepared(student, stage.model), Precision(self.device, None, False)
         teachers = [

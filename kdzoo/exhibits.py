@@ -211,8 +211,10 @@ def _check_shape(where: str, rows: Sequence[Sequence[Any]], columns: int) -> Non
 
 def _png(image: Tensor, where: str) -> str:
     """One picture (C, H, W) in [0, 1] as PNG in base64."""
-    if image.dim() != 3 or image.shape[0] not in (1, 3):
-        raise ContractError(f"{where}: a picture is {tuple(image.shape)}; (1 or 3, H, W) would be right")
+    if image.dim() != 3:
+        raise ContractError(f"{where}: a picture is {tuple(image.shape)}; (C, H, W) would be right")
+    if image.shape[0] not in (1, 3):  # several modalities side by side, which no format of pictures knows
+        image = image.mean(dim=0, keepdim=True)
     pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     written = io.BytesIO()
     Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(written, format="PNG", optimize=True)

@@ -67,6 +67,7 @@ class Needs:
     data: Literal["labelled", "unlabelled", "none"] = "labelled"
     min_classes: int = 2
     min_batch: int = 1  # samples in a step, for losses between samples
+    makes_images: bool = False  # feeds networks images it made up; whoever has no data does so in any case
 
 
 @dataclass(frozen=True)
@@ -380,7 +381,7 @@ class Scatter:
 
 @dataclass(frozen=True)
 class Images:
-    """Pictures (N, C, H, W) in [0, 1] of 1 or 3 channels, e.g. synthetic samples."""
+    """Pictures (N, C, H, W) in [0, 1], e.g. synthetic samples; of other than 1 or 3 channels their mean is shown."""
 
     title: str
     images: Tensor

@@ -141,7 +141,7 @@ class GANAugment(Algorithm):
         ``discriminator_class``, ``generator_class``: nats, cross-entropies of the discriminator's classes, on real and
         generated samples, and on generated ones; means over samples.
     Trains: a generator and a discriminator with Adam optimizers of their own.   State: BatchNorm of the generator.
-    Raises: nothing.
+    Raises: NeedsError on data that are no images.
     Source: Liu, Fusi, Mackey, "Teacher-Student Compression with Generative Adversarial Networks", 2018,
         https://arxiv.org/abs/1812.02271, and the authors' code (GAN-TSC); the GAN: Odena, Olah, Shlens, "Conditional
         Image Synthesis with Auxiliary Classifier GANs", ICML 2017.
@@ -160,7 +160,7 @@ class GANAugment(Algorithm):
         year=2018,
         url="https://arxiv.org/abs/1812.02271",
     )
-    needs = Needs(teachers=1)
+    needs = Needs(teachers=1, makes_images=True)
     default_weights: ClassVar = {
         "task": 0.1,
         "kd": 0.9,

@@ -120,11 +120,9 @@ def pictures(images: Tensor, teacher: nn.Module, classes: Sequence[str]) -> Imag
     """Show synthetic images (N, C, H, W), each with what the teacher takes it for."""
     probabilities = teacher(images).logits.float().softmax(dim=1)
     captions = tuple(f"{classes[int(p.argmax())]} ({float(p.max()):.0%})" for p in probabilities)
-    channels = images.shape[1]
-    shown = images if channels in (1, 3) else images.mean(dim=1, keepdim=True)
     return Images(
         "Synthetic samples",
-        shown.cpu(),
+        images.cpu(),
         captions,
         "What the student was trained on instead of data. Below each: the class that the teacher sees, and how surely.",
     )

@@ -99,7 +99,10 @@ class NasKD(Algorithm):
         trials: int = Field(16, ge=1, le=100_000, description="Candidates that are trained, at most.")
         trial_epochs: int = Field(5, ge=1, le=100_000, description="Passes over the training split of each trial.")
         random_trials: int = Field(
-            8, ge=1, le=100_000, description="Candidates drawn at random before the sampler learns from them."
+            8,
+            ge=1,
+            le=100_000,
+            description="Candidates drawn at random, those over the budget among them, before the sampler learns.",
         )
         side_by_side: int = Field(
             1, ge=1, le=1024, description="Candidates proposed at a time, so that they can be trained side by side."

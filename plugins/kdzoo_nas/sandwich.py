@@ -56,7 +56,7 @@ class Sandwich(Algorithm):
     Loss terms: ``sandwich``: nats, 0 when every width answers as the widest; mean over the batch, sum over the widths.
     Trains: nothing of its own; a stage for the supernet, one for each width cut out of it, and, unless ``alone`` is
         false, one for each width trained alone.   State: none.
-    Raises: NeedsError if the student's width is not in ``widths`` or cannot be switched.
+    Raises: NeedsError if ``widths`` are all one, or the student's is not among them or cannot be switched.
     Source: Yu & Huang, "Universally Slimmable Networks and Improved Training Techniques", ICCV 2019,
         https://arxiv.org/abs/1903.05134, sections 3.2 to 4.2, and the authors' code; the same in Yu et al., "BigNAS:
         Scaling Up Neural Architecture Search with Big Single-Stage Models", ECCV 2020, section 3.
@@ -111,6 +111,11 @@ class Sandwich(Algorithm):
     def stages(cls, plan: StagePlan) -> Stages:
         options, wanted = plan.options, plan.student.args.get("width")
         widths = sorted(set(options.widths))
+        if len(widths) < 2:
+            raise NeedsError(
+                f"algorithm 'sandwich': algorithm.options.widths names {widths[0]} alone; two or more different widths "
+                "would be right"
+            )
         if wanted not in widths:
             raise NeedsError(
                 f"algorithm 'sandwich': the student's width (models.student.args.width) is {wanted}; one of "

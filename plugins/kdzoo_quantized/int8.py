@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
-from kdzoo.api import Arithmetic, KdzooError, OfferOptions, quiet_logger
+from kdzoo.api import Arithmetic, KdzooError, ModelError, OfferOptions, quiet_logger
 
 aten = torch.ops.aten
 
@@ -44,12 +44,14 @@ class Int8(Arithmetic):
         from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
 
         training = copy.deepcopy(model).train()
+        _lift_gains(training)
         program = torch.export.export(
             training, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=True
         )
         # its guards refuse a batch of one, which every operator in it can do
         graph: Any = program.module(check_guards=False)
         _forget_counters(graph)
+        _refuse_chance(graph)
         return Rounded(prepare_qat_pt2e(graph, _quantizer(pt2e)), model, self.projection())
 
     def projection(self) -> Projection | None:
@@ -215,6 +217,27 @@ def _pt2e() -> Any:
     except ImportError as error:
         raise KdzooError(f'int8: needs torchao ({error}); pip install "kdzoo[quant]" installs it') from error
     return pt2e
+
+
+#: The least size of a BatchNorm's gain. Folding divides by it, and timm's ResNets begin with gains of zero.
+LEAST_GAIN = 1e-5
+
+
+def _lift_gains(model: nn.Module) -> None:
+    for part in model.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.affine:
+            gain = part.weight.data
+            gain[gain.abs() < LEAST_GAIN] = LEAST_GAIN
+
+
+def _refuse_chance(graph: fx.GraphModule) -> None:
+    """Refuse what draws random numbers in training and has no switch here: it would go on in eval mode."""
+    for node in graph.graph.nodes:
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) and node.target not in SWITCHES:
+            raise ModelError(
+                f"int8: the student draws random numbers in training ({node.target}), which cannot be switched off "
+                "afterwards; args that leave it out, such as drop_path_rate: 0.0, would be right"
+            )
 
 
 def _forget_counters(graph: fx.GraphModule) -> None:

@@ -25,7 +25,8 @@ from kdzoo.api import (
 class BornAgain(Algorithm):
     """Makes a fresh network match a trained one of the same architecture, generation after generation.
 
-    Generation 0 is the recipe's teacher, or, without one, the student's own architecture trained on the task alone.
+    Generation 0 is the recipe's teacher, which may be another network, as in the paper's tests with a DenseNet that
+    teaches a ResNet, or, without one, the student's own architecture trained on the task alone.
     Generation k starts from fresh weights of its own and is taught by generation k - 1 through the algorithm that
     ``via`` names. The last of ``generations`` is the student. Options and loss weights other than ``generations`` and
     ``via`` are those of that algorithm.

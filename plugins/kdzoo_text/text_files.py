@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,8 @@ def read(path: Path, text: str, label: str) -> list[tuple[str, str]]:
 
 def table(path: Path, content: str) -> list[tuple[int, dict[str, Any]]]:
     """The rows of a table with the line each ends in."""
-    reader = csv.DictReader(content.splitlines(keepends=True), delimiter="\t" if path.suffix == ".tsv" else ",")
+    lines = io.StringIO(content, newline="")  # a text may hold what only Unicode takes for the end of a line
+    reader = csv.DictReader(lines, delimiter="\t" if path.suffix == ".tsv" else ",")
     try:
         return [(reader.line_num, row) for row in reader]
     except csv.Error as error:

@@ -16,6 +16,7 @@ from PIL import Image
 from tiny_algorithms import Couple, Match
 from torch import Tensor, nn
 
+from kdzoo import exhibits
 from kdzoo.api import Algorithm, Exhibit, HeatMap, Images, Outputs, Point, Scatter, Shapes, Table
 from kdzoo.errors import ContractError
 from kdzoo.exhibits import Ensemble, as_json
@@ -201,6 +202,12 @@ def test_exhibits_are_kept_as_json(shown: dict[str, Any]) -> None:
     assert images["captions"] == ["dark", "light"]
 
 
+def test_a_picture_of_two_channels_is_shown_as_their_mean() -> None:
+    image = torch.stack([torch.zeros(3, 4), torch.full((3, 4), 0.4)])
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(exhibits._png(image, "here")))))
+    assert (shown.shape, int(shown.min()), int(shown.max())) == ((3, 4), 51, 51)
+
+
 def test_who_shows_nothing_keeps_nothing(tmp_path: Path) -> None:
     results = run(Couple, tmp_path)
     assert (results["exhibits"], results["variants"]) == ([], [])
@@ -222,8 +229,8 @@ def test_who_shows_nothing_keeps_nothing(tmp_path: Path) -> None:
             "algorithm 'a': exhibit 's': holds inf; None says that there is no number",
         ),
         (
-            Images("i", torch.zeros(1, 2, 4, 4)),
-            "algorithm 'a': exhibit 'i': a picture is (2, 4, 4); (1 or 3, H, W) would be right",
+            Images("i", torch.zeros(1, 4, 4)),
+            "algorithm 'a': exhibit 'i': a picture is (4, 4); (C, H, W) would be right",
         ),
         ("words", "algorithm 'a': exhibits() gave str; known: table, heat_map, scatter, images"),
     ],

@@ -199,12 +199,13 @@ def test_measurements_are_no_pixels_for_who_is_delivered_to() -> None:
     )
 
 
-def test_an_algorithm_that_makes_up_images_refuses_measurements(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["dafl", "gan_augment"])
+def test_an_algorithm_that_makes_up_images_refuses_measurements(name: str, tmp_path: Path) -> None:
     zoo = load_zoo()
-    runner = tiny_runner(zoo.algorithm("dafl"), zoo, tmp_path)
+    runner = tiny_runner(zoo.algorithm(name), zoo, tmp_path)
     runner.build.data.floats = True
     assert refusal(NeedsError, runner.rehearse) == (
-        "algorithm 'dafl': makes up its inputs, which are images; the data set has measurements"
+        f"algorithm '{name}': makes up its inputs, which are images; the data set has measurements"
     )
 
 

@@ -373,8 +373,9 @@ def test_starts_that_are_none(models: dict[str, Any], problem: str) -> None:
     assert told == [f"models.{problem}"]
 
 
-def test_a_class_that_makes_up_its_inputs_is_refused(tmp_path: Path) -> None:
-    blind = type("Blind", (MatchText,), {"name": "blind", "needs": Needs(data="none")})
+@pytest.mark.parametrize("needs", [Needs(data="none"), Needs(makes_images=True)])
+def test_a_class_that_makes_up_its_inputs_is_refused(needs: Needs, tmp_path: Path) -> None:
+    blind = type("Blind", (MatchText,), {"name": "blind", "needs": needs})
     runner = planned(tmp_path)
     chosen = resolve_algorithm("blind", {}, {}, load_zoo("none").with_algorithm(blind))[0]
     stage = Stage("student", runner.plan.teachers[0], chosen.choice)

@@ -21,7 +21,7 @@ import timm
 import torch
 from typer.testing import CliRunner
 
-from kdzoo.api import AlgorithmChoice, ExportError, KdzooError, ModelSpec, Stage, StageResult
+from kdzoo.api import AlgorithmChoice, ExportError, KdzooError, ModelError, ModelSpec, NeedsError, Stage, StageResult
 from kdzoo.cli import app
 from kdzoo.evaluation import measure_latency
 from kdzoo.models import evaluating
@@ -179,6 +179,30 @@ def test_the_file_is_faster_than_floats_at_batch_one(trained: Any, tmp_path: Pat
     assert times["integers"]["p50"] < times["floats"]["p50"]
 
 
+def test_gains_of_zero_are_lifted_so_that_folding_divides_by_no_zero() -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("resnet10t", num_classes=4, in_chans=3)
+    rounded = INT8.prepare(model, torch.randn(2, 3, 32, 32))
+    gains = [value for key, value in rounded.state_dict().items() if key.endswith("bn2.weight")]
+    assert gains
+    assert all((gain == 1e-5).all() for gain in gains)
+    loss = torch.nn.functional.cross_entropy(rounded(torch.randn(4, 3, 32, 32)), torch.tensor([0, 1, 2, 3]))
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in rounded.parameters())
+    assert all((value == 0).all() for key, value in model.state_dict().items() if key.endswith("bn2.weight"))
+
+
+def test_a_student_that_would_draw_lots_in_eval_mode_is_refused() -> None:
+    model = timm.create_model("resnet10t", num_classes=4, in_chans=3, drop_path_rate=0.5)
+    with pytest.raises(ModelError) as caught:
+        INT8.prepare(model, torch.randn(2, 3, 32, 32))
+    assert str(caught.value) == (
+        "int8: the student draws random numbers in training (aten.bernoulli_.float), which cannot be switched off "
+        "afterwards; args that leave it out, such as drop_path_rate: 0.0, would be right"
+    )
+    INT8.prepare(timm.create_model("resnet10t", num_classes=4, in_chans=3, drop_rate=0.5), torch.randn(2, 3, 32, 32))
+
+
 def test_without_torchao_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
     with pytest.raises(KdzooError) as caught:
@@ -249,6 +273,16 @@ def test_a_file_that_is_not_the_student_as_trained_fails_the_run(out: Path, monk
         str(ended.exception),
     )
     assert not (out / "digits-qat-kd" / "0002-seed0" / "results.json").exists()
+
+
+def test_an_average_of_weights_and_ranges_is_refused_before_training(tmp_path: Path) -> None:
+    ended = run(tmp_path, "train.ema_decay=0.9")
+    assert isinstance(ended.exception, NeedsError)
+    assert str(ended.exception) == (
+        "train.ema_decay: averages floats, and 'qat_kd' trains the student in 'int8', whose ranges are no averages; "
+        "null would be right"
+    )
+    assert "training" not in ended.output
 
 
 def test_without_torchao_nothing_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

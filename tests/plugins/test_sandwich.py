@@ -221,6 +221,14 @@ def test_a_student_of_no_listed_width_is_refused() -> None:
     )
 
 
+def test_one_width_named_twice_is_refused() -> None:
+    with pytest.raises(NeedsError) as caught:
+        run(plan(widths=[4, 4]))
+    assert str(caught.value) == (
+        "algorithm 'sandwich': algorithm.options.widths names 4 alone; two or more different widths would be right"
+    )
+
+
 def test_a_student_with_weights_of_its_own_is_refused() -> None:
     with pytest.raises(NeedsError) as caught:
         run(plan(dataclasses.replace(STUDENT, weights="student.safetensors")))

@@ -163,7 +163,12 @@ def test_a_class_that_train_lacks(tmp_path: Path) -> None:
 
 # --- own files ------------------------------------------------------------------------------------
 
-ROWS = [("turn the light on", "light"), ('play, "music"\nloud', "music"), ("light off", "light"), ("stop", "music")]
+ROWS = [
+    ("turn the light on", "light"),
+    ('play, "music"\nloud', "music"),
+    ("light\u2028off", "light"),
+    ("stop", "music"),
+]
 
 
 def test_tables_and_json_lines_hold_the_same(tmp_path: Path) -> None:
