@@ -178,8 +178,10 @@ def heads(table: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def each_seed(values: list[Any]) -> Any:
-    """Rounded numbers, one a seed; what is no number in every run is not told."""
-    return [round(value, 4) for value in values] if all(isinstance(v, int | float) for v in values) else None
+    """Rounded numbers, one a seed, or words that are the same in every run; anything else is not told."""
+    if all(isinstance(value, int | float) for value in values):
+        return [round(value, 4) for value in values]
+    return values[0] if isinstance(values[0], str) and len(set(values)) == 1 else None
 
 
 def measure_timings(path: Path, out: Path) -> None:
@@ -195,7 +197,8 @@ def measure_timings(path: Path, out: Path) -> None:
     folders = [finished(out / recipe.name, each) for each in wanted]
     if all(folders):
         runs = [(folder, json.loads((folder / "results.json").read_text())) for folder in folders if folder]
-        content |= costs_of([result for _, result in runs])
+        results = [result for _, result in runs]
+        content |= costs_of(results) | tables_of(results)
         add_request_times(path, content, runs)
     file.write_text(json.dumps(content, indent=1) + "\n")
     print(file.name, content.get("step_time_over_control"), "requests too" if all(folders) else "", flush=True)

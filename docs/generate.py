@@ -372,10 +372,17 @@ class Measured:
         """The tables that the algorithm shows, mean and deviation over the seeds; empty where there is none."""
         parts = []
         for told in self.tables:
-            rows = [[prose(str(row[0])), *map(mean_std, (cell or [] for cell in row[1:]))] for row in told["rows"]]
+            rows = [[prose(str(row[0])), *map(_told, row[1:])] for row in told["rows"]]
             head = tuple(prose(str(column)) for column in told["columns"])
             parts.append(page(f"**{prose(told['title'])}.** {prose(told['note'])}", table(head, rows)))
         return page(*parts) if parts else ""
+
+
+def _told(cell: str | Sequence[float] | None) -> str:
+    """A cell of an algorithm's table: words that are the same for every seed, or a number a seed."""
+    if isinstance(cell, str):
+        return prose(cell)
+    return f"{cell[0]:g}" if cell and len(set(cell)) == 1 else mean_std(cell or [])
 
 
 def _at(values: Sequence[float], index: int, sign: str) -> str:
@@ -525,7 +532,7 @@ def _evidence_row(name: str, recipe: Recipe, found: Measured, zoo: Zoo) -> Row:
     gains, here = found.gains, "evidence.md"
     best = f"{sum(gain > 0 for gain in gains)} of {len(gains)}" if gains else ""
     return [
-        link(name, f"recipes/{name}.md", here),
+        link(name.removeprefix(f"{recipe.data.name}/"), f"recipes/{name}.md", here),
         link(recipe.algorithm.name, f"algorithms/{recipe.algorithm.name}.md", here),
         mean_std(found.teacher),
         mean_std(found.control),

@@ -99,6 +99,17 @@ def test_costs_of_what_every_run_has_are_kept(measure):
     }
 
 
+def test_tables_keep_numbers_of_each_seed_and_words_that_all_seeds_share(measure):
+    def run(*rows: list[Any]) -> dict[str, Any]:
+        return {"exhibits": [{"kind": "table", "title": "t", "columns": ["a", "b"], "rows": [*rows], "note": "n"}]}
+
+    found = measure.tables_of(
+        [run(["x", 1], ["y", "same"], ["z", "one"]), run(["x", 2], ["y", "same"], ["z", "other"])]
+    )
+    rows = [["x", [1, 2]], ["y", "same"], ["z", None]]
+    assert found == {"tables": [{"title": "t", "columns": ["a", "b"], "rows": rows, "note": "n"}]}
+
+
 def test_every_file_of_a_run_is_timed(measure, tmp_path):
     load_zoo()  # its plugins tell timm of their models
     torch.manual_seed(0)
