@@ -752,7 +752,7 @@ def _overview(cls: type[Algorithm], recipes: Mapping[str, Recipe], zoo: Zoo) -> 
 
 def readme(text: str, zoo: Zoo, recipes: Mapping[str, Recipe]) -> str:
     """The README with its list of algorithms as the zoo has them, and what was measured of them."""
-    written = {"algorithms": _families_and_algorithms(zoo), "results": _worth(recipes)}
+    written = {"algorithms": _families_and_algorithms(zoo), "results": _worth(recipes, zoo)}
     for what, content in written.items():
         begin, end = f"<!-- {what}: written by docs/generate.py -->", f"<!-- end of {what} -->"
         before, rest = text.split(begin)
@@ -770,7 +770,7 @@ def _families_and_algorithms(zoo: Zoo) -> str:
     return table(("family", "what it is", "algorithms"), rows)
 
 
-def _worth(recipes: Mapping[str, Recipe]) -> str:
+def _worth(recipes: Mapping[str, Recipe], zoo: Zoo) -> str:
     """The algorithms measured on Fashion-MNIST by how often the student beat its control, the largest gain first."""
     gains = {}
     for recipe in recipes.values():
@@ -778,12 +778,18 @@ def _worth(recipes: Mapping[str, Recipe]) -> str:
         if recipe.data.name == "fashion_mnist" and found is not None and not found.upper_bound:
             gains[recipe.algorithm.name] = found.gains
     ranked = sorted(gains, key=lambda name: -statistics.fmean(gains[name]))
-    every = [name for name in ranked if min(gains[name]) > 0]
-    never = [name for name in ranked if max(gains[name]) <= 0]
-    some = [name for name in ranked if name not in {*every, *never}]
+    blind = [name for name in ranked if zoo.algorithm(name).needs.data == "none"]
+    every = [name for name in ranked if min(gains[name]) > 0 and name not in blind]
+    never = [name for name in ranked if max(gains[name]) <= 0 and name not in blind]
+    some = [name for name in ranked if name not in {*every, *never, *blind}]
     rows = [
         [when, ", ".join(f"{code(name)} {statistics.fmean(gains[name]):+.1f}" for name in names)]
-        for when, names in (("with every seed", every), ("with some seeds", some), ("with none", never))
+        for when, names in (
+            ("with every seed", every),
+            ("with some seeds", some),
+            ("with none", never),
+            ("sees no data, its control does", blind),
+        )
     ]
     return table(("student better than control", "algorithms, with the mean difference in points"), rows)
 

@@ -487,15 +487,24 @@ def test_an_algorithm_stands_where_its_gains_put_it(monkeypatch):
         name: SimpleNamespace(
             name=name, data=SimpleNamespace(name="fashion_mnist"), algorithm=SimpleNamespace(name=name)
         )
-        for name in ("little", "much", "mixed", "worse", "bounded", "unmeasured")
+        for name in ("little", "much", "mixed", "worse", "bounded", "unmeasured", "blind")
     }
-    gains = {"little": [0.1, 0.3], "much": [1.0, 3.0], "mixed": [-1.0, 2.0], "worse": [0.0, -1.0], "bounded": [-9.0]}
+    gains = {
+        "little": [0.1, 0.3],
+        "much": [1.0, 3.0],
+        "mixed": [-1.0, 2.0],
+        "worse": [0.0, -1.0],
+        "bounded": [-9.0],
+        "blind": [-3.0],
+    }
     found = {name: SimpleNamespace(gains=each, upper_bound=name == "bounded") for name, each in gains.items()}
     monkeypatch.setattr(generate, "measured", found.get)
-    assert generate._worth(recipes).splitlines()[2:] == [
+    needs = {name: SimpleNamespace(needs=Needs(data="none" if name == "blind" else "labelled")) for name in recipes}
+    assert generate._worth(recipes, SimpleNamespace(algorithm=needs.get)).splitlines()[2:] == [
         "| with every seed | `much` +2.0, `little` +0.2 |",
         "| with some seeds | `mixed` +0.5 |",
         "| with none | `worse` -0.5 |",
+        "| sees no data, its control does | `blind` -3.0 |",
     ]
 
 
