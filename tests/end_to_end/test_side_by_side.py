@@ -52,7 +52,7 @@ def test_stages_side_by_side_stop_together_and_go_on_to_the_bits_of_one_after_an
     running = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
     checkpoints = tmp_path / "out2" / "side-by-side" / "0001-seed0" / "checkpoints"
     deadline = time.monotonic() + TIMEOUT_S
-    while not all(list((checkpoints / f"teacher_{i}").glob("*/*")) for i in (0, 1)):
+    while not all(list((checkpoints / f"teacher_{i}").glob("[0-9]*/state.json")) for i in (0, 1)):
         assert running.poll() is None, running.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.02)
