@@ -151,6 +151,8 @@ class Rounded(nn.Module):
         concerned = {} if project is None else {k: v for k, v in model.named_parameters() if project.concerns(v)}
         self.projected = tuple(concerned)
         self._switched: bool | None = None
+        # A state that was saved after an evaluation says that no range is learned.
+        self.register_load_state_dict_post_hook(_forget_switches)
         self.train()
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -191,6 +193,10 @@ class Rounded(nn.Module):
                 node.args = (*node.args[:place], mode, *node.args[place + 1 :])
         self.body.recompile()
         self._switched = mode
+
+
+def _forget_switches(rounded: Rounded, _: object) -> None:
+    rounded._switched = None
 
 
 class Converted(nn.Module):

@@ -134,6 +134,30 @@ def test_training_goes_on_after_an_evaluation_that_put_the_flags_back_itself() -
     assert any(key.endswith("max_val") for key in moved)
 
 
+def test_a_stored_state_leaves_it_to_the_mode_whether_ranges_are_learned() -> None:
+    load_zoo()
+    torch.manual_seed(0)
+    model = timm.create_model("digits_cnn_small", num_classes=10, in_chans=1)
+    inputs = torch.rand(16, 1, 8, 8)
+    whole, resumed, evaluated = (INT8.prepare(model, inputs[:2]) for _ in range(3))
+    whole(inputs)
+    in_training = {key: value.clone() for key, value in whole.state_dict().items()}
+    with evaluating(whole), torch.no_grad():  # as at the end of an epoch, after which a checkpoint is written
+        whole(inputs)
+    resumed.load_state_dict(whole.state_dict(), strict=True)
+    for rounded in (whole, resumed):
+        rounded(5 * inputs)
+    expected = whole.state_dict()
+    assert any(not torch.equal(value, in_training[key]) for key, value in expected.items() if key.endswith("max_val"))
+    assert [key for key, value in resumed.state_dict().items() if not torch.equal(value, expected[key])] == []
+    evaluated.eval().load_state_dict(in_training, strict=True)
+    with torch.no_grad():
+        evaluated(5 * inputs)
+    ranges = [key for key in in_training if key.endswith(("min_val", "max_val", "scale", "zero_point"))]
+    assert ranges
+    assert [key for key in ranges if not torch.equal(evaluated.state_dict()[key], in_training[key])] == []
+
+
 def test_weights_that_grow_are_not_clipped_to_what_they_were() -> None:
     load_zoo()
     torch.manual_seed(0)
