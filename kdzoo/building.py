@@ -21,7 +21,7 @@ from kdzoo.algorithm import Algorithm
 from kdzoo.data import DataSet, Loader, open_data
 from kdzoo.device import Precision, choose_precision, environment, pick_device, set_threads
 from kdzoo.engine import Job, Plain
-from kdzoo.errors import ContractError, NeedsError, UnknownName, nearest
+from kdzoo.errors import ContractError, DistributedError, NeedsError, UnknownName, nearest
 from kdzoo.evaluation import measure_latency, predict, timed_forward
 from kdzoo.levels import Pairing
 from kdzoo.models import (
@@ -207,6 +207,11 @@ class Builder:
             torch.manual_seed(derive_seed(self.recipe.seed, "algorithm", stage.salt))
             algorithm = cls(chosen.options if chosen else cls.Options(), shapes)
         precision = self.precision(student)
+        if stage.model.arithmetic is not None and self.ranks.world > 1:
+            raise DistributedError(
+                f"algorithm '{cls.name}': trains the student in '{stage.model.arithmetic}', whose ranges and BatchNorm "
+                f"each of the {self.ranks.world} processes would learn from its own samples; run one process"
+            )
         if stage.model.arithmetic is not None and train.ema_decay is not None:
             raise NeedsError(
                 f"train.ema_decay: averages floats, and '{cls.name}' trains the student in "

@@ -23,9 +23,10 @@ from typer.testing import CliRunner
 
 from kdzoo.api import AlgorithmChoice, ExportError, KdzooError, ModelError, ModelSpec, NeedsError, Stage, StageResult
 from kdzoo.cli import app
+from kdzoo.errors import DistributedError
 from kdzoo.evaluation import measure_latency
 from kdzoo.models import evaluating
-from kdzoo.testing import bare_plan
+from kdzoo.testing import bare_plan, tiny_runner
 from kdzoo.zoo import load_zoo
 from kdzoo_export.onnx_file import Onnx, finish, trace
 from kdzoo_quantized import int8
@@ -307,6 +308,17 @@ def test_an_average_of_weights_and_ranges_is_refused_before_training(tmp_path: P
         "null would be right"
     )
     assert "training" not in ended.output
+
+
+def test_several_processes_are_refused_before_training(tmp_path: Path) -> None:
+    runner = tiny_runner(QATKD, load_zoo(), tmp_path, {"train": {"epochs": 2}})
+    runner.ranks.world = 2
+    with pytest.raises(DistributedError) as caught:
+        runner.rehearse()
+    assert str(caught.value) == (
+        "algorithm 'qat_kd': trains the student in 'int8', whose ranges and BatchNorm each of the 2 processes would "
+        "learn from its own samples; run one process"
+    )
 
 
 def test_without_torchao_nothing_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
