@@ -244,7 +244,8 @@ class Engine:
             else:
                 raise ContractError(f"{_title(job.algorithm)}: step() yielded 1000 updates for one batch")
             if type(job.algorithm).update is not Algorithm.update:
-                for ctx in contexts:
+                # Of parts without data none has samples of its own: the state changes once a step.
+                for ctx in contexts if batch is not None else contexts[:1]:
                     with torch.no_grad():
                         job.algorithm.update(self._global(ctx))
         except (RuntimeError, MemoryError) as error:

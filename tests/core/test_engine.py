@@ -667,6 +667,13 @@ def test_parts_without_data_are_smaller_and_differ(make: Callable[..., Engine]) 
     assert len({float(images.sum()) for images in seen}) == 4
 
 
+def test_without_data_the_state_changes_once_a_step_whatever_the_parts(make: Callable[..., Engine]) -> None:
+    steps: list[int] = []
+    cls = type("Counting", (Dreaming,), {"name": "counting", "update": lambda self, ctx: steps.append(ctx.clock.step)})
+    run_steps(make(cls, train={"accumulate": 2, "steps_per_epoch": 3}), 3)
+    assert steps == [0, 1, 2]
+
+
 # --- selection --------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from kdzoo import testing
 from kdzoo.api import Clock, ModelShapes, NeedsError, Outputs, Shapes, StepContext
+from kdzoo.checks import run_steps
+from kdzoo.engine import Engine
 from kdzoo.zoo import load_zoo
 from kdzoo_data_free.deep_inversion import (
     DeepInversion,
@@ -206,6 +208,19 @@ def test_a_teacher_without_batch_norm_is_refused() -> None:
         "algorithm 'deep_inversion': reads what the teacher's BatchNorm layers remember, and the teacher has none; "
         "choose a teacher with BatchNorm, or another data-free algorithm"
     )
+
+
+def test_finished_images_are_kept_where_steps_have_parts(tmp_path: Path) -> None:
+    options = {"images": 4, "inversion_steps": 3, "bank": 2}
+    changes = {"train": {"steps_per_epoch": 4, "accumulate": 2}}
+    runner = testing.tiny_runner(DeepInversion, load_zoo(), tmp_path, changes, options)
+    job, _ = runner.rehearse()
+    run_steps(Engine(job), 3)
+    algorithm: Any = job.algorithm
+    after = algorithm.noise(1)
+    assert torch.equal(algorithm.canvas.pixels, after)
+    clipped = algorithm.pixels(after).clamp(0, 1)
+    assert not torch.allclose(algorithm.pixels(algorithm.kept(3)), clipped, atol=0.1), "the next batch's noise was kept"
 
 
 def test_a_student_learns_a_task_without_a_sample_of_it(tmp_path: Path) -> None:
