@@ -66,7 +66,8 @@ class ZSKT(Generating):
         authors' are unbounded. 2. the generator's first map is a quarter of the image's size, the authors' 10 x 10 for
         images of 32 x 32. 3. levels are all that student and teacher share; the authors take the ends of the three
         groups of a WideResNet, which for such networks are the same. 4. gradients are clipped as the recipe says
-        (``train.grad_clip_norm``; the authors' code clips at 5).
+        (``train.grad_clip_norm``; the authors' code clips at 5). 5. the student learns on the images made before the
+        generator's update, as in algorithm 1; the authors' code makes them anew, of the same noise, after it.
     Defaults from: the authors' code (temperature, beta, latent_dim, generator_lr, width) and the paper
         (student_updates; 7 in the code).
     """

@@ -46,7 +46,7 @@ class Snapshot(Algorithm):
         https://arxiv.org/abs/1812.00123.
     Differs from the paper: 1. the optimizer's momentum starts anew with each cycle. 2. a recipe's warm-up is part of
         the first cycle only. 3. each cycle sees the samples in the order of the first one's epochs, and augmented like
-        there. 4. both terms weigh 1 whatever the temperature.
+        there. 4. both terms weigh 1 whatever the temperature T; a public implementation weighs the labels by 1 + 1/T.
     Defaults from: our own choice of 2 cycles, temperature 2; the paper tries several, and its text was not at hand.
     """
 
