@@ -665,8 +665,8 @@ def _task_loss(
     return F.cross_entropy(logits, labels, label_smoothing=smoothing)
 
 
-def _random(seed: int, step: int, rank: int, part: int, name: str) -> torch.Generator:
-    return torch.Generator().manual_seed(derive_seed(seed, "random", name, step, rank, part))
+def _random(seed: int, step: int, rank: int, part: int, name: str, shared: bool = False) -> torch.Generator:
+    return torch.Generator().manual_seed(derive_seed(seed, "random", name, step, 0 if shared else rank, part))
 
 
 def _split(batch: Batch | None, parts: int) -> list[Batch | None]:

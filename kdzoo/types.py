@@ -172,6 +172,16 @@ class Clock:
         return self.step / max(1, self.steps)
 
 
+class Draw(Protocol):
+    """A fresh CPU generator for a name, fixed by seed and step.
+
+    Each process of a run draws its own numbers, all the same with ``shared``: what decides the shape of a network that
+    normalises over the global batch, for example, has to be shared.
+    """
+
+    def __call__(self, name: str, shared: bool = False) -> torch.Generator: ...
+
+
 @dataclass(frozen=True)
 class StepContext:
     """All that one training step may read. Fields may be added; none is ever removed.
@@ -189,7 +199,7 @@ class StepContext:
     clock: Clock
     networks: Mapping[str, Forward]
     task_loss: Callable[[Tensor], Tensor]  # logits (N, K) -> the recipe's loss on the batch's targets
-    random: Callable[[str], torch.Generator]  # a fresh CPU generator per name, fixed by seed and step
+    random: Draw
     device: torch.device
     batch_size: int
     modules: Mapping[str, torch.nn.Module] = field(default_factory=dict)  # the plain networks, for hooks

@@ -159,7 +159,8 @@ class Sandwich(Algorithm):
                 "a method at(width) would be right, e.g. slimmable_cnn"
             )
         narrow = []
-        for each in self.draw(ctx.random("widths")):
+        # All processes run the same widths: they share the statistics of each.
+        for each in self.draw(ctx.random("widths", shared=True)):
             with model.at(each):
                 narrow.append(ctx.networks["student"](ctx.batch.inputs).logits)
         widest = ctx.student.logits

@@ -110,6 +110,17 @@ def test_each_part_draws_its_own_numbers(make: Callable[..., Engine]) -> None:
     assert len(set(drawn)) == 4
 
 
+def test_processes_draw_numbers_of_their_own_unless_they_are_shared(make: Callable[..., Engine]) -> None:
+    drawn = {}
+    usual = make()
+    for rank in (0, 1):
+        usual.job.ranks.rank = rank
+        ctx = context(usual)
+        drawn[rank] = [torch.rand(1, generator=ctx.random("x", **how)).item() for how in ({}, {"shared": True})]
+    assert drawn[0][0] == drawn[0][1] == drawn[1][1]
+    assert drawn[0][0] != drawn[1][0]
+
+
 def test_a_batch_is_split_into_parts_of_one_size(make: Callable[..., Engine]) -> None:
     assert refusal(NeedsError, lambda: make(train={"accumulate": 3})) == (
         "train.accumulate: 8 samples cannot be split into 3 parts of one size"

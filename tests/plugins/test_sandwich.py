@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from kdzoo.api import AlgorithmChoice, ModelSpec, NeedsError, Stage, StagePlan, StageResult
 from kdzoo.store import read_tensors
 from kdzoo.testing import tiny_runner
+from kdzoo.types import Clock
 from kdzoo.zoo import load_zoo
 from kdzoo_nas.sandwich import Sandwich, sandwich_loss
 from kdzoo_nas.slimmable import leading
@@ -278,6 +279,19 @@ def test_each_step_runs_the_narrowest_and_as_many_between_as_asked(tmp_path: Pat
     assert all(len(widths) == 3 and widths[0] == 4 for widths in drawn)
     assert {width for widths in drawn for width in widths[1:]} == {4, 5, 6, 7}
     assert drawn[7] == algorithm.draw(torch.Generator().manual_seed(7))
+
+
+def test_all_processes_run_the_same_widths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, drawn = engine_of_supernet(tmp_path), []
+    draw = Sandwich.draw
+    monkeypatch.setattr(Sandwich, "draw", lambda self, generator: drawn.append(draw(self, generator)) or drawn[-1])
+    batch = next(engine.job.loader.train_batches(0, 0))
+    for rank in (0, 1):
+        engine.job.ranks.rank = rank
+        for step in range(20):
+            next(engine.job.algorithm.step(engine.context(batch, Clock(0, 1, step, 20))))
+    assert drawn[:20] == drawn[20:]
+    assert len({tuple(widths) for widths in drawn}) > 5
 
 
 def test_a_cut_keeps_the_weights_and_measures_statistics_over_all_batches(tmp_path: Path) -> None:
