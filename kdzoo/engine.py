@@ -104,6 +104,7 @@ class Engine:
         self.warnings: list[str] = []
         self.best: dict[str, Any] = {"top1_percent": -math.inf, "epoch": -1}
         self.best_weights: dict[str, Tensor] = {}
+        self.best_algorithm: dict[str, Tensor] = {}  # what the algorithm had learnt by then, if it shows that
         self.logged_of: dict[str, str] = {}  # what is logged by a name -> the network that it trains, or NOTES
         self._sums: dict[str, float] = {}
         self._extremes: dict[str, list[float]] = {}
@@ -515,7 +516,8 @@ class Engine:
             if metrics["top1_percent"] > self.best["top1_percent"]:
                 self.best = {"top1_percent": metrics["top1_percent"], "epoch": epoch}
                 if job.train.select == "best":
-                    self.best_weights = {k: v.detach().clone() for k, v in self._result_model().state_dict().items()}
+                    self.best_weights = _copy(self._result_model())
+                    self.best_algorithm = _copy(job.algorithm) if shows(type(job.algorithm)) else {}
             means = {**means, **{f"validation_{name}": value for name, value in metrics.items()}}
         self.on_progress(
             Progress(
@@ -563,11 +565,13 @@ class Engine:
         return self.job.student if self.ema is None else self.job.student.with_model(self.ema.module)
 
     def result_weights(self) -> dict[str, dict[str, Tensor]]:
-        """Weights to deliver, a network: the student as selected, and the peers as they ended."""
+        """Weights to keep: the student as selected, what the algorithm shows beside it, and peers as they ended."""
         weights = {"student": self.best_weights or self._result_model().state_dict()}
         arithmetic = self.job.student.arithmetic
         if arithmetic is not None:
             weights = {"student": arithmetic.plain(weights["student"]), "student_prepared": weights["student"]}
+        if shows(type(self.job.algorithm)):
+            weights["algorithm"] = self.best_algorithm or self.job.algorithm.state_dict()
         return weights | {f"peer_{i}": peer.model.state_dict() for i, peer in enumerate(self.job.peers)}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -582,6 +586,7 @@ class Engine:
         if self.ema is not None:
             tensors |= {f"ema/{key}": value for key, value in self.ema.state_dict().items()}
         tensors |= {f"best/{key}": value for key, value in self.best_weights.items()}
+        tensors |= {f"best_algorithm/{key}": value for key, value in self.best_algorithm.items()}
         optimizers: dict[str, Any] = {}
         for name, optimized in self.optimized.items():
             slots, optimizers[name] = optimized.state()
@@ -614,6 +619,7 @@ class Engine:
             self.ema.load_state_dict(_below(tensors, "ema/"), strict=True)
         device = self.job.precision.device
         self.best_weights = {key: value.to(device) for key, value in _below(tensors, "best/").items()}
+        self.best_algorithm = {key: value.to(device) for key, value in _below(tensors, "best_algorithm/").items()}
         for name, optimized in self.optimized.items():
             optimized.restore(_below(tensors, f"optimizer/{name}/"), state["optimizers"][name])
         self.step = state["step"]
@@ -624,6 +630,15 @@ class Engine:
 
 
 _END: Any = object()
+
+
+def shows(cls: type[Algorithm]) -> bool:
+    """Whether an algorithm has exhibits, for which its stages keep what it had learnt."""
+    return cls.exhibits.__func__ is not Algorithm.exhibits.__func__  # type: ignore[attr-defined]
+
+
+def _copy(module: nn.Module) -> dict[str, Tensor]:
+    return {key: value.detach().clone() for key, value in module.state_dict().items()}
 
 
 def _keep(notes: dict[str, list[Tensor | float]], name: str, value: Tensor | float) -> None:

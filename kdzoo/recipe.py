@@ -136,7 +136,9 @@ class TrainRecipe(_Section):
         None, description="Fewer steps an epoch, or their number for an algorithm without data; null: the split's."
     )
     ema_decay: Annotated[Real, Field(gt=0, lt=1)] | None = Field(
-        None, description="Decay of a moving average of the student's weights, which is then kept; null: none."
+        None,
+        description="Decay of a moving average of the student's weights, which is then kept; nothing else is averaged. "
+        "null: none.",
     )
     channels_last: Flag | None = Field(None, description="Memory format; null chooses what pays.")
     compile: Flag = Field(False, description="Use torch.compile; repays after about 1000 steps.")

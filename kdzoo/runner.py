@@ -18,7 +18,7 @@ import kdzoo
 from kdzoo.algorithm import Algorithm
 from kdzoo.building import STAGE_FORMAT, Builder
 from kdzoo.delivery import Delivery, delivered_spec
-from kdzoo.engine import Engine, Job, Progress
+from kdzoo.engine import Engine, Job, Progress, shows
 from kdzoo.errors import ContractError, DivergedError, Interrupted, ModelError, NeedsError, OutputError, ResumeError
 from kdzoo.evaluation import predict
 from kdzoo.exhibits import DeliveredBench, as_json
@@ -400,10 +400,7 @@ class Runner:
         }
         folder = None
         if self.ranks.first:
-            weights = engine.result_weights()
-            if shows(type(job.algorithm)):
-                weights["algorithm"] = job.algorithm.state_dict()
-            folder = self._publish(key, stage.name, weights, metrics, engine.rows, facts)
+            folder = self._publish(key, stage.name, engine.result_weights(), metrics, engine.rows, facts)
             self._drop_checkpoints(stage.name)
         self.ranks.barrier()
         return self._finish(stage.name, key, stage.model, stage.peers, folder or self.store.find("stage", key), stage)
@@ -638,11 +635,6 @@ def begin_work(
     folder = None if place is None else RunFolder.view(place)
     runner = Runner(plan, zoo, folder, Store(store), Ranks(recipe.device), stop=stop, logs=False)
     return lambda stage: runner.train(stage).key
-
-
-def shows(cls: type[Algorithm]) -> bool:
-    """Whether an algorithm has exhibits, for which its stages keep what it had learnt."""
-    return cls.exhibits.__func__ is not Algorithm.exhibits.__func__  # type: ignore[attr-defined]
 
 
 def _inputs(network: Network) -> str:

@@ -229,8 +229,8 @@ class DeepInversion(Algorithm):
     @classmethod
     def exhibits(cls, bench: Bench) -> Iterable[Exhibit]:
         algorithm = bench.algorithm(bench.student)
-        steps = max(row["step"] for row in bench.log(bench.student))
-        images = algorithm.kept(steps)
+        finished = algorithm.bank.flatten(1).any(1)
+        images = algorithm.bank[finished] if finished.any() else algorithm.canvas.pixels.detach()
         rows = torch.randperm(len(images), generator=bench.random("rows"))[:SHOWN]
         shown = algorithm.pixels(images[rows.to(images.device)])
         yield pictures(shown, bench.network(bench.teachers[0]), bench.classes)

@@ -728,6 +728,34 @@ def test_the_best_epoch_survives_a_resume_and_worse_epochs(make: Callable[..., E
     assert same_bits(second.result_weights()["student"], ends[1])
 
 
+class Showing(Alone):
+    name = "showing"
+
+    def __init__(self, options: Any, shapes: Any) -> None:
+        super().__init__(options, shapes)
+        self.register_buffer("steps", torch.zeros(()))
+
+    def update(self, ctx: Any) -> None:
+        self.steps += 1
+
+    @classmethod
+    def exhibits(cls, bench: Any) -> Iterator[Any]:
+        yield from ()
+
+
+@pytest.mark.parametrize(("select", "steps"), [("best", 8), ("last", 16)])
+def test_what_is_shown_beside_the_student_was_learnt_by_the_same_epoch(
+    select: str, steps: int, make: Callable[..., Engine]
+) -> None:
+    train = {"epochs": 4, "select": select}
+    first = scripted(make(Showing, train=train), SCORES, [])
+    assert first.job.steps_per_epoch == 4
+    run_steps(first, 10)
+    second = scripted(make(Showing, train=train), SCORES, [])
+    second.restore(*written(first))
+    assert to_the_end(second).result_weights()["algorithm"] == {"steps": torch.tensor(float(steps))}
+
+
 def test_the_best_epoch_needs_a_validation_split(make: Callable[..., Engine]) -> None:
     act = lambda: make(Alone, train={"select": "best"}, data={"validation": 0})  # noqa: E731
     assert refusal(NeedsError, act) == (
