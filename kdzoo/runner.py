@@ -27,7 +27,7 @@ from kdzoo.models import Network, count_parameters, save_ready, weights_sha256
 from kdzoo.parallel import Ranks
 from kdzoo.problems import Positions
 from kdzoo.recipe import LoadedRecipe, Recipe, recipe_hash
-from kdzoo.resolve import Plan, resolve, resolve_choice
+from kdzoo.resolve import Plan, ResolvedAlgorithm, resolve, resolve_choice
 from kdzoo.run_folder import RunFolder
 from kdzoo.store import Store, read_tensors, write_json, write_tensors
 from kdzoo.teacher import CachedTeacher
@@ -174,8 +174,7 @@ class Runner:
     def _rebuild(self, key: str) -> Job:
         stage = next(trained.stage for trained in self.stages if trained.result.key == key)
         assert stage is not None, "ready weights have no job"
-        chosen = resolve_choice(stage.algorithm, self.zoo) if stage.algorithm is not None else None
-        return self.build.job(stage, chosen, self.build.train_section(stage))[0]
+        return self.build.job(stage, self._chosen(stage), self.build.train_section(stage))[0]
 
     def _open_folder(self) -> None:
         if self.folder is None or not self.ranks.first:
@@ -291,8 +290,7 @@ class Runner:
             self.display.stage(name, f"training, {min(self.recipe.jobs, len(names))} side by side")
         done = self._workers.run(list(missing.values()), self.stop)
         if done is None:
-            number = self.stop() or signal.SIGTERM
-            raise Interrupted(f"stopped in stages {', '.join(names)}; {GO_ON}", 128 + number)
+            raise self._interrupted(f"in stages {', '.join(names)}")
         if done != list(missing):
             raise ContractError(
                 f"stages {', '.join(names)}: a worker process sees other code, versions or hardware than this one"
@@ -303,21 +301,26 @@ class Runner:
         from_teacher = stage.model.weights == "teacher" and stage.start is None
         return replace(stage, start=self._first_teacher) if from_teacher else stage
 
+    def _chosen(self, stage: Stage) -> ResolvedAlgorithm | None:
+        """The algorithm of a stage, resolved; None for one that trains on the task alone."""
+        return None if stage.algorithm is None else resolve_choice(stage.algorithm, self.zoo)
+
     def _key(self, stage: Stage) -> str:
-        chosen = resolve_choice(stage.algorithm, self.zoo) if stage.algorithm is not None else None
-        return self.build.stage_key(stage, chosen, self.build.train_section(stage))
+        return self.build.stage_key(stage, self._chosen(stage), self.build.train_section(stage))
+
+    def _teacher_name(self, index: int) -> str:
+        return "teacher" if len(self.plan.teachers) == 1 else f"teacher_{index}"
 
     def _teacher_stage(self, index: int, spec: ModelSpec) -> Stage | None:
         """The stage that trains a teacher; None for one whose weights come ready."""
-        name = "teacher" if len(self.plan.teachers) == 1 else f"teacher_{index}"
         if spec.weights != "train" and not spec.finetune:
             return None
         everything = None if self.data.labelled is None else tuple(range(self.data.num_train))
-        return Stage(name, spec, samples=everything)  # a teacher has all labels, whatever its student has
+        # A teacher has all labels, whatever its student has.
+        return Stage(self._teacher_name(index), spec, samples=everything)
 
     def _teacher(self, index: int, spec: ModelSpec) -> StageResult:
-        name = "teacher" if len(self.plan.teachers) == 1 else f"teacher_{index}"
-        stage = self._teacher_stage(index, spec)
+        name, stage = self._teacher_name(index), self._teacher_stage(index, spec)
         result = self.train(stage) if stage is not None else self._import(name, spec)
         least = self.recipe.min_teacher_top1_percent
         top1 = result.metrics.get("top1_percent")
@@ -357,7 +360,11 @@ class Runner:
     def _heed(self, where: str) -> None:
         """Stop here if a signal asks for it; all that is done so far is in the store."""
         if self.ranks.any(bool(self.stop())):
-            raise Interrupted(f"stopped {where}; {GO_ON}", 128 + (self.stop() or signal.SIGTERM))
+            raise self._interrupted(where)
+
+    def _interrupted(self, where: str) -> Interrupted:
+        # Another process may have been asked to stop, and not this one.
+        return Interrupted(f"stopped {where}; {GO_ON}", 128 + (self.stop() or signal.SIGTERM))
 
     def _say(self, name: str, state: str) -> None:
         if self.ranks.world == 1:  # only the first process exports, so that no other would take part in a vote
@@ -368,8 +375,7 @@ class Runner:
         """Run one stage, or take its result from the store."""
         stage = self._started(stage)
         self._heed(f"before stage '{stage.name}'")
-        chosen = resolve_choice(stage.algorithm, self.zoo) if stage.algorithm is not None else None
-        train = self.build.train_section(stage)
+        chosen, train = self._chosen(stage), self.build.train_section(stage)
         key = self.build.stage_key(stage, chosen, train)
         folder = self.store.find("stage", key)
         if folder is not None:
@@ -381,10 +387,8 @@ class Runner:
         engine = Engine(job, lambda progress: self._on_progress(engine, progress))
         begin = time.monotonic()
         self._restore(engine, stage.name, key)
-        finished = self._run_engine(engine, stage.name, key)
-        if not finished:
-            number = self.stop() or signal.SIGTERM
-            raise Interrupted(f"stopped in stage '{stage.name}' at step {engine.step}; {GO_ON}", 128 + number)
+        if not self._run_engine(engine, stage.name, key):
+            raise self._interrupted(f"in stage '{stage.name}' at step {engine.step}")
         for teacher in job.teachers:
             teacher.check_untouched(stage.name)
         metrics = self._metrics(engine)
@@ -522,10 +526,9 @@ class Runner:
         chosen = plan.delegate or plan.algorithm
         known = {f"teacher {i}": network for i, network in enumerate(taught)}
         first = self._first_stage(chosen.cls, known)
-        if first is not None and first.algorithm is not None:
-            of_stage = resolve_choice(first.algorithm, self.zoo)
+        if first is not None:
             of_others = [known.get(teacher.key) or self.build.network(teacher.model) for teacher in first.teachers]
-            return self.build.job(first, of_stage, self.build.train_section(first), of_others)
+            return self.build.job(first, self._chosen(first), self.build.train_section(first), of_others)
         stage = Stage("student", plan.student, chosen.choice, peers=plan.peers)
         least = chosen.cls.needs.teachers
         wanted = least if isinstance(least, int) else max(least[0], len(taught))
