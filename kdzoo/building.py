@@ -164,29 +164,8 @@ class Builder:
         ``taught`` are the teachers' networks where there are no stored ones yet, for a dry run.
         """
         cls: type[Algorithm] = chosen.cls if chosen else Plain
+        self._check_needs(cls, train)
         needs = cls.needs
-        part = self.recipe.data.batch_size // self.ranks.world // train.accumulate
-        if part < needs.min_batch and needs.data != "none":
-            raise NeedsError(
-                f"algorithm '{cls.name}': needs at least {needs.min_batch} samples at a time, got {part} "
-                f"(data.batch_size {self.recipe.data.batch_size}, {self.ranks.world} processes, train.accumulate "
-                f"{train.accumulate})"
-            )
-        if self.recipe.data.batch_size // self.ranks.world % train.accumulate:
-            raise NeedsError(
-                f"train.accumulate: {self.recipe.data.batch_size // self.ranks.world} samples cannot be split into "
-                f"{train.accumulate} parts of one size"
-            )
-        if train.select == "best" and not self.data.split_sizes.get("validation"):
-            raise NeedsError("train.select: 'best' is chosen on the validation split, and data.validation leaves none")
-        other = "text" if self.data.tokens is not None else "measurements" if self.data.floats else None
-        if other and (needs.makes_images or needs.data == "none"):
-            raise NeedsError(f"algorithm '{cls.name}': makes up its inputs, which are images; the data set has {other}")
-        if len(self.data.classes) < needs.min_classes:
-            raise NeedsError(
-                f"algorithm '{cls.name}': needs at least {needs.min_classes} classes, the data set has "
-                f"{len(self.data.classes)}"
-            )
         loader = self._loader(stage, needs.data)
         student = self.network(stage.model, stage.salt)
         if stage.start is not None and stage.model.weights == "teacher":
@@ -220,7 +199,7 @@ class Builder:
         if stage.model.arithmetic is not None:  # half precision would round what the arithmetic is to round
             student, precision = self.prepared(student, stage.model), Precision(self.device, None, False)
         teachers = [
-            self._teacher_object(network, levels[1 + i], needs.pre_logits, handed, part)
+            self._teacher_object(network, levels[1 + i], needs.pre_logits, handed, self._share // train.accumulate)
             for i, network in enumerate(taught)
         ]
         steps = loader.steps_per_epoch if handed else (train.steps_per_epoch or DATA_FREE_STEPS)
@@ -234,7 +213,7 @@ class Builder:
             precision=precision,
             train=train,
             seed=derive_seed(self.recipe.seed, "stage", stage.salt),
-            batch_size=self.recipe.data.batch_size // self.ranks.world,
+            batch_size=self._share,
             steps_per_epoch=steps,
             loader=loader if handed else None,
             teachers=teachers,
@@ -247,6 +226,35 @@ class Builder:
             ranks=self.ranks,
         )
         return job, pairing
+
+    @property
+    def _share(self) -> int:
+        """Samples of a batch that this process trains on."""
+        return self.recipe.data.batch_size // self.ranks.world
+
+    def _check_needs(self, cls: type[Algorithm], train: TrainRecipe) -> None:
+        """Raise NeedsError where data, batch or training section are not what the algorithm needs."""
+        needs, part = cls.needs, self._share // train.accumulate
+        if part < needs.min_batch and needs.data != "none":
+            raise NeedsError(
+                f"algorithm '{cls.name}': needs at least {needs.min_batch} samples at a time, got {part} "
+                f"(data.batch_size {self.recipe.data.batch_size}, {self.ranks.world} processes, train.accumulate "
+                f"{train.accumulate})"
+            )
+        if self._share % train.accumulate:
+            raise NeedsError(
+                f"train.accumulate: {self._share} samples cannot be split into {train.accumulate} parts of one size"
+            )
+        if train.select == "best" and not self.data.split_sizes.get("validation"):
+            raise NeedsError("train.select: 'best' is chosen on the validation split, and data.validation leaves none")
+        other = "text" if self.data.tokens is not None else "measurements" if self.data.floats else None
+        if other and (needs.makes_images or needs.data == "none"):
+            raise NeedsError(f"algorithm '{cls.name}': makes up its inputs, which are images; the data set has {other}")
+        if len(self.data.classes) < needs.min_classes:
+            raise NeedsError(
+                f"algorithm '{cls.name}': needs at least {needs.min_classes} classes, the data set has "
+                f"{len(self.data.classes)}"
+            )
 
     def _classes(self, stage: Stage) -> tuple[int, ...]:
         """The classes that a stage knows; ContractError where there are none such, or it has samples of others."""
@@ -305,8 +313,7 @@ class Builder:
         if size > cache.max_gib:
             raise NeedsError(
                 f"cache: {cache.views} views of the teacher's outputs take {size:.3g} GiB, above cache.max_gib: "
-                f"{cache.max_gib:g}; "
-                "lower cache.views, raise cache.max_gib, or leave out the cache"
+                f"{cache.max_gib:g}; lower cache.views, raise cache.max_gib, or leave out the cache"
             )
         return teacher
 
