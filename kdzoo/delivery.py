@@ -6,7 +6,6 @@ import copy
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,11 @@ from kdzoo.types import ModelSpec, StageResult
 
 #: Test sentences whose requests are timed, twice each.
 TEXT_REQUESTS = 100
+#: Training batches that a format may learn the ranges of activations from.
+CALIBRATION_BATCHES = 8
+
+#: An exported file: its entry of results.json, and its own runtime, inputs -> logits (N, K).
+Exported = tuple[dict[str, Any], Callable[[np.ndarray], np.ndarray]]
 
 
 class Delivery:
@@ -43,26 +47,16 @@ class Delivery:
         """Open the test split, once, and measure everything that the run delivers on it."""
         self.data.test_gate.open()
         plain = Precision(self.build.device, None, False)  # what is delivered runs in float32
-        named: dict[str, tuple[StageResult, str, ModelSpec]] = {}
-        for i, teacher in enumerate(teachers):
-            named["teacher" if len(teachers) == 1 else f"teacher {i}"] = (teacher, "student", teacher.model)
-        if control is not None:
-            named["control"] = (control, "student", control.model)
-        named["student"] = (student, "student", student.model)
-        for i, peer in enumerate(student.peers):
-            named[f"peer {i}"] = (student, f"peer_{i}", peer)
-        networks = {
-            label: self.build.trained_network(result, which, spec) for label, (result, which, spec) in named.items()
-        }
+        stored = by_label(teachers, control, student)
+        networks = {label: self.build.trained_network(*where) for label, where in stored.items()}
+        taught = [label for label in networks if label.startswith("teacher")]
         logits: dict[str, np.ndarray] = {}
         targets = np.zeros(0)
         for label, network in networks.items():
             plain.place(network)
             batches = self.loader.eval_batches("test", self.recipe.data.eval_batch_size)
             logits[label], targets = predict(network, batches)
-        reference = (
-            np.mean([logits[label] for label in logits if label.startswith("teacher")], axis=0) if teachers else None
-        )
+        reference = np.mean([logits[label] for label in taught], axis=0) if taught else None
         entries = {
             label: result_entry(
                 label=label,
@@ -71,13 +65,12 @@ class Delivery:
                 targets=targets,
                 teacher_logits=reference,
                 network=networks[label],
-                size_bytes=named[label][0].weights[named[label][1]].stat().st_size,
+                size_bytes=result.weights[which].stat().st_size,
             )
-            for label in networks
+            for label, (result, which, _) in stored.items()
         }
         exports = self.export(networks["student"], logits["student"], targets, reference, student)
         beside = self._export_control(networks.get("control"), logits.get("control"), targets)
-        taught = [label for label in networks if label.startswith("teacher")]
         teacher_exports = {
             label: self.export_teacher(label, networks[label], logits[label], targets) for label in taught
         }
@@ -87,10 +80,9 @@ class Delivery:
         files = [*exports, *beside, *(done for exported in teacher_exports.values() for done in exported)]
         self.entries = entries | {entry["label"]: entry for entry, _ in files}
         self.reference = reference
-        several = [entry for label, entry in entries.items() if label.startswith("teacher")]
         return {
-            "teacher": several[0] if several else None,
-            "teachers": several if len(several) > 1 else [],
+            "teacher": entries[taught[0]] if taught else None,
+            "teachers": [entries[label] for label in taught] if len(taught) > 1 else [],
             "control": entries.get("control"),
             "student": entries["student"],
             "peers": [entry for label, entry in entries.items() if label.startswith("peer")],
@@ -123,7 +115,7 @@ class Delivery:
         targets: np.ndarray,
         reference: np.ndarray | None,
         student: StageResult | None = None,
-    ) -> list[tuple[dict[str, Any], Callable[[np.ndarray], np.ndarray]]]:
+    ) -> list[Exported]:
         """Every exported file, verified on the whole test split by its own runtime in a fresh process."""
         if self.folder is None or not self.build.ranks.first or not self.build.plan.exporters:
             return []
@@ -137,7 +129,7 @@ class Delivery:
 
     def _exported_prepared(
         self, exporter: Exporter, student: StageResult | None, targets: np.ndarray, reference: np.ndarray | None
-    ) -> list[tuple[dict[str, Any], Callable[[np.ndarray], np.ndarray]]]:
+    ) -> list[Exported]:
         """A file in the arithmetic that the student was trained in, held against the student as it was trained."""
         if student is None:
             raise ExportError(
@@ -162,7 +154,7 @@ class Delivery:
 
     def _export_control(
         self, network: Network | None, logits: np.ndarray | None, targets: np.ndarray
-    ) -> list[tuple[dict[str, Any], Callable[[np.ndarray], np.ndarray]]]:
+    ) -> list[Exported]:
         """The control in the coarser formats, and in the plain one they are held against."""
         coarse = [exporter for exporter in self.build.plan.exporters if exporter.quantizes]
         if network is None or logits is None or self.folder is None or not self.build.ranks.first or not coarse:
@@ -173,9 +165,7 @@ class Delivery:
                 exporter.tolerance_points = 100.0  # how much it loses is what is asked, and refuses nothing
         return self._exported("control", wanted, network, logits, targets, None)
 
-    def export_teacher(
-        self, label: str, network: Network, logits: np.ndarray, targets: np.ndarray
-    ) -> list[tuple[dict[str, Any], Callable[[np.ndarray], np.ndarray]]]:
+    def export_teacher(self, label: str, network: Network, logits: np.ndarray, targets: np.ndarray) -> list[Exported]:
         """A teacher's files in the formats that the recipe wants of it too, verified like the student's."""
         if self.folder is None or not self.build.ranks.first:
             return []
@@ -191,14 +181,14 @@ class Delivery:
         logits: np.ndarray,
         targets: np.ndarray,
         reference: np.ndarray | None,
-    ) -> list[tuple[dict[str, Any], Callable[[np.ndarray], np.ndarray]]]:
+    ) -> list[Exported]:
         if not exporters:
             return []
         assert self.folder is not None
         network = network.to("cpu")
         inputs = self._test_inputs(network)
         batches = self.loader.train_batches(0, 0, 0, 0, 1, False)
-        calibration = [network.prepare(batch.inputs.cpu()) for batch, _ in zip(batches, range(8), strict=False)]
+        calibration = [network.prepare(batch.inputs.cpu()) for batch in itertools.islice(batches, CALIBRATION_BATCHES)]
         done = []
         for exporter in exporters:
             file = " ".join(part for part in (exporter.name, exporter.label) if part)
@@ -234,7 +224,7 @@ class Delivery:
         self,
         networks: Mapping[str, Network],
         entries: Mapping[str, dict[str, Any]],
-        exports: Mapping[str, Sequence[tuple[dict[str, Any], Callable[[np.ndarray], np.ndarray]]]],
+        exports: Mapping[str, Sequence[Exported]],
     ) -> None:
         """Time everything at batch 1, interleaved, so that a noisy machine is equally unfair to all.
 
@@ -242,7 +232,7 @@ class Delivery:
         """
         requests = 1 if self.data.tokens is None else TEXT_REQUESTS
         rounds = {} if self.data.tokens is None else {"repeats": 2 * requests, "warmup": requests}
-        samples = [batch.inputs for batch in islice(self.loader.eval_batches("test", 1), requests)]
+        samples = [batch.inputs for batch in itertools.islice(self.loader.eval_batches("test", 1), requests)]
         candidates: dict[str, Callable[[], Any]] = {}
         for label, network in networks.items():
             network.to(self.build.device).eval()
@@ -291,6 +281,21 @@ class Delivery:
             write_bytes(path, content)
         told = {"vocab_size": tokens.vocab_size, "pad": tokens.pad, "unknown": tokens.unknown}
         return {"tokens": {**told, "files": [f"tokenizer/{name}" for name in sorted(tokens.files)]}}
+
+
+def by_label(
+    teachers: Sequence[StageResult], control: StageResult | None, student: StageResult
+) -> dict[str, tuple[StageResult, str, ModelSpec]]:
+    """What a run delivers or compares with: label -> the stage, which of its networks, and that network's model."""
+    stored = {}
+    for i, teacher in enumerate(teachers):
+        stored["teacher" if len(teachers) == 1 else f"teacher {i}"] = (teacher, "student", teacher.model)
+    if control is not None:
+        stored["control"] = (control, "student", control.model)
+    stored["student"] = (student, "student", student.model)
+    for i, peer in enumerate(student.peers):
+        stored[f"peer {i}"] = (student, f"peer_{i}", peer)
+    return stored
 
 
 def _named(spec: ModelSpec) -> str:
