@@ -6,7 +6,7 @@ import gc
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +14,8 @@ from torch import nn
 
 from kdzoo import metrics
 from kdzoo.errors import DataError
+from kdzoo.models import Network, count_parameters, evaluating
 from kdzoo.types import Batch
-
-if TYPE_CHECKING:
-    from kdzoo.models import Network
 
 
 def predict(
@@ -27,22 +25,16 @@ def predict(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return logits (N, K) in float32 and targets (N,) of all batches, in eval mode and without gradients.
 
-    ``network`` returns ``Outputs``; its training mode is what it was afterwards. ``autocast`` makes the context
+    ``network`` returns ``Outputs``; afterwards its training mode is what it was. ``autocast`` makes the context
     of each forward pass, e.g. ``Precision.autocast``. Raises DataError when there is no batch.
     """
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
     logits, targets = [], []
-    try:
-        with torch.no_grad():
-            for batch in batches:
-                with autocast():
-                    outputs = network(batch.inputs)
-                logits.append(outputs.logits.float().cpu().numpy())
-                targets.append(batch.targets.cpu().numpy())
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluating(network), torch.no_grad():
+        for batch in batches:
+            with autocast():
+                outputs = network(batch.inputs)
+            logits.append(outputs.logits.float().cpu().numpy())
+            targets.append(batch.targets.cpu().numpy())
     if not logits:
         raise DataError("nothing to evaluate: the split has no samples")
     return np.concatenate(logits), np.concatenate(targets)
@@ -64,7 +56,7 @@ def result_entry(
         logits=logits,
         targets=targets,
         teacher_logits=teacher_logits,
-        parameters=sum(parameter.numel() for parameter in network.model.parameters()),
+        parameters=count_parameters(network.model),
         size_bytes=size_bytes,
         macs=network.macs,
     )

@@ -21,7 +21,7 @@ from kdzoo.engine import Job
 from kdzoo.errors import ContractError
 from kdzoo.evaluation import measure_latency, predict, timed_forward
 from kdzoo.losses import mean_prediction
-from kdzoo.models import Network, evaluating
+from kdzoo.models import Network, count_parameters, evaluating
 from kdzoo.store import read_tensors
 from kdzoo.types import (
     Exhibit,
@@ -110,7 +110,7 @@ class DeliveredBench:
                 logits=logits,
                 targets=targets,
                 teacher_logits=self._reference,
-                parameters=sum(parameter.numel() for parameter in module.parameters()),
+                parameters=count_parameters(module),
                 size_bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
                 macs=_macs(module, sample),
             )

@@ -16,7 +16,7 @@ import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,11 +25,9 @@ from torch import Tensor, nn
 from kdzoo import __version__
 from kdzoo.errors import ExportError
 from kdzoo.metrics import result_entry, top1_percent
+from kdzoo.models import Network, count_parameters
 from kdzoo.offers import Exporter
 from kdzoo.store import write_bytes
-
-if TYPE_CHECKING:
-    from kdzoo.models import Network
 
 #: Samples on which the file is held against the plain model in float32 on the CPU.
 SAMPLES = 64
@@ -96,7 +94,7 @@ def export_and_verify(
         logits=logits,
         targets=targets,
         teacher_logits=teacher_logits,
-        parameters=sum(parameter.numel() for parameter in plain.parameters()),
+        parameters=count_parameters(plain),
         size_bytes=len(content),
         macs=network.macs,
     )
