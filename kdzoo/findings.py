@@ -1,6 +1,6 @@
 """What a run folder says, read from its files alone: its numbers, rounded for people, and the verdict.
 
-results.json keeps full floats; COLUMNS is the one place that rounds them.
+results.json keeps full floats; COLUMNS says how those of a model or file are rounded.
 """
 
 from __future__ import annotations
@@ -125,6 +125,8 @@ class Column:
     best: Callable[..., float]
 
 
+LATENCY = Column("Latency p50", "ms", lambda e: (e.get("latency_ms") or {}).get("p50"), significant, min)
+LATENCY_P95 = Column("p95", "ms", lambda e: (e.get("latency_ms") or {}).get("p95"), significant, min)
 COLUMNS = (
     Column("Accuracy", "%", lambda e: e.get("top1_percent"), "{:.2f}".format, max),
     Column("Agreement", "% with teacher", lambda e: e.get("agreement_percent"), "{:.2f}".format, max),
@@ -132,8 +134,8 @@ COLUMNS = (
     Column("Parameters", "", lambda e: e.get("params_m"), lambda millions: counted(millions * 1e6), min),
     Column("Size", "", lambda e: e.get("size_mib"), sized, min),
     Column("MACs", "", lambda e: e.get("macs_g"), lambda billions: counted(billions * 1e9), min),
-    Column("Latency p50", "ms", lambda e: (e.get("latency_ms") or {}).get("p50"), significant, min),
-    Column("p95", "ms", lambda e: (e.get("latency_ms") or {}).get("p95"), significant, min),
+    LATENCY,
+    LATENCY_P95,
 )
 NOTHING = "\N{EN DASH}"
 
@@ -186,7 +188,7 @@ def variants(results: Mapping[str, Any]) -> list[tuple[Entry, list[str]]]:
 
 #: Latency of variants was taken in turn with the student's alone, so it is told beside that.
 VARIANT_COLUMNS = (
-    *(column for column in COLUMNS if column.title != "p95"),
+    *(column for column in COLUMNS if column is not LATENCY_P95),
     Column("Latency", "of the student's", lambda e: e.get("latency_ratio"), lambda ratio: f"{ratio:.2f} x", min),
 )
 
@@ -289,7 +291,7 @@ def ratios(results: Mapping[str, Any]) -> list[tuple[str, str]]:
             f"smaller file ({smallest['label']})",
             f"larger file ({smallest['label']})",
         )
-    theirs, ours = (COLUMNS[6].value(entry) for entry in (teacher, student))
+    theirs, ours = (LATENCY.value(entry) for entry in (teacher, student))
     facts += ratio(theirs, ours, "faster at batch 1", "slower at batch 1")
     return facts
 

@@ -1,7 +1,7 @@
 """What predictions are worth: accuracy, agreement, calibration, and the entry that results.json keeps.
 
 numpy only. Logits are (N, K) floats, targets (N,) integers. Shares are in percent where the name says so and
-in [0, 1] otherwise. Full floats are stored; only report.py rounds.
+in [0, 1] otherwise. Full floats are stored; the report rounds what it shows.
 """
 
 from __future__ import annotations
@@ -110,8 +110,7 @@ def result_entry(
     MiB and 10^9 multiply-accumulates of one sample.
 
     The agreement is None without a teacher and top-5 without more than five classes; the latency is filled in when
-    all have been timed together. Nothing is rounded here, so that entries can be compared and re-checked:
-    report.py rounds what it shows.
+    all have been timed together. Nothing is rounded here, so that entries can be compared and re-checked.
     """
     return {
         "label": label,

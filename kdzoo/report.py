@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdzoo.findings import (
-    COLUMNS,
+    LATENCY,
     NOTHING,
     algorithm_of,
     cells,
@@ -68,7 +68,7 @@ def compare_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:
                 "agreement_percent": student.get("agreement_percent"),
                 "ece": student.get("ece"),
                 "params_m": student.get("params_m"),
-                "latency_p50_ms": COLUMNS[6].value(student),
+                "latency_p50_ms": LATENCY.value(student),
             }
         )
     return rows
