@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class OfferOptions(BaseModel):
-    """Base of the options of data sets, exporters and trackers: unknown keys are errors."""
+    """Base of the options of data sets, export formats and arithmetics: unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
@@ -142,9 +142,9 @@ class Exporter(Optioned):
     trained_arithmetic: bool = False
     #: Whether the file computes in coarser numbers than the student, so that accuracy may be lost.
     quantizes: bool = False
-    #: largest loss of accuracy against the student, in points, before the file is rejected
+    #: Largest loss of accuracy against the student, in points, before the file is rejected.
     tolerance_points: float = 0.1
-    #: largest absolute difference of logits, relative to their largest magnitude; None: only accuracy counts
+    #: Largest absolute difference of logits, relative to their largest magnitude; None: only accuracy counts.
     tolerance_logits: float | None = 1e-3
 
     @abstractmethod
@@ -221,4 +221,3 @@ class Offer:
     plugin: str
     distribution: str
     version: str
-    extra: Mapping[str, Any] = field(default_factory=dict)
