@@ -28,11 +28,11 @@ from kdzoo.delivery import delivered_spec
 from kdzoo.engine import Engine, Job, Progress
 from kdzoo.errors import KdzooError, NeedsError
 from kdzoo.models import save_ready, weights_sha256
-from kdzoo.resolve import plans_stages
+from kdzoo.resolve import plans_stages, unmet_needs
 from kdzoo.run_folder import RunFolder
 from kdzoo.runner import Runner
 from kdzoo.store import Checkpoints, read_tensors
-from kdzoo.testing import STUDENT, TEACHER, least, tiny_runner
+from kdzoo.testing import STUDENT, TEACHER, least, tiny_recipe, tiny_runner
 from kdzoo.types import Batch, Clock, Outputs, Stage, StageResult, StepContext
 from kdzoo.zoo import Zoo, load_zoo
 
@@ -479,9 +479,6 @@ def student_on_disk_is_the_plain_model(bench: Bench) -> None:
 
 def runs_on_declared_needs(bench: Bench) -> None:
     """A run with exactly the declared models ends with results, and one teacher fewer is refused."""
-    from kdzoo.resolve import unmet_needs
-    from kdzoo.testing import tiny_recipe
-
     recipe = tiny_recipe(bench.cls)
     ensure(not unmet_needs(bench.cls, recipe), "the declared needs are refused")
     if least(bench.cls.needs.teachers) > 0:

@@ -81,10 +81,10 @@ def resolve(loaded: LoadedRecipe, zoo: Zoo) -> Plan:
         path=loaded.path,
         algorithm=chosen[0],
         delegate=chosen[1],
-        student=_spec(models.student),
-        teachers=tuple(map(_spec, models.all_teachers)),
-        assistants=tuple(map(_spec, models.assistants)),
-        peers=tuple(map(_spec, models.peers)),
+        student=spec_of(models.student),
+        teachers=tuple(map(spec_of, models.all_teachers)),
+        assistants=tuple(map(spec_of, models.assistants)),
+        peers=tuple(map(spec_of, models.peers)),
         source=source,
         exporters=tuple(exporters),
         trackers=tuple(filter(None, trackers)),
@@ -305,7 +305,8 @@ def _below_export(path: str, problems: RecipeProblems) -> Report:
     return lambda below, message: problems.add(f"{path}.{below.replace('options.quantize', 'quantize')}", message)
 
 
-def _spec(model: ModelRecipe) -> ModelSpec:
+def spec_of(model: ModelRecipe) -> ModelSpec:
+    """A recipe's model as stages and algorithms know it."""
     train = model.train or {}
     settings = model.mean, model.std, model.size, model.finetune, model.reads
     return ModelSpec(model.name, model.weights, model.args, train, *settings)

@@ -11,12 +11,12 @@ import numpy as np
 
 from kdzoo.algorithm import Algorithm
 from kdzoo.offers import ArraySplit, DataSource, DataSplits, OfferOptions
-from kdzoo.recipe import ModelRecipe, Recipe
-from kdzoo.resolve import Plan, resolve_algorithm
+from kdzoo.recipe import Recipe
+from kdzoo.resolve import Plan, resolve_algorithm, spec_of
 from kdzoo.run_folder import RunFolder
 from kdzoo.runner import Runner
 from kdzoo.store import Store
-from kdzoo.types import AlgorithmChoice, ModelSpec, Needs, StagePlan
+from kdzoo.types import AlgorithmChoice, ModelSpec, StagePlan
 from kdzoo.zoo import Zoo
 
 #: A small timm ResNet with live residual branches (timm starts them at zero).
@@ -131,10 +131,10 @@ def tiny_runner(
         path=Path("conformance.yaml"),
         algorithm=chosen,
         delegate=delegate,
-        student=_spec(recipe.models.student),
-        teachers=tuple(map(_spec, recipe.models.all_teachers)),
-        assistants=tuple(map(_spec, recipe.models.assistants)),
-        peers=tuple(map(_spec, recipe.models.peers)),
+        student=spec_of(recipe.models.student),
+        teachers=tuple(map(spec_of, recipe.models.all_teachers)),
+        assistants=tuple(map(spec_of, recipe.models.assistants)),
+        peers=tuple(map(spec_of, recipe.models.peers)),
         source=Stripes(Stripes.Options(**_stripes(changes))),
         exporters=(),
         trackers=(),
@@ -142,12 +142,6 @@ def tiny_runner(
         arithmetics={name: offer.thing for name, offer in zoo.arithmetics.items()},
     )
     return Runner(plan, zoo, folder, Store(root / "store"))
-
-
-def _spec(model: ModelRecipe) -> ModelSpec:
-    train = model.train or {}
-    settings = model.mean, model.std, model.size, model.finetune, model.reads
-    return ModelSpec(model.name, model.weights, model.args, train, *settings)
 
 
 def _stripes(changes: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -162,4 +156,4 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-__all__ = ["STUDENT", "TEACHER", "TINY", "Needs", "Stripes", "bare_plan", "tiny_recipe", "tiny_runner"]
+__all__ = ["STUDENT", "TEACHER", "TINY", "Stripes", "bare_plan", "tiny_recipe", "tiny_runner"]
