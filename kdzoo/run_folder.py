@@ -263,7 +263,7 @@ class RunFolder:
             for place in (root, *(path for path in root.rglob("*") if path.is_dir())):
                 sweep(place, exclusive=True)
             folder = cls(root, record, "resumed", lock, warn)
-            folder._drop_torn_lines()
+            folder._drop_torn_line()
             folder.write_text("recipe.yaml", recipe_text)
         return folder
 
@@ -323,13 +323,9 @@ class RunFolder:
         """Append a row to metrics.jsonl; it holds no wall-clock times, so that a resumed run has the same bytes."""
         append_line(self.path("metrics.jsonl"), json.dumps(row))
 
-    def log_timings(self, row: Mapping[str, Any]) -> None:
-        """Append a row to timings.jsonl."""
-        append_line(self.path("timings.jsonl"), json.dumps(row))
-
     def truncate_metrics(self, rows: int) -> None:
         """Keep the first ``rows`` of metrics.jsonl; raise CorruptError if there are fewer."""
-        lines = self._lines("metrics.jsonl")
+        lines = self._metric_lines()
         if len(lines) < rows:
             raise CorruptError(f"{self.path('metrics.jsonl')}: {len(lines)} rows, at least {rows} expected")
         write_bytes(self.path("metrics.jsonl"), b"".join(lines[:rows]))
@@ -338,11 +334,13 @@ class RunFolder:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl; a last line torn by a kill is left out."""
-        return self._rows("metrics.jsonl")
-
-    def timings(self) -> list[dict[str, Any]]:
-        """The rows of timings.jsonl; a last line torn by a kill is left out."""
-        return self._rows("timings.jsonl")
+        rows = []
+        for number, line in enumerate(self._metric_lines(), 1):
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                raise CorruptError(f"{self.path('metrics.jsonl')}: line {number} is damaged") from None
+        return rows
 
     def read_json(self, name: str) -> Any:
         """Read a JSON file of the run, in a finished one after comparing it with the manifest."""
@@ -354,25 +352,15 @@ class RunFolder:
         except (OSError, ValueError) as error:
             raise CorruptError(f"{path}: cannot be read: {error}") from None
 
-    def _lines(self, name: str) -> list[bytes]:
-        path = self.path(name)
+    def _metric_lines(self) -> list[bytes]:
+        path = self.path("metrics.jsonl")
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         return lines[:-1] if lines and not lines[-1].endswith(b"\n") else lines
 
-    def _rows(self, name: str) -> list[dict[str, Any]]:
-        rows = []
-        for number, line in enumerate(self._lines(name), 1):
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                raise CorruptError(f"{self.path(name)}: line {number} is damaged") from None
-        return rows
-
-    def _drop_torn_lines(self) -> None:
-        for name in ("metrics.jsonl", "timings.jsonl"):
-            whole = b"".join(self._lines(name))
-            if self.path(name).exists() and len(whole) != self.path(name).stat().st_size:
-                write_bytes(self.path(name), whole)
+    def _drop_torn_line(self) -> None:
+        path, whole = self.path("metrics.jsonl"), b"".join(self._metric_lines())
+        if path.exists() and len(whole) != path.stat().st_size:
+            write_bytes(path, whole)
 
     # --- checkpoints --------------------------------------------------------------------------
 
