@@ -96,10 +96,9 @@ class RecipeProblems:
         self.add(path, message)
         self._refused.add(path)
 
-    def add_invalid(self, error: ValidationError, model: type[BaseModel], data: Any, prefix: str = "") -> None:
-        """Report what pydantic found in ``data``, which is written below ``prefix``."""
-        for below, message in explain(error, model, data):
-            path = f"{prefix}.{below}".strip(".")
+    def add_invalid(self, error: ValidationError, model: type[BaseModel], data: Any) -> None:
+        """Report what pydantic found in ``data``, the whole of the recipe."""
+        for path, message in explain(error, model, data):
             if not any(path == refused or path.startswith(f"{refused}.") for refused in self._refused):
                 self.add(path, message)
 

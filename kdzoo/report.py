@@ -14,8 +14,6 @@ from kdzoo.findings import (
     counted,
     entries,
     heads,
-    markdown_table,
-    markdown_text,
     read_run,
     significant,
     text_table,
@@ -88,12 +86,12 @@ COMPARED: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 )
 
 
-def compare_table(folders: Sequence[Path], markdown: bool = False) -> str:
-    """Return run folders side by side, as aligned text or as Markdown."""
+def compare_table(folders: Sequence[Path]) -> str:
+    """Return run folders side by side, as aligned text."""
     words = ("run", "recipe", "algorithm", "student")
     rows = []
     for row in compare_runs(folders):
-        shown = [markdown_text(row[word]) if markdown else plain(str(row[word]), 200) for word in words]
+        shown = [plain(str(row[word]), 200) for word in words]
         rows.append(shown + [NOTHING if row[key] is None else show(row[key]) for key, _, show in COMPARED])
     header = [*words, *(title for _, title, _ in COMPARED)]
-    return (markdown_table if markdown else text_table)(header, rows, left=len(words))
+    return text_table(header, rows, left=len(words))
