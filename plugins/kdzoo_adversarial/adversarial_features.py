@@ -71,16 +71,15 @@ class AdversarialFeatures(Algorithm):
     }
 
     class Options(AlgorithmOptions):
-        width: int = Field(128, ge=1, le=65536, strict=True, description="Hidden units of the discriminator's layers.")
-        layers: int = Field(2, ge=1, le=64, strict=True, description="Hidden layers of the discriminator.")
+        width: int = Field(128, ge=1, le=65536, description="Hidden units of the discriminator's layers.")
+        layers: int = Field(2, ge=1, le=64, description="Hidden layers of the discriminator.")
         discriminator_lr: float = Field(
-            1e-4, gt=0, le=10, strict=True, description="Adam learning rate of the discriminator, before the schedule."
+            1e-4, gt=0, le=10, description="Adam learning rate of the discriminator, before the schedule."
         )
         flipped: float = Field(
             0.5,
             ge=0,
             le=100,
-            strict=True,
             description="Weight of the student's samples that the discriminator is told are the teacher's; 0 for none.",
         )
 

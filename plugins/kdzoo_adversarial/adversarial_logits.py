@@ -121,18 +121,15 @@ class AdversarialLogits(Algorithm):
         objective: Objective = Field(
             "hinge", description="How scores are trained: hinge, or wgan (a distance, with a gradient penalty)."
         )
-        width: int = Field(128, ge=1, le=65536, strict=True, description="Hidden units of the discriminator.")
-        blocks: int = Field(
-            2, ge=0, le=64, strict=True, description="Residual blocks of two layers in the discriminator."
-        )
+        width: int = Field(128, ge=1, le=65536, description="Hidden units of the discriminator.")
+        blocks: int = Field(2, ge=0, le=64, description="Residual blocks of two layers in the discriminator.")
         discriminator_lr: float = Field(
-            1e-3, gt=0, le=10, strict=True, description="Adam learning rate of the discriminator, before the schedule."
+            1e-3, gt=0, le=10, description="Adam learning rate of the discriminator, before the schedule."
         )
         gradient_penalty: float = Field(
             10.0,
             ge=0,
             le=1e6,
-            strict=True,
             description="Weight of the gradient penalty within the term of wgan; else unused.",
         )
 

@@ -103,15 +103,14 @@ class AFDOnline(Algorithm):
 
     class Options(AlgorithmOptions):
         temperature: Temperature = 3.0
-        width: int = Field(64, ge=1, le=65536, strict=True, description="Channels of the discriminators.")
+        width: int = Field(64, ge=1, le=65536, description="Channels of the discriminators.")
         discriminator_lr: float = Field(
-            1e-4, gt=0, le=10, strict=True, description="Adam learning rate of the discriminators, before the schedule."
+            1e-4, gt=0, le=10, description="Adam learning rate of the discriminators, before the schedule."
         )
         transfer_lr: float = Field(
             1e-2,
             gt=0,
             le=10,
-            strict=True,
             description="Adam learning rate of the transfer layers, before the schedule.",
         )
 

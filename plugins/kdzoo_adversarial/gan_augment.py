@@ -179,29 +179,27 @@ class GANAugment(Algorithm):
     class Options(AlgorithmOptions):
         temperature: Temperature = 4.0
         generated: float = Field(
-            1.0, gt=0, le=16, strict=True, description="Generated samples for each real one that the student is shown."
+            1.0, gt=0, le=16, description="Generated samples for each real one that the student is shown."
         )
         warmup_epochs: int = Field(
             5,
             ge=0,
             le=10_000,
-            strict=True,
             description="Epochs over which the weight of generated samples grows to all of it.",
         )
-        latent_dim: int = Field(64, ge=1, le=65536, strict=True, description="Width of the generator's input noise.")
+        latent_dim: int = Field(64, ge=1, le=65536, description="Width of the generator's input noise.")
         width: int = Field(
             64,
             ge=2,
             le=4096,
-            strict=True,
             description="Channels of the generator's first map; the last has half of it, and so has the "
             "discriminator's first.",
         )
         generator_lr: float = Field(
-            1e-3, gt=0, le=10, strict=True, description="Adam learning rate of the generator, before the schedule."
+            1e-3, gt=0, le=10, description="Adam learning rate of the generator, before the schedule."
         )
         discriminator_lr: float = Field(
-            1e-3, gt=0, le=10, strict=True, description="Adam learning rate of the discriminator, before the schedule."
+            1e-3, gt=0, le=10, description="Adam learning rate of the discriminator, before the schedule."
         )
 
     options: Options

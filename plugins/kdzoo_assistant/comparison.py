@@ -32,7 +32,6 @@ class AssistedOptions(AlgorithmOptions):
 
     compare_direct: bool = Field(
         True,
-        strict=True,
         description="Also train the student from the teacher without any assistant, under the same budget; costs one "
         "more training of the student.",
     )

@@ -132,16 +132,14 @@ class DeepInversion(Algorithm):
     }
 
     class Options(AlgorithmOptions):
-        images: int = Field(256, ge=2, le=65536, strict=True, description="Images that are made at a time.")
-        inversion_steps: int = Field(
-            2000, ge=1, le=1_000_000, strict=True, description="Steps that a batch of images is made in."
-        )
-        inversion_lr: float = Field(0.05, gt=0, le=10, strict=True, description="Adam learning rate of the images.")
-        bank: int = Field(20, ge=1, le=10_000, strict=True, description="Batches of images kept for the student.")
+        images: int = Field(256, ge=2, le=65536, description="Images that are made at a time.")
+        inversion_steps: int = Field(2000, ge=1, le=1_000_000, description="Steps that a batch of images is made in.")
+        inversion_lr: float = Field(0.05, gt=0, le=10, description="Adam learning rate of the images.")
+        bank: int = Field(20, ge=1, le=10_000, description="Batches of images kept for the student.")
         jitter: int = Field(
-            2, ge=0, le=64, strict=True, description="Most pixels that images are rolled by, at random, in each step."
+            2, ge=0, le=64, description="Most pixels that images are rolled by, at random, in each step."
         )
-        adaptive: bool = Field(True, strict=True, description="Make images on which student and teacher disagree.")
+        adaptive: bool = Field(True, description="Make images on which student and teacher disagree.")
         total_variation: Literal["l1", "l2"] = Field(
             "l2", description="Mean absolute differences of neighbours, or Euclidean norms over the batch."
         )

@@ -71,12 +71,12 @@ class Generator(nn.Module):
 class GeneratingOptions(AlgorithmOptions):
     """Options of every algorithm that trains a generator."""
 
-    latent_dim: int = Field(100, ge=1, le=65536, strict=True, description="Width of the generator's input noise.")
+    latent_dim: int = Field(100, ge=1, le=65536, description="Width of the generator's input noise.")
     width: int = Field(
-        128, ge=2, le=4096, strict=True, description="Channels of the generator's first map; the last has half of it."
+        128, ge=2, le=4096, description="Channels of the generator's first map; the last has half of it."
     )
     generator_lr: float = Field(
-        1e-3, gt=0, le=10, strict=True, description="Adam learning rate of the generator, before the schedule."
+        1e-3, gt=0, le=10, description="Adam learning rate of the generator, before the schedule."
     )
 
 

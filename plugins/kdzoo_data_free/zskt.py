@@ -90,9 +90,7 @@ class ZSKT(Generating):
 
     class Options(GeneratingOptions):
         temperature: Temperature = 1.0
-        student_updates: int = Field(
-            10, ge=1, le=100, strict=True, description="Updates of the student on each batch of images."
-        )
+        student_updates: int = Field(10, ge=1, le=100, description="Updates of the student on each batch of images.")
 
     def step(self, ctx: StepContext) -> Iterator[Update]:
         images = self.generate(ctx)

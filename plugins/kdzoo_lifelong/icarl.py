@@ -81,9 +81,7 @@ class ICaRL(Lifelong):
     also_known_as = ("incremental_classifier_and_representation_learning",)
 
     class Options(Lifelong.Options):
-        memory: int = Field(
-            2000, ge=1, strict=True, description="Exemplars that are kept, of all classes together; samples."
-        )
+        memory: int = Field(2000, ge=1, description="Exemplars that are kept, of all classes together; samples.")
 
     def __init__(self, options: AlgorithmOptions, shapes: Shapes) -> None:
         super().__init__(options, shapes)

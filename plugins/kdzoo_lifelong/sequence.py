@@ -74,16 +74,13 @@ class Lifelong(Algorithm):
     new: Tensor  # those of this task, (K_new,)
 
     class Options(AlgorithmOptions):
-        tasks: int = Field(
-            5, ge=2, le=1000, strict=True, description="Number of tasks that the classes are split into."
-        )
+        tasks: int = Field(5, ge=2, le=1000, description="Number of tasks that the classes are split into.")
         order: Literal["seeded", "given"] = Field(
             "seeded",
             description="Order in which the classes come: drawn from the recipe's seed, or as the data set lists them.",
         )
         lower_bound: bool = Field(
             True,
-            strict=True,
             description="Also learn the tasks by plain fine-tuning, to compare with; costs as much again.",
         )
 

@@ -30,7 +30,6 @@ class SeveralTeachersOptions(AlgorithmOptions):
 
     compare_best_single: bool = Field(
         True,
-        strict=True,
         description="Also train the student by kd from that teacher alone that is best on the validation split, under "
         "the same budget; costs one more training of the student.",
     )

@@ -60,7 +60,6 @@ class BornAgain(Algorithm):
             1,
             ge=1,
             le=100,
-            strict=True,
             description="How often the network is reborn: stages taught by the one before.",
         )
         via: AlgorithmName = Field(
