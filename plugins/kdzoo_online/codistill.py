@@ -19,7 +19,6 @@ from kdzoo.api import (
     NeedsError,
     Paper,
     Shapes,
-    Stage,
     StagePlan,
     Stages,
     StepContext,
@@ -106,7 +105,7 @@ class Codistill(Algorithm):
                     f"'{plan.student.name}' with args {dict(plan.student.args)}; all are of one architecture, 'dml' "
                     "takes different ones"
                 )
-        return (yield Stage("student", plan.student, plan.own, plan.teachers, plan.peers))
+        return (yield from super().stages(plan))
 
     def step(self, ctx: StepContext) -> Iterator[Update]:
         names = ["student", *(f"peer_{i}" for i in range(len(ctx.peers)))]

@@ -26,6 +26,7 @@ from kdzoo.api import (
     StepContext,
     Table,
     Temperature,
+    he_normal,
 )
 
 #: What the authors add to each probability of the ensemble, so that its logarithm exists.
@@ -69,9 +70,7 @@ class Residual(nn.Module):
         same = before == after and stride == 1
         conv = nn.Conv2d(before, after, 1, stride, bias=False)
         self.shortcut: nn.Module = nn.Identity() if same else nn.Sequential(conv, nn.BatchNorm2d(after))
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        he_normal(self)
 
     def forward(self, features: Tensor) -> Tensor:
         return (self.body(features) + self.shortcut(features)).relu()
