@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 from pydantic import Field
@@ -87,17 +87,17 @@ class Assisted(Algorithm):
     @classmethod
     def exhibits(cls, bench: Bench) -> Iterator[Exhibit]:
         found = {result.name: result for result in bench.stages}
-        assistants = [found[f"assistant_{i}"] for i in range(sum(name.startswith("assistant_") for name in found))]
+        assistants = [result for name, result in found.items() if name.startswith("assistant_")]
         sizes = {result.name: _parameters(bench, result) for result in assistants}
-        measured: dict[str, float] = {BASELINE: 0.0} if BASELINE in found else {}
-        students = _students(bench, found)
+        students = _students(found, assistants)
+        direct: float | None = None  # accuracy of the student that the teacher itself taught
         rows: list[tuple[str | float | None, ...]] = []
         if bench.control is not None:
             rows.append(("none (NOKD)", None, bench.entries["control"]["top1_percent"], _validation(bench.control)))
         if BASELINE in found:
             (entry,) = bench.measure({BASELINE_LABEL: bench.network(found[BASELINE])})
-            measured[BASELINE] = entry["top1_percent"]
-            rows.append(("the teacher (BLKD)", None, entry["top1_percent"], _validation(found[BASELINE])))
+            direct = entry["top1_percent"]
+            rows.append(("the teacher (BLKD)", None, direct, _validation(found[BASELINE])))
         points = []
         for over, result in students:
             top1 = _top1(bench, over, result)
@@ -116,9 +116,9 @@ class Assisted(Algorithm):
             tuple((result.model.name, sizes[result.name], _validation(result)) for result in assistants),
         )
         if len(students) > 1:
-            if BASELINE in measured:
+            if direct is not None:
                 size = _parameters(bench, bench.teachers[0]) / 1e3
-                points.append(Point(size, measured[BASELINE], bench.teachers[0].model.name, "the teacher itself"))
+                points.append(Point(size, direct, bench.teachers[0].model.name, "the teacher itself"))
             yield Scatter(
                 "The size of the assistant",
                 "parameters of who teaches the student, thousands",
@@ -128,12 +128,13 @@ class Assisted(Algorithm):
             )
 
 
-def _students(bench: Bench, found: dict[str, StageResult]) -> list[tuple[list[StageResult], StageResult]]:
+def _students(
+    found: Mapping[str, StageResult], assistants: list[StageResult]
+) -> list[tuple[list[StageResult], StageResult]]:
     """Each student of the run, with the assistants between it and the teacher."""
-    helpers = [found[name] for name in found if name.startswith("assistant_")]
     if "student" in found:
-        return [(helpers, found["student"])]
-    return [([helper], found[f"student_{i}"]) for i, helper in enumerate(helpers)]
+        return [(assistants, found["student"])]
+    return [([assistant], found[f"student_{i}"]) for i, assistant in enumerate(assistants)]
 
 
 def _top1(bench: Bench, over: list[StageResult], result: StageResult) -> float:

@@ -94,18 +94,17 @@ def shown_weights(bench: Bench) -> Iterator[Table]:
 def comparison(bench: Bench, name: str) -> Table:
     """The student of all teachers beside that of the best one, the control, and the teachers themselves."""
     rows: list[tuple[str | float | None, ...]] = []
+    measured = dict(bench.entries)
 
     def add(what: str, taught_by: str | None, label: str, result: StageResult | None) -> None:
         if result is not None and label in measured:
             validation = result.metrics.get("top1_percent")
             rows.append((what, taught_by, measured[label]["top1_percent"], validation))
 
-    measured = dict(bench.entries)
     single = next((result for result in bench.stages if result.name == SINGLE), None)
     best = best_teacher(bench.teachers)
     if single is not None:
         (measured[SINGLE],) = bench.measure({SINGLE_LABEL: bench.network(single)})
-        measured[SINGLE] = {**measured[SINGLE], "label": SINGLE_LABEL}
     add("control", None, "control", bench.control)
     if best is not None:
         add("student", f"the best single teacher, {_called(bench, best)}, by kd", SINGLE, single)
