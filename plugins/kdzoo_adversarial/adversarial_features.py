@@ -67,7 +67,8 @@ class AdversarialFeatures(Algorithm):
     default_weights: ClassVar = {"logits": 1.0, "adversarial": 1.0, "discriminator": 1.0}
     also_known_as = ("adversarial_network_compression", "anc", "adv_features")
     skip_checks: ClassVar = {
-        "perfect_student_scores_zero": "at equal embeddings only logits is 0: adversarial is the discriminator's doubt",
+        "perfect_student_scores_zero": "At equal embeddings only logits is 0; adversarial is the discriminator's "
+        "doubt.",
     }
 
     class Options(AlgorithmOptions):

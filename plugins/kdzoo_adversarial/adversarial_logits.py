@@ -16,7 +16,9 @@ from kdzoo_adversarial.discriminators import adversary, collapse, midpoint, watc
 Objective = Literal["hinge", "wgan"]
 
 
-def adv_discriminator_loss(student_score: Tensor, teacher_score: Tensor, objective: Objective = "hinge") -> Tensor:
+def adversarial_logits_discriminator_loss(
+    student_score: Tensor, teacher_score: Tensor, objective: Objective = "hinge"
+) -> Tensor:
     """Reward scores above 1 on the teacher and below -1 on the student (hinge), or their distance (wgan).
 
     Shapes: any shape, the same or not for both; scores without unit -> scalar. Undecided scores of 0 cost 2 (hinge).
@@ -26,7 +28,7 @@ def adv_discriminator_loss(student_score: Tensor, teacher_score: Tensor, objecti
     return F.relu(1 - teacher_score).mean() + F.relu(1 + student_score).mean()
 
 
-def adv_generator_loss(student_score: Tensor) -> Tensor:
+def adversarial_logits_student_loss(student_score: Tensor) -> Tensor:
     """Reward a student that the discriminator takes for the teacher: minus its mean score.
 
     Shapes: any shape; scores without unit -> scalar, unbounded on both sides.
@@ -34,7 +36,7 @@ def adv_generator_loss(student_score: Tensor) -> Tensor:
     return -student_score.mean()
 
 
-def gradient_penalty_loss(discriminator: Discriminator, real: Tensor, fake: Tensor, share: Tensor) -> Tensor:
+def adversarial_logits_penalty_loss(discriminator: Discriminator, real: Tensor, fake: Tensor, share: Tensor) -> Tensor:
     """Penalise slopes of the score other than 1 between pairs of teacher and student logits.
 
     Shapes: ``real`` and ``fake`` (N, K), ``share`` of the real one (N, 1) in [0, 1] -> scalar, mean of (slope - 1)^2.
@@ -113,8 +115,8 @@ class AdversarialLogits(Algorithm):
     }
     also_known_as = ("adv_logits", "cgan_kd")
     skip_checks: ClassVar = {
-        "perfect_student_scores_zero": "at equal logits only l1 is 0: adversarial is minus the discriminator's score, "
-        "and the label terms are cross-entropies",
+        "perfect_student_scores_zero": "At equal logits only l1 is 0: adversarial is minus the discriminator's score, "
+        "and the label terms are cross-entropies.",
     }
 
     class Options(AlgorithmOptions):
@@ -147,12 +149,12 @@ class AdversarialLogits(Algorithm):
 
         teacher_score, teacher_label = self.discriminator(teacher)
         student_score, student_label = self.discriminator(student.detach())
-        loss = adv_discriminator_loss(student_score, teacher_score, self.options.objective)
+        loss = adversarial_logits_discriminator_loss(student_score, teacher_score, self.options.objective)
         threshold = midpoint(teacher_score, student_score) if self.options.objective == "wgan" else 0.0
         watch(ctx, teacher_score, student_score, threshold)
         if self.options.objective == "wgan":
             share = torch.rand(len(teacher), 1, generator=ctx.random("gradient_penalty")).to(teacher)
-            penalty = gradient_penalty_loss(self.discriminator, teacher, student.detach(), share)
+            penalty = adversarial_logits_penalty_loss(self.discriminator, teacher, student.detach(), share)
             loss = loss + self.options.gradient_penalty * penalty
         labels = (F.cross_entropy(teacher_label, targets) + F.cross_entropy(student_label, targets)) / 2
         yield Update("discriminator", {"discriminator": loss, "discriminator_label": labels})
@@ -163,7 +165,7 @@ class AdversarialLogits(Algorithm):
             {
                 "task": ctx.task_loss(student),
                 "l1": F.l1_loss(student, teacher),
-                "adversarial": adv_generator_loss(score),
+                "adversarial": adversarial_logits_student_loss(score),
                 "label": F.cross_entropy(label, targets),
             },
         )

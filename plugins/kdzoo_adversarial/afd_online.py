@@ -97,8 +97,8 @@ class AFDOnline(Algorithm):
     default_weights: ClassVar = {"task": 1.0, "kd": 1.0, "adversarial": 0.1, "discriminator": 1.0, "transfer": 1.0}
     also_known_as = ("afd_adversarial", "online_adversarial_kd", "adversarial_feature_distillation")
     skip_checks: ClassVar = {
-        "perfect_student_scores_zero": "among equal networks only kd is 0: adversarial and transfer are what the "
-        "discriminators make of maps that went through transfer layers",
+        "perfect_student_scores_zero": "Among equal networks only kd is 0: adversarial and transfer are what the "
+        "discriminators make of maps that went through transfer layers.",
     }
 
     class Options(AlgorithmOptions):

@@ -172,8 +172,8 @@ class GANAugment(Algorithm):
     }
     also_known_as = ("gan_tsc", "gan_mc", "gan_compression")
     skip_checks: ClassVar = {
-        "perfect_student_scores_zero": "the terms of the GAN do not depend on the student, and on generated samples "
-        "both networks answer anew; kd is 0",
+        "perfect_student_scores_zero": "The terms of the GAN do not depend on the student, and on generated samples "
+        "both networks answer anew; kd is 0.",
     }
 
     class Options(AlgorithmOptions):

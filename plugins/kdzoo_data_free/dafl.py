@@ -10,13 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdzoo.api import (
-    Needs,
-    Paper,
-    StepContext,
-    Update,
-    soft_target_loss,
-)
+from kdzoo.api import Needs, Paper, StepContext, Update, soft_target_loss
 from kdzoo_data_free.generator import Generating
 from kdzoo_data_free.statistics import batch_norm_gap_loss, batch_norm_inputs
 
@@ -85,10 +79,10 @@ class DAFL(Generating):
     default_weights: ClassVar = {"one_hot": 1.0, "activation": 0.1, "balance": 2.17, "batch_norm": 0.0, "kd": 1.0}
     also_known_as = ("data_free_learning",)
     skip_checks: ClassVar = {
-        "perfect_student_scores_zero": "one_hot, activation and balance judge the generator and do not depend on the "
-        "student; only kd is 0 when student equals teacher",
+        "perfect_student_scores_zero": "The terms one_hot, activation and balance judge the generator and do not "
+        "depend on the student; only kd is 0 when student equals teacher.",
         "beats_its_own_start": "96 steps of 8 images are too few for generator and student alike; "
-        "tests/plugins/test_dafl.py has it learn the same task, without data, in 400 steps of 32",
+        "tests/plugins/test_dafl.py has it learn the same task, without data, in 400 steps of 32.",
     }
 
     def step(self, ctx: StepContext) -> Iterator[Update]:

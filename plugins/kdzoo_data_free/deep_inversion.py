@@ -89,7 +89,7 @@ class DeepInversion(Algorithm):
 
     Reads: teacher logits (N, K) and the inputs of its BatchNorm layers, student logits (N, K), on synthetic images.
     Loss terms: ``cross_entropy``: nats, 0 for a certain teacher, mean over samples.
-        ``total_variation``: in normalised pixels, 0 for flat images; see ``total_variation``.
+        ``total_variation``: in normalised pixels, 0 for flat images; the option of that name says by which norm.
         ``l2``: in normalised pixels, norm of the batch.
         ``batch_norm``: in units of the features, 0 for the remembered statistics, sum over layers.
         ``disagreement``: from 1 (student equals teacher) to 0, mean over samples; only where ``adaptive``.
@@ -103,7 +103,9 @@ class DeepInversion(Algorithm):
         last ``bank`` batches are kept. 3. a batch is kept as it ends, the authors' code takes it when it cost least.
         4. Adam has the betas of the authors' code for ImageNet (0.5, 0.9), so that it forgets a batch when the next
         begins; the authors begin a new optimizer. 5. pixels are cut off at 0 and 1 after each step, as in the authors'
-        code for ImageNet and unlike that for CIFAR.
+        code for ImageNet and unlike that for CIFAR. 6. the divergence behind ``disagreement`` has its two directions
+        exchanged and its probabilities kept within 0.01 and 0.99, as in the authors' code; the paper writes Jensen and
+        Shannon's.
     Defaults from: the authors' code for CIFAR-10 with the parameters it calls the paper's (loss weights, images,
         inversion_steps, inversion_lr, jitter); the paper (weight of disagreement); our own choice (bank, temperature).
     """
@@ -128,7 +130,7 @@ class DeepInversion(Algorithm):
     also_known_as = ("deepinversion", "adaptive_deep_inversion", "adi", "dream_to_distill")
     skip_checks: ClassVar = {
         "beats_its_own_start": "96 steps are too few to make images and learn from them; "
-        "tests/plugins/test_deep_inversion.py has it learn the same task, without data, in more",
+        "tests/plugins/test_deep_inversion.py has it learn the same task, without data, in more.",
     }
 
     class Options(AlgorithmOptions):

@@ -81,7 +81,7 @@ class GeneratingOptions(AlgorithmOptions):
 
 
 class Generating(Algorithm):
-    """Base of the algorithms that train a generator; not an algorithm itself."""
+    """Base of this family's algorithms that train a generator: makes it, feeds it noise, and shows what it made."""
 
     Options = GeneratingOptions
 

@@ -10,13 +10,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdzoo.api import (
-    Needs,
-    Paper,
-    StepContext,
-    Temperature,
-    Update,
-)
+from kdzoo.api import Needs, Paper, StepContext, Temperature, Update
 from kdzoo_data_free.generator import Generating, GeneratingOptions
 
 
@@ -59,7 +53,7 @@ class ZSKT(Generating):
         ``kd``: nats a class, 0 when student equals teacher, mean over samples and classes, and over a step's updates.
         ``attention``: dimensionless, 0 when student equals teacher, mean over samples and places, sum over levels.
     Trains: a generator with an Adam optimizer of its own.   State: BatchNorm statistics of the generator.
-    Raises: NeedsError if levels cannot be paired.
+    Raises: NeedsError if no levels can be paired (by the core).
     Source: Micaelli, Storkey, "Zero-shot Knowledge Transfer via Adversarial Belief Matching", NeurIPS 2019,
         https://arxiv.org/abs/1905.09768, algorithm 1, and the authors' code.
     Differs from the paper: 1. generated pixels are cut off at 0 and 1, so that they lie in the range of real ones; the
@@ -85,7 +79,7 @@ class ZSKT(Generating):
     also_known_as = ("zero_shot_knowledge_transfer",)
     skip_checks: ClassVar = {
         "beats_its_own_start": "96 steps of 8 images are too few for an adversarial game; tests/plugins/test_zskt.py "
-        "has it learn the same task, without data, in more",
+        "has it learn the same task, without data, in more.",
     }
 
     class Options(GeneratingOptions):

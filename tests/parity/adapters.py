@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdzoo.api import Level, ModelShapes, Shapes, soft_target_loss
-from kdzoo_adversarial.adversarial_logits import adv_discriminator_loss, adv_generator_loss
+from kdzoo_adversarial.adversarial_logits import adversarial_logits_discriminator_loss, adversarial_logits_student_loss
 from kdzoo_attention.at import at_loss
 from kdzoo_data_free.dafl import dafl_activation_loss, dafl_balance_loss, dafl_one_hot_loss
 from kdzoo_data_free.deep_inversion import (
@@ -294,11 +294,11 @@ def sad_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
 
 def adv_discriminator_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
     objective = {"hinge": "hinge", "wgan-gp": "wgan"}[hyper["type"]]
-    return Answer(adv_discriminator_loss(inputs["student_d_out"], inputs["teacher_d_out"], objective))
+    return Answer(adversarial_logits_discriminator_loss(inputs["student_d_out"], inputs["teacher_d_out"], objective))
 
 
 def adv_generator_adapter(inputs: Inputs, hyper: Hyper) -> Answer:
-    return Answer(adv_generator_loss(inputs["student_d_out"]))
+    return Answer(adversarial_logits_student_loss(inputs["student_d_out"]))
 
 
 def dafl_generator_adapter(inputs: Inputs, hyper: Hyper) -> Answer:

@@ -12,26 +12,29 @@ from kdzoo.api import Batch, Clock, ModelShapes, Outputs, Shapes, StepContext
 from kdzoo_adversarial.adversarial_logits import (
     AdversarialLogits,
     Discriminator,
-    adv_discriminator_loss,
-    adv_generator_loss,
-    gradient_penalty_loss,
+    adversarial_logits_discriminator_loss,
+    adversarial_logits_penalty_loss,
+    adversarial_logits_student_loss,
 )
 
 
 def test_hinge_by_hand() -> None:
     # teacher: relu(1 - 3), relu(1 - 0.5) -> mean 0.25; student: relu(1 - 2), relu(1 + 1) -> mean 1
-    assert adv_discriminator_loss(torch.tensor([-2.0, 1.0]), torch.tensor([3.0, 0.5])).item() == 1.25
-    assert adv_discriminator_loss(torch.zeros(3), torch.zeros(3)).item() == 2.0
-    assert adv_discriminator_loss(torch.tensor([-5.0]), torch.tensor([5.0])).item() == 0.0
+    assert adversarial_logits_discriminator_loss(torch.tensor([-2.0, 1.0]), torch.tensor([3.0, 0.5])).item() == 1.25
+    assert adversarial_logits_discriminator_loss(torch.zeros(3), torch.zeros(3)).item() == 2.0
+    assert adversarial_logits_discriminator_loss(torch.tensor([-5.0]), torch.tensor([5.0])).item() == 0.0
 
 
 def test_wgan_by_hand() -> None:
-    assert adv_discriminator_loss(torch.tensor([-2.0, 1.0]), torch.tensor([3.0, 0.5]), "wgan").item() == -2.25
+    assert (
+        adversarial_logits_discriminator_loss(torch.tensor([-2.0, 1.0]), torch.tensor([3.0, 0.5]), "wgan").item()
+        == -2.25
+    )
 
 
 def test_student_wants_high_scores() -> None:
     score = torch.tensor([-2.0, 1.0], requires_grad=True)
-    loss = adv_generator_loss(score)
+    loss = adversarial_logits_student_loss(score)
     loss.backward()
     assert loss.item() == 0.5
     assert score.grad.tolist() == [-0.5, -0.5]
@@ -46,7 +49,7 @@ class Slope(nn.Module):
 
 def test_gradient_penalty_by_hand() -> None:
     real, fake = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
-    assert gradient_penalty_loss(Slope(), real, fake, torch.full((5, 1), 0.3)).item() == pytest.approx(4.0)
+    assert adversarial_logits_penalty_loss(Slope(), real, fake, torch.full((5, 1), 0.3)).item() == pytest.approx(4.0)
 
 
 def shapes() -> Shapes:
@@ -110,7 +113,7 @@ def test_the_student_meets_the_updated_discriminator() -> None:
     next(updates)
     with torch.no_grad():
         algorithm.discriminator.score.bias.add_(5.0)
-        expected = adv_generator_loss(algorithm.discriminator(ctx.student.logits)[0])
+        expected = adversarial_logits_student_loss(algorithm.discriminator(ctx.student.logits)[0])
     assert next(updates).loss["adversarial"].item() == pytest.approx(expected.item())
 
 
@@ -137,7 +140,7 @@ def test_the_discriminator_learns_to_tell_two_sources_apart() -> None:
     for _ in range(60):
         teacher = torch.randn(32, 3, generator=generator) + 2
         student = torch.randn(32, 3, generator=generator) - 2
-        loss = adv_discriminator_loss(network(student)[0], network(teacher)[0])
+        loss = adversarial_logits_discriminator_loss(network(student)[0], network(teacher)[0])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
