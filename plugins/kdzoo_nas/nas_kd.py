@@ -53,17 +53,17 @@ class NasKD(Algorithm):
 
     Reads: what the algorithm that ``via`` names reads.
     Loss terms: those of the algorithm that ``via`` names.
-    Trains: nothing of its own; a stage for each trial, one for the hand-picked student, one for the found one.
-    State: none.
+    Trains: nothing of its own; a stage a trial, one for the hand-picked student, one for the found one.   State: none.
     Raises: NeedsError if there is nothing to search, no validation split, no candidate within the budget, or if the
         hand-picked student is over it; KdzooError without optuna.
-    Source: Liu et al., "Search to Distill: Pearls are Everywhere but not the Eyes", CVPR 2020,
-        https://arxiv.org/abs/1911.09074: architectures are searched for by what they reach under the teacher. The
-        sampler is that of Bergstra et al., "Algorithms for Hyper-Parameter Optimization", NIPS 2011, as optuna has it.
+    Source: Liu, Jia, Tan, Vemulapalli, Zhu, Green, Wang, "Search to Distill: Pearls are Everywhere but not the Eyes",
+        CVPR 2020, https://arxiv.org/abs/1911.09074: architectures are searched for by what they reach under the
+        teacher. The sampler is that of Bergstra, Bardenet, Bengio, Kegl, "Algorithms for Hyper-Parameter Optimization",
+        NIPS 2011, as optuna has it.
     Differs from the paper: 1. optuna's sampler proposes candidates; the paper's is a network trained by reinforcement
-        learning. 2. the budget is a limit; the paper weighs latency into the reward. 3. the space are a few arguments
-        of one family of models. 4. the found student starts anew for its full training, as theirs does.
-    Defaults from: ours.
+        learning. 2. the budget is a limit; the paper weighs latency into the reward. 3. the space is a few arguments
+        of one family of models. 4. any algorithm that needs exactly one teacher can judge the trials (``via``).
+    Defaults from: our own choice.
     """
 
     name = "nas_kd"

@@ -57,15 +57,15 @@ class Sandwich(Algorithm):
     Trains: nothing of its own; a stage for the supernet, one for each width cut out of it, and, unless ``alone`` is
         false, one for each width trained alone.   State: none.
     Raises: NeedsError if ``widths`` are all one, or the student's is not among them or cannot be switched.
-    Source: Yu & Huang, "Universally Slimmable Networks and Improved Training Techniques", ICCV 2019,
+    Source: Yu, Huang, "Universally Slimmable Networks and Improved Training Techniques", ICCV 2019,
         https://arxiv.org/abs/1903.05134, sections 3.2 to 4.2, and the authors' code; the same in Yu et al., "BigNAS:
         Scaling Up Neural Architecture Search with Big Single-Stage Models", ECCV 2020, section 3.
     Differs from the paper: 1. widths are whole numbers of channels, drawn uniformly; the paper draws a share of the
         widest. 2. the divergence instead of the cross-entropy with soft targets, which has the same gradient and is 0
         when the widths agree. 3. BatchNorm statistics are the mean over one pass through the training split as
-        it is augmented, by default; the paper takes about a thousand images.
-        4. BigNAS's own initialisation, learning-rate schedule and regularisation are left out.
-    Defaults from: the paper (four widths a step: ``random`` 2); ours (``widths``).
+        it is augmented, by default; the paper takes about a thousand images. 4. BigNAS's own initialisation,
+        learning-rate schedule and regularisation are left out.
+    Defaults from: the paper (four widths a step: ``random`` 2); our own choice (``widths``).
     """
 
     name = "sandwich"
