@@ -1,4 +1,4 @@
-"""Students in few bits: trained with the rounding of their integers, taught by a teacher in floats."""
+"""Quantized students: networks in few bits, trained with the rounding of their integers and taught by one in floats."""
 
 from __future__ import annotations
 

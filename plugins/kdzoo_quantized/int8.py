@@ -24,6 +24,9 @@ POOLS = (aten.adaptive_avg_pool2d.default, aten.avg_pool2d.default, aten.max_poo
 #: Share of a step's range in the moving average. Torch's 0.01 lags behind a network that is still learning.
 ACTIVATIONS_FOLLOW = 0.1
 
+#: The least size of a BatchNorm's gain. Folding divides by it, and timm's ResNets begin with gains of zero.
+LEAST_GAIN = 1e-5
+
 #: Operators that behave otherwise in training, and which of their arguments says so.
 SWITCHES = {aten.batch_norm.default: 5, aten.dropout.default: 2, aten.dropout_.default: 2}
 
@@ -48,7 +51,7 @@ class Int8(Arithmetic):
         program = torch.export.export(
             training, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=True
         )
-        # its guards refuse a batch of one, which every operator in it can do
+        # Its guards refuse a batch of one, which every operator in it can do.
         graph: Any = program.module(check_guards=False)
         _forget_counters(graph)
         _refuse_chance(graph)
@@ -223,10 +226,6 @@ def _pt2e() -> Any:
     except ImportError as error:
         raise KdzooError(f'int8: needs torchao ({error}); pip install "kdzoo[quant]" installs it') from error
     return pt2e
-
-
-#: The least size of a BatchNorm's gain. Folding divides by it, and timm's ResNets begin with gains of zero.
-LEAST_GAIN = 1e-5
 
 
 def _lift_gains(model: nn.Module) -> None:

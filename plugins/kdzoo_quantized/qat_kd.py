@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -28,9 +28,9 @@ class QATKD(Rounding):
         Accuracy", ICLR 2018, https://arxiv.org/abs/1711.05852, scheme C. The text was out of reach: read were its
         abstract, and two readers' notes for the loss, its weights and the schemes.
     Differs from the paper: 1. 8 bits for weights and for activations, which is what onnxruntime computes in; the paper
-        has 3 values or 4 bits for weights. 2. Every convolution and linear layer is rounded, by torchao's observers of
-        ranges; how the paper rounds was not read. 3. The divergence instead of the cross-entropy with the teacher's
-        answer: the same gradient, and a perfect student scores 0. 4. The paper's alpha H(y, p_teacher) trains the
+        has 3 values or 4 bits for weights. 2. every convolution and linear layer is rounded, by torchao's observers of
+        ranges; how the paper rounds was not read. 3. the divergence instead of the cross-entropy with the teacher's
+        answer: the same gradient, and a perfect student scores 0. 4. the paper's alpha H(y, p_teacher) trains the
         teacher and is left out, as the teacher of its scheme C is trained already.
     Defaults from: notes on the paper (beta and gamma 0.5, no temperature); ``share`` and ``lr`` are ours.
     """
@@ -55,8 +55,6 @@ class QATKD(Rounding):
         lr: float | None = Field(
             0.01, gt=0, le=1000, description="Learning rate of the epochs with rounding; null: the recipe's."
         )
-
-    options: Any
 
     def losses(self, ctx: StepContext) -> dict[str, Tensor]:
         return {"kd": soft_target_loss(ctx.student.logits, ctx.teacher.logits)}

@@ -28,10 +28,10 @@ class QuantizedDistillation(Rounding):
         https://arxiv.org/abs/1802.05668. Read were the abstract and the authors' code,
         https://github.com/antspy/quantized_distillation (uniform quantization with linear scaling, training of the
         convolutional networks); the text was out of reach.
-    Differs from the paper: its text was out of reach; from the authors' code: 1. Activations are rounded as uint8 and
+    Differs from the paper: its text was out of reach; from the authors' code: 1. activations are rounded as uint8 and
         projected weights once more as int8 a channel, so that a runtime can compute in integers; theirs stay in
-        floats. 2. Biases and BatchNorm are not projected, since a runtime has them folded. 3. The divergence is summed
-        over classes; theirs is a mean over samples and classes, and so weighs K times less. 4. Their steps may be
+        floats. 2. biases and BatchNorm are not projected, since a runtime has them folded. 3. the divergence is summed
+        over classes; theirs is a mean over samples and classes, and so weighs K times less. 4. their steps may be
         preceded by epochs in floats (``share``).
     Defaults from: the authors' code (T 2, weights 0.7 and 0.3, 256 weights a bucket, 4 bits as in its CIFAR-10 script).
     """
@@ -51,8 +51,6 @@ class QuantizedDistillation(Rounding):
         bits: int = Field(4, ge=2, le=8, description="Bits of a weight: it takes one of 2 to the bits values a bucket.")
         bucket_size: int = Field(256, ge=2, description="Consecutive weights of a tensor that share their values.")
         temperature: Temperature = 2.0
-
-    options: Any
 
     @classmethod
     def arithmetic_options(cls, options: Any) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""What the algorithms of this family share: the phases of training, and the table."""
+"""What both algorithms of this family do: first learn in floats, then with rounding, and the table of both."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kdzoo.api import Algorithm, AlgorithmOptions, Bench, Exhibit, Stage, StageP
 
 
 class RoundingOptions(AlgorithmOptions):
-    """Options of both algorithms."""
+    """Options of every algorithm of this family."""
 
     share: float = Field(1.0, gt=0, le=1, description="Share of the recipe's epochs with rounding, the last ones.")
     lr: float | None = Field(
@@ -22,7 +22,9 @@ class RoundingOptions(AlgorithmOptions):
 
 
 class Rounding(Algorithm):
-    """Base of both: epochs in floats on the labels, then epochs with rounding, under the teacher and without."""
+    """Base of this family: epochs in floats on the labels, then epochs with rounding, under the teacher and without."""
+
+    Options = RoundingOptions
 
     @classmethod
     def arithmetic_options(cls, options: Any) -> Mapping[str, Any]:
