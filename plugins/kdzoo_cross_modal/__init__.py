@@ -1,4 +1,4 @@
-"""Two modalities of the same scenes: a network that reads one teaches a network that reads the other."""
+"""Cross-modal distillation: a network that reads one modality teaches one that reads another, of the same scenes."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class CrossModalKD(Pairs):
     Source: Gupta, Hoffman, Malik, "Cross Modal Distillation for Supervision Transfer", CVPR 2016,
         https://arxiv.org/abs/1507.00448, for learning from pairs; the soft targets are those of Hinton, Vinyals, Dean,
         "Distilling the Knowledge in a Neural Network", 2015, https://arxiv.org/abs/1503.02531.
-    Differs from the paper: 1. it transfers answers where Gupta et al. transfer features. 2. Small data sets.
+    Differs from the paper: 1. it transfers answers where Gupta et al. transfer features. 2. small data sets.
     Defaults from: the temperature is common in later work on soft targets.
     """
 

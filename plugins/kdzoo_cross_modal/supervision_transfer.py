@@ -8,28 +8,21 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdzoo.api import (
-    AlgorithmOptions,
-    Needs,
-    NeedsError,
-    Paper,
-    Shapes,
-    StepContext,
-)
+from kdzoo.api import AlgorithmOptions, Needs, NeedsError, Paper, Shapes, StepContext
 from kdzoo_cross_modal.pairs import Pairs, PairsOptions
 
 
-def transfer_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
+def supervision_transfer_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     """Average the squared difference of two feature maps of the same scenes; the larger is pooled to the smaller.
 
-    Only ``student_map`` should carry a gradient.
+    Only ``student_map`` receives a gradient.
 
     Shapes: (N, C, H, W), (N, C, H', W') -> scalar, in squared activations.
     """
     height = min(student_map.shape[2], teacher_map.shape[2])
     width = min(student_map.shape[3], teacher_map.shape[3])
     student, teacher = (F.adaptive_avg_pool2d(features, (height, width)) for features in (student_map, teacher_map))
-    return F.mse_loss(student, teacher)
+    return F.mse_loss(student, teacher.detach())
 
 
 class SupervisionTransfer(Pairs):
@@ -46,8 +39,8 @@ class SupervisionTransfer(Pairs):
     Raises: NeedsError if ``level`` is not one of the paired levels, or for fewer than two epochs.
     Source: Gupta, Hoffman, Malik, "Cross Modal Distillation for Supervision Transfer", CVPR 2016,
         https://arxiv.org/abs/1507.00448, equation 1.
-    Differs from the paper: 1. a projector and pooling where the networks differ. 2. The student starts from random
-        weights. 3. Small data sets, and classification where the paper also detects. Said from general knowledge of
+    Differs from the paper: 1. a projector and pooling where the networks differ. 2. the student starts from random
+        weights. 3. small data sets, and classification where the paper also detects. Said from general knowledge of
         the paper, whose text was not at hand.
     Defaults from: our own choice.
     """
@@ -58,7 +51,7 @@ class SupervisionTransfer(Pairs):
         authors="Gupta, Hoffman, Malik",
         year=2016,
         url="https://arxiv.org/abs/1507.00448",
-        equation="1",
+        equation="equation 1",
     )
     needs = Needs(teachers=1, features=True, data="unlabelled")
     default_weights: ClassVar = {"transfer": 1.0}
@@ -84,4 +77,4 @@ class SupervisionTransfer(Pairs):
 
     def losses(self, ctx: StepContext) -> dict[str, Tensor]:
         student, teacher = ctx.student.features[self.level], ctx.teacher.features[self.level]
-        return {"transfer": transfer_loss(self.projector(student), teacher)}
+        return {"transfer": supervision_transfer_loss(self.projector(student), teacher)}

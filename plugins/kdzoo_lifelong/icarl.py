@@ -24,7 +24,7 @@ from kdzoo.api import (
     Update,
 )
 from kdzoo_lifelong.exemplars import choose_exemplars, nearest_mean
-from kdzoo_lifelong.sequence import Lifelong, Tasks, stages_named
+from kdzoo_lifelong.sequence import Lifelong, LifelongOptions, Tasks, stages_named
 
 NEAREST_MEAN = "nearest mean of exemplars"
 OWN_HEAD = "own head"
@@ -80,7 +80,7 @@ class ICaRL(Lifelong):
     variants: ClassVar = (NEAREST_MEAN,)
     also_known_as = ("incremental_classifier_and_representation_learning",)
 
-    class Options(Lifelong.Options):
+    class Options(LifelongOptions):
         memory: int = Field(2000, ge=1, description="Exemplars that are kept, of all classes together; samples.")
 
     def __init__(self, options: AlgorithmOptions, shapes: Shapes) -> None:

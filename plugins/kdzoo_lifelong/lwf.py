@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdzoo.api import Paper, StepContext, Temperature
-from kdzoo_lifelong.sequence import Lifelong
+from kdzoo_lifelong.sequence import Lifelong, LifelongOptions
 
 
 def lwf_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float, smoothing: float = 0.0) -> Tensor:
@@ -59,12 +59,12 @@ class LwF(Lifelong):
         authors="Li, Hoiem",
         year=2016,
         url="https://arxiv.org/abs/1606.09282",
-        equation="2, 3",
+        equation="equations 2 and 3",
     )
     default_weights: ClassVar = {"task": 1.0, "lwf": 1.0}
     also_known_as = ("learning_without_forgetting",)
 
-    class Options(Lifelong.Options):
+    class Options(LifelongOptions):
         temperature: Temperature = 2.0
         smoothing: float = Field(
             0.0, ge=0, le=0.1, description="Share of the uniform distribution in the student's; dimensionless."

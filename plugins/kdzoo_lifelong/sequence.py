@@ -58,13 +58,27 @@ def tasks_of(plan: StagePlan) -> Tasks:
     return split_classes(plan.num_classes, options.tasks, plan.seed if options.order == "seeded" else None)
 
 
+class LifelongOptions(AlgorithmOptions):
+    """Options of every algorithm of this family."""
+
+    tasks: int = Field(5, ge=2, le=1000, description="Number of tasks that the classes are split into.")
+    order: Literal["seeded", "given"] = Field(
+        "seeded",
+        description="Order in which the classes come: drawn from the recipe's seed, or as the data set lists them.",
+    )
+    lower_bound: bool = Field(
+        True, description="Also learn the tasks by plain fine-tuning, to compare with; costs as much again."
+    )
+
+
 class Lifelong(Algorithm):
-    """Base of the algorithms that learn one task after another; not an algorithm itself.
+    """Base of this family: learns one task after another, and shows what was kept of the earlier ones.
 
     Each task is a stage that starts from the network of the task before, which is its teacher too. One head has an
     output for every class of the data; a stage sees the classes of its tasks so far and touches no other output.
     """
 
+    Options = LifelongOptions
     needs = Needs(teachers=0)
     upper_bound = "on all tasks at once"
     tiny_recipe: ClassVar = {"algorithm": {"options": {"tasks": 2}}}
@@ -72,17 +86,6 @@ class Lifelong(Algorithm):
     variants: ClassVar[tuple[str, ...]] = ()
     old: Tensor  # outputs of the classes of earlier tasks, (K_old,)
     new: Tensor  # those of this task, (K_new,)
-
-    class Options(AlgorithmOptions):
-        tasks: int = Field(5, ge=2, le=1000, description="Number of tasks that the classes are split into.")
-        order: Literal["seeded", "given"] = Field(
-            "seeded",
-            description="Order in which the classes come: drawn from the recipe's seed, or as the data set lists them.",
-        )
-        lower_bound: bool = Field(
-            True,
-            description="Also learn the tasks by plain fine-tuning, to compare with; costs as much again.",
-        )
 
     def __init__(self, options: AlgorithmOptions, shapes: Shapes) -> None:
         super().__init__(options, shapes)

@@ -7,26 +7,26 @@ import torch
 from torch import nn
 
 from kdzoo.api import Level, ModelShapes, NeedsError, Shapes
-from kdzoo_cross_modal.supervision_transfer import SupervisionTransfer, transfer_loss
+from kdzoo_cross_modal.supervision_transfer import SupervisionTransfer, supervision_transfer_loss
 
 
 def test_two_maps_by_hand() -> None:
     student = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
     teacher = torch.tensor([[[[1.0, 0.0], [3.0, 1.0]]]])
-    assert transfer_loss(student, teacher).item() == pytest.approx((4 + 9) / 4)
-    assert transfer_loss(teacher, teacher).item() == 0.0
+    assert supervision_transfer_loss(student, teacher).item() == pytest.approx((4 + 9) / 4)
+    assert supervision_transfer_loss(teacher, teacher).item() == 0.0
 
 
 def test_the_larger_map_is_pooled_to_the_smaller() -> None:
     student = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])  # whose mean is 2.5
-    assert transfer_loss(student, torch.tensor([[[[1.5]]]])).item() == pytest.approx(1.0)
-    assert transfer_loss(torch.tensor([[[[1.5]]]]), student).item() == pytest.approx(1.0)
+    assert supervision_transfer_loss(student, torch.tensor([[[[1.5]]]])).item() == pytest.approx(1.0)
+    assert supervision_transfer_loss(torch.tensor([[[[1.5]]]]), student).item() == pytest.approx(1.0)
 
 
 def test_the_gradient_is_that_of_a_mean_square() -> None:
     student = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
     teacher = torch.randn(2, 3, 4, 4, dtype=torch.float64)
-    transfer_loss(student, teacher).backward()
+    supervision_transfer_loss(student, teacher).backward()
     torch.testing.assert_close(student.grad, 2 * (student - teacher).detach() / student.numel())
 
 
