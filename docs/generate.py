@@ -604,13 +604,14 @@ def _algorithm(offer: Offer, zoo: Zoo, recipes: Mapping[str, Recipe]) -> str:
     def by_hand(title: str) -> tuple[str, ...]:
         return (f"## {title}", own[title]) if title in own else ()
 
+    place = f", {prose(cls.paper.equation)}" if cls.paper.equation else ""
     known = f" Also known as {', '.join(map(code, cls.also_known_as))}." if cls.also_known_as else ""
     return page(
         f"# {cls.name}",
         link("all algorithms", "algorithms/index.md", here),
         prose(" ".join(summary.split())),
-        f"{prose(cls.paper.authors)}, [{_plain(cls.paper.title)}]({cls.paper.url}), {cls.paper.year}. From the plugin "
-        f"`{offer.plugin}` of `{offer.distribution}`.{known}",
+        f"{prose(cls.paper.authors)}, [{_plain(cls.paper.title)}]({cls.paper.url}), {cls.paper.year}{place}. From the "
+        f"plugin `{offer.plugin}` of `{offer.distribution}`.{known}",
         *by_hand(IN_BRIEF),
         *by_hand(WHEN),
         "## Can I use it?",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kdzoo.algorithm import Algorithm
     from kdzoo.offers import Offer
+    from kdzoo.types import Paper
 
 LABELS = (
     "Reads",
@@ -107,11 +108,15 @@ def _kind(field: dict[str, Any]) -> str:
     return f"{kind}, {limits}" if limits else kind
 
 
+def _place(paper: Paper) -> str:
+    return f", {paper.equation}" if paper.equation else ""
+
+
 def describe_algorithm(cls: type[Algorithm], offer: Offer) -> str:
     """The card as plain text for a terminal."""
     parts = docstring_parts(cls)
     lines = [f"{cls.name}: {parts[''].splitlines()[0] if parts[''] else ''}", ""]
-    lines += [f'paper: {cls.paper.authors}, "{cls.paper.title}", {cls.paper.year}, {cls.paper.url}']
+    lines += [f'paper: {cls.paper.authors}, "{cls.paper.title}", {cls.paper.year}, {cls.paper.url}{_place(cls.paper)}']
     lines += [f"plugin: {offer.plugin} ({offer.distribution} {offer.version})", ""]
     lines += [f"  {name:<28} {value}" for name, value in abilities(cls)]
     if option_rows(cls):

@@ -42,7 +42,6 @@ class QuantizedDistillation(Rounding):
         authors="Polino, Pascanu, Alistarh",
         year=2018,
         url="https://arxiv.org/abs/1802.05668",
-        equation="quantized distillation",
     )
     default_weights: ClassVar = {"task": 0.3, "kd": 0.7}
     arithmetic = "int8_buckets"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import pytest
@@ -136,6 +137,12 @@ def test_options_tell_kind_bounds_default_and_description() -> None:
         ("mode", "a or b", "a", "Which."),
         ("limit", "number or null", "None", "At most."),
     ]
+
+
+def test_the_place_in_the_paper_is_told() -> None:
+    placed = type("Placed", (Documented,), {"paper": replace(PAPER, equation="equation 3"), "__doc__": "Makes."})
+    text = describe_algorithm(placed, Offer("placed", placed, "own", "kdzoo-own", "0.1"))
+    assert text.splitlines()[2].endswith("2020, https://example.org, equation 3")
 
 
 def test_the_whole_card_on_a_terminal() -> None:
