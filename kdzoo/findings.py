@@ -217,6 +217,14 @@ class Verdict:
     facts: tuple[tuple[str, str], ...]
 
 
+#: What the interval of a paired difference says.
+HEADLINES: Mapping[Tone, str] = {
+    "good": "Distillation was worth it",
+    "even": "No difference that this test set can show",
+    "bad": "Distillation made it worse",
+}
+
+
 def verdict(results: Mapping[str, Any]) -> Verdict:
     """Judge student against control on the same test samples; ratios are against the best teacher."""
     student, control = results["student"], results.get("control")
@@ -227,47 +235,36 @@ def verdict(results: Mapping[str, Any]) -> Verdict:
         samples = sum(paired.values())
     if samples:
         reached += f" on {samples:,} test samples"
-    facts: list[tuple[str, str]] = []
-    tone: Tone = "unknown"
+    compared = tuple(ratios(results))
     if not control:
-        headline = "No control, no verdict"
         sentence = f"{reached}. The run has no control, so it cannot say whether distillation was worth it."
-    elif results.get("data_handed") == "none":
-        gap = student["top1_percent"] - control["top1_percent"]
-        facts.append((f"{gap:+.2f}", "points against the same network trained on the data"))
-        headline = "Trained without data"
+        return Verdict("unknown", "No control, no verdict", sentence, compared)
+    gain = student["top1_percent"] - control["top1_percent"]
+    if results.get("data_handed") == "none":
+        fact = f"{gain:+.2f}", "points against the same network trained on the data"
         sentence = (
             f"{reached} and was handed no training sample; the control, the same network trained on them, reaches "
             f"{control['top1_percent']:.2f} %."
         )
-    elif results.get("upper_bound"):
-        gap = student["top1_percent"] - control["top1_percent"]
+        return Verdict("unknown", "Trained without data", sentence, (fact, *compared))
+    if results.get("upper_bound"):
         other = f"the same network trained {results['upper_bound']}"
-        facts.append((f"{gap:+.2f}", f"points against {other}"))
-        headline = "Held against an upper bound"
+        fact = f"{gain:+.2f}", f"points against {other}"
         sentence = f"{reached}; the control, {other}, is an upper bound and reaches {control['top1_percent']:.2f} %."
-    else:
-        gain = student["top1_percent"] - control["top1_percent"]
-        network = "the same network" if results.get("same_network", True) else "the recipe's student, another network,"
-        facts.append((f"{gain:+.2f}", f"points against {network} trained alone"))
-        more = "more" if gain >= 0 else "less"
-        labelled = (results.get("data") or {}).get("labelled")
-        alone = (
-            "alone under the same budget" if labelled is None else f"alone under the same budget on {labelled:,} labels"
-        )
-        than = f"{abs(gain):.2f} points {more} than {network} trained {alone}"
-        if not paired:
-            headline = "A difference without an interval"
-            sentence = f"{reached}, {than}. The run did not keep on which samples they differ."
-        else:
-            _, low, high = paired_difference(paired)
-            tone, headline = "even", "No difference that this test set can show"
-            if low > 0:
-                tone, headline = "good", "Distillation was worth it"
-            elif high < 0:
-                tone, headline = "bad", "Distillation made it worse"
-            sentence = f"{reached}, {than}; 95 % interval of the difference {low:+.2f} to {high:+.2f} points."
-    return Verdict(tone, headline, sentence, (*facts, *ratios(results)))
+        return Verdict("unknown", "Held against an upper bound", sentence, (fact, *compared))
+    network = "the same network" if results.get("same_network", True) else "the recipe's student, another network,"
+    fact = f"{gain:+.2f}", f"points against {network} trained alone"
+    labelled = (results.get("data") or {}).get("labelled")
+    labels = "" if labelled is None else f" on {labelled:,} labels"
+    more = "more" if gain >= 0 else "less"
+    than = f"{abs(gain):.2f} points {more} than {network} trained alone under the same budget{labels}"
+    if not paired:
+        sentence = f"{reached}, {than}. The run did not keep on which samples they differ."
+        return Verdict("unknown", "A difference without an interval", sentence, (fact, *compared))
+    _, low, high = paired_difference(paired)
+    tone: Tone = "good" if low > 0 else "bad" if high < 0 else "even"
+    sentence = f"{reached}, {than}; 95 % interval of the difference {low:+.2f} to {high:+.2f} points."
+    return Verdict(tone, HEADLINES[tone], sentence, (fact, *compared))
 
 
 def ratios(results: Mapping[str, Any]) -> list[tuple[str, str]]:
