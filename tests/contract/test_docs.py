@@ -323,14 +323,22 @@ def test_commands_and_options_on_a_page_exist(path):
             assert option in known[name], f"{path.name}: '{name}' has no {option}"
 
 
+def recipes_on(path):
+    blocks = re.findall(r"(?ms)^```yaml\n(.*?)^```$", path.read_text())
+    return [text for text in blocks if text.lstrip().startswith(("version:", "#"))]
+
+
+def test_recipes_were_found_on_the_pages():
+    assert {path.name for path in PAGES if recipes_on(path)} >= {"README.md", "quickstart.md"}
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_recipes_on_a_page_are_valid(path, tmp_path):
     from kdzoo.recipe import load_recipe
 
-    for text in re.findall(r"(?ms)^```yaml\n(.*?)^```$", path.read_text()):
-        if text.lstrip().startswith(("version:", "#")):
-            (tmp_path / "page.yaml").write_text(text)
-            load_recipe(tmp_path / "page.yaml")
+    for text in recipes_on(path):
+        (tmp_path / "page.yaml").write_text(text)
+        load_recipe(tmp_path / "page.yaml")
 
 
 # --- the tutorial ------------------------------------------------------------------------------------
