@@ -82,11 +82,24 @@ def read(path: Path, text: str, label: str) -> list[tuple[str, str]]:
 def table(path: Path, content: str) -> list[tuple[int, dict[str, Any]]]:
     """The rows of a table with the line each ends in."""
     lines = io.StringIO(content, newline="")  # a text may hold what only Unicode takes for the end of a line
-    reader = csv.DictReader(lines, delimiter="\t" if path.suffix == ".tsv" else ",")
+    reader = csv.DictReader(lines, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+    rows: list[tuple[int, dict[str, Any]]] = []
+    hint = "a text with a comma, a tab or a quote in it belongs in quotes, and its own quotes are doubled"
+    begun = 1  # the line that the row under way begins in
     try:
-        return [(reader.line_num, row) for row in reader]
+        begun += len(reader.fieldnames or ()) > 0
+        for row in reader:
+            if extra := row.get(None):  # type: ignore[call-overload]  # where csv puts what has no column
+                columns = len(row) - 1
+                raise DataError(
+                    f"{path}: line {reader.line_num}: {columns + len(extra)} columns, the first row names {columns}; "
+                    f"{hint}"
+                )
+            rows.append((reader.line_num, row))
+            begun = reader.line_num + 1
     except csv.Error as error:
-        raise DataError(f"{path}: line {reader.line_num}: {error}") from error
+        raise DataError(f"{path}: line {begun}: {error}; {hint}") from error
+    return rows
 
 
 def json_lines(path: Path, content: str) -> list[tuple[int, dict[str, Any]]]:

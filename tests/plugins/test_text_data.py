@@ -187,12 +187,26 @@ def test_tables_and_json_lines_hold_the_same(tmp_path: Path) -> None:
     assert all(np.array_equal(split.train.ids, splits[0].train.ids) for split in splits[1:])
 
 
+IN_QUOTES = "a text with a comma, a tab or a quote in it belongs in quotes, and its own quotes are doubled"
+
+
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
         ("train.csv", "text,label\nhello,\n", "line 2: no text in 'label'; the row has text, label"),
         ("train.csv", "words,label\nhello,a\n", "line 2: no text in 'text'; the row has words, label"),
         ("train.csv", "text,label\n", "holds no rows"),
+        (
+            "train.csv",
+            "text,label\nhello,a\nhello, you,a\n",
+            f"line 3: 3 columns, the first row names 2; {IN_QUOTES}",
+        ),
+        (
+            "train.csv",
+            'text,label\nhello,a\n"one,b\ntwo,a\n"three,b\n',
+            f"line 3: ',' expected after '\"'; {IN_QUOTES}",
+        ),
+        ("train.tsv", 'text\tlabel\n"one\tb\ntwo\ta\n', f"line 2: unexpected end of data; {IN_QUOTES}"),
         ("train.jsonl", '{"text": "a", "label": "b"}\n[]', "line 2: is no JSON object"),
         (
             "train.jsonl",
