@@ -238,11 +238,21 @@ def _lift_gains(model: nn.Module) -> None:
 def _refuse_chance(graph: fx.GraphModule) -> None:
     """Refuse what draws random numbers in training and has no switch here: it would go on in eval mode."""
     for node in graph.graph.nodes:
-        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) and node.target not in SWITCHES:
+        if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()) or node.target in SWITCHES:
+            continue
+        if not _draws_nothing(node):
             raise ModelError(
                 f"int8: the student draws random numbers in training ({node.target}), which cannot be switched off "
                 "afterwards; args that leave it out, such as drop_path_rate: 0.0, would be right"
             )
+
+
+def _draws_nothing(node: fx.Node) -> bool:
+    """Whether this is attention without dropout, which only could draw."""
+    if node.target is not aten.scaled_dot_product_attention.default:
+        return False
+    dropout: Any = node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0)
+    return bool(dropout == 0.0)
 
 
 def _forget_counters(graph: fx.GraphModule) -> None:

@@ -228,6 +228,18 @@ def test_a_student_that_would_draw_lots_in_eval_mode_is_refused() -> None:
     INT8.prepare(timm.create_model("resnet10t", num_classes=4, in_chans=3, drop_rate=0.5), torch.randn(2, 3, 32, 32))
 
 
+def test_attention_is_refused_only_with_its_dropout() -> None:
+    size = {"num_classes": 4, "in_chans": 3, "img_size": 16, "patch_size": 4}
+    rounded = INT8.prepare(timm.create_model("test_vit", **size), torch.randn(2, 3, 16, 16))
+    images = torch.randn(4, 3, 16, 16)
+    rounded(images).sum().backward()
+    assert all(p.grad is not None for p in rounded.parameters())
+    rounded.eval()
+    assert torch.equal(rounded(images), rounded(images))
+    with pytest.raises(ModelError, match=r"aten\.scaled_dot_product_attention\.default"):
+        INT8.prepare(timm.create_model("test_vit", **size, attn_drop_rate=0.5), torch.randn(2, 3, 16, 16))
+
+
 def test_without_torchao_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
     with pytest.raises(KdzooError) as caught:
