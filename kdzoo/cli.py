@@ -473,7 +473,7 @@ def verify(
     override: Overrides = None,
     out: Out = Path("runs"),
     seeds: Annotated[
-        int | None, typer.Option("--seeds", help="How many seeds; the recipe's own number if left out.")
+        int | None, typer.Option("--seeds", min=1, help="How many seeds; the recipe's own number if left out.")
     ] = None,
 ) -> None:
     """Re-run a recipe over its seeds and hold the result against its `expected`."""

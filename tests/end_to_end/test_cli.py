@@ -263,6 +263,10 @@ def test_verify_holds_the_seeds_against_what_is_expected(cli: CommandLine) -> No
     refused(ended, 1, f"{path}: the published result was not reproduced")
     assert "NOT reproduced: " in ended.out
     assert "taken from the store" in ended.err, "what is expected does not decide a stage's bits"
+    ended = cli("verify", path, "--seeds", "0")
+    assert ended.code == 2, ended
+    assert "Input should be greater than or equal to 1" in ended.err
+    assert not ended.out
     path = cli.recipe()
     refused(
         cli("verify", path),
