@@ -138,7 +138,14 @@ def test_the_page_shows_what_the_algorithm_shows(showing):
     reader = read(page(read_run(showing)))
     for wanted in ("Assistants", "One row a size.", "91.26", "272,474", "In %. Rows are later.", "Up and to the left"):
         assert wanted in reader.text
-    for wanted in ("Other ways to answer", "exit 1", "80.12", "0.34 x", "2.03 x"):
+    for wanted in (
+        "Other ways to answer",
+        "Size: bytes of the tensors, without the header of a file.",
+        "exit 1",
+        "80.12",
+        "0.34 x",
+        "2.03 x",
+    ):
         assert wanted in reader.text
     pictures = [attributes for tag, attributes in reader.seen if tag == "img"]
     assert [picture["src"] for picture in pictures] == [f"data:image/png;base64,{PIXEL}"] * 2
