@@ -159,7 +159,7 @@ def _resolve(recipe: Path, overrides: list[str]) -> tuple[Any, Any]:
 
         further_problems(data, problems, load_zoo())
 
-    loaded = load_recipe(_find_recipe(recipe), overrides, also)
+    loaded = load_recipe(_known_recipe(recipe), overrides, also)
     from kdzoo.resolve import resolve
     from kdzoo.zoo import load_zoo
 
@@ -189,7 +189,20 @@ def _find_recipe(path: Path) -> Path:
     for candidate in (recipes_root().joinpath(*parts), recipes_root().joinpath(*parts).with_suffix(".yaml")):
         if candidate.is_file():
             return candidate
-    return path  # load_recipe says that it is missing
+    return path
+
+
+def _known_recipe(path: Path) -> Path:
+    """As ``_find_recipe``; UnknownName for a name without .yaml that is neither. Of a file, load_recipe says so."""
+    from kdzoo.errors import UnknownName, nearest
+
+    found = _find_recipe(path)
+    if found.exists() or path.suffix in (".yaml", ".yml"):
+        return found
+    known = [str(each.relative_to(recipes_root()).with_suffix("")) for each in sorted(recipes_root().rglob("*.yaml"))]
+    here = f"digits/{path.name}"  # of recipes with one name, that which needs no data from elsewhere
+    close = nearest(here if here in known else str(path), known)
+    raise UnknownName(f"recipe '{path}': no file and no bundled recipe{close or ';'} `kdzoo list recipes` names those")
 
 
 def _all_overrides(override: list[str] | None, device: str | None = None, seed: int | None = None) -> list[str]:
@@ -481,7 +494,7 @@ def verify(
     from kdzoo.recipe import load_recipe
     from kdzoo.verdict import hold_against
 
-    path = _find_recipe(recipe)
+    path = _known_recipe(recipe)
     expected = load_recipe(path, list(override or [])).recipe.expected
     if expected is None:
         raise RecipeError(f"{path}: has no 'expected' section, so there is nothing to verify; it was never reproduced")

@@ -114,5 +114,6 @@ def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
     """Return the clause ``; did you mean 'x'?`` for the closest known name, or nothing."""
     import difflib
 
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"; did you mean '{close[0]}'?" if close else ""
+    lower = {each.lower(): each for each in known}
+    close = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.6)
+    return f"; did you mean '{lower[close[0]]}'?" if close else ""

@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from kdzoo.errors import CorruptError, LockedError, OutputError, ResumeError
+from kdzoo.errors import CorruptError, LockedError, OutputError, ReportError, ResumeError
 from kdzoo.problems import plain, shown
 from kdzoo.store import (
     Checkpoints,
@@ -221,7 +221,9 @@ class RunFolder:
 
     @classmethod
     def view(cls, root: Path, warn: Warn = warn_in_python) -> RunFolder:
-        """Look at a run without owning it; raise CorruptError if it is none."""
+        """Look at a run without owning it; raise ReportError where no folder is, CorruptError if it is no run's."""
+        if not Path(root).is_dir():
+            raise ReportError(f"{root}: no such run folder")
         return cls(Path(root), read_sealed(Path(root) / "run.json"), "viewed", None, warn)
 
     @classmethod

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from kdzoo.errors import OutputError, RecipeError
 from kdzoo.store import write_bytes
-from kdzoo.types import NAME
+from kdzoo.types import NAME, bounds
 
 if TYPE_CHECKING:
     from kdzoo.algorithm import Algorithm
@@ -121,6 +121,7 @@ def write_recipe(name: str, algorithm: str, where: Path, bundled: Path) -> Path:
     """
     if not re.fullmatch(NAME, name):
         raise RecipeError(f"new recipe: '{name}' cannot name a recipe; use lower-case letters, digits, '_', '.', '-'")
+    name = name.removesuffix(".yaml")
     path = where / f"{name}.yaml"
     if algorithm:
         from kdzoo.zoo import load_zoo
@@ -147,8 +148,7 @@ def _models(cls: type[Algorithm]) -> str:
     """As many models on digits as an algorithm needs at least."""
     lines = []
     for kind, model in (("teachers", "digits_cnn"), ("assistants", "digits_cnn_small"), ("peers", "digits_cnn_tiny")):
-        wanted = getattr(cls.needs, kind)
-        least = wanted if isinstance(wanted, int) else wanted[0]
+        least, _ = bounds(getattr(cls.needs, kind))
         if least == 1 and kind == "teachers":
             lines.append(f"  teacher: {{name: {model}}}")
         elif least:

@@ -119,7 +119,8 @@ class Sandwich(Algorithm):
         if wanted not in widths:
             raise NeedsError(
                 f"algorithm 'sandwich': the student's width (models.student.args.width) is {wanted}; one of "
-                f"algorithm.options.widths would be right: {', '.join(map(str, widths))}"
+                f"algorithm.options.widths would be right: {', '.join(map(str, widths))}, of a network that can switch "
+                "it, e.g. slimmable_cnn"
             )
         if plan.student.weights != "train":
             raise NeedsError(

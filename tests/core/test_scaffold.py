@@ -76,6 +76,11 @@ def test_a_name_stays_text_whatever_yaml_might_take_it_for(name: str, tmp_path: 
     assert written(name, "", tmp_path).recipe.name == name
 
 
+def test_a_name_with_the_ending_of_a_recipe_gets_no_second_one(tmp_path: Path) -> None:
+    path = write_recipe("mine.yaml", "", tmp_path, RECIPES)
+    assert (path.name, load_recipe(path).recipe.name) == ("mine.yaml", "mine")
+
+
 @pytest.mark.parametrize("name", ["", "Mine", "a/b", "..", "-a", "a b", "a" * 65, "ä"])
 def test_a_name_that_no_recipe_may_have_is_refused(name: str, tmp_path: Path) -> None:
     assert refusal(RecipeError, lambda: write_recipe(name, "", tmp_path, RECIPES)) == (

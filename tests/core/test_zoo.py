@@ -440,6 +440,12 @@ def test_an_unknown_name_says_what_may_be_missing(shelf):
     )
 
 
+def test_capitals_do_not_hide_the_nearest_name(shelf):
+    with pytest.raises(UnknownName) as caught:
+        load_zoo().algorithm("ALPHA")
+    assert str(caught.value) == "unknown algorithm 'ALPHA'; did you mean 'alpha'? known: alpha"
+
+
 def test_other_spellings_are_suggested_and_never_taken(shelf):
     with pytest.raises(UnknownName) as caught:
         load_zoo().algorithm("first_letter")

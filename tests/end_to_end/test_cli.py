@@ -82,6 +82,14 @@ def test_wrong_usage_ends_with_2_and_no_traceback(cli: CommandLine, arguments: l
     assert "Traceback" not in ended.err
 
 
+def test_a_recipe_or_run_that_is_not_there_is_one_error(cli: CommandLine) -> None:
+    for name, close in (("kd", "digits/kd"), ("digits/fitnets", "digits/fitnet"), ("quickstar", "quickstart")):
+        expected = f"recipe '{name}': no file and no bundled recipe; did you mean '{close}'?"
+        refused(cli("check", name), 2, f"{expected} `kdzoo list recipes` names those")
+    refused(cli("check", "qqqqq"), 2, "recipe 'qqqqq': no file and no bundled recipe; `kdzoo list recipes` names those")
+    refused(cli("export", "nowhere"), 2, "nowhere: no such run folder")
+
+
 def test_a_traceback_is_shown_when_it_is_asked_for(cli: CommandLine) -> None:
     refused(cli("show", "nowhere.yaml"), 2, "nowhere.yaml: no such file")
     for where in (["--debug", "show", "nowhere.yaml"], ["show", "nowhere.yaml", "--debug"]):

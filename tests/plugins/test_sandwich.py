@@ -218,7 +218,7 @@ def test_a_student_of_no_listed_width_is_refused() -> None:
         run(plan(ModelSpec("slimmable_cnn", args={"width": 5})))
     assert str(caught.value) == (
         "algorithm 'sandwich': the student's width (models.student.args.width) is 5; one of algorithm.options.widths "
-        "would be right: 4, 6, 8"
+        "would be right: 4, 6, 8, of a network that can switch it, e.g. slimmable_cnn"
     )
 
 
