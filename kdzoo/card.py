@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
+from kdzoo.types import bounds
+
 if TYPE_CHECKING:
     from kdzoo.algorithm import Algorithm
     from kdzoo.offers import Offer
-    from kdzoo.types import Paper
+    from kdzoo.types import Count, Paper
 
 LABELS = (
     "Reads",
@@ -59,11 +61,11 @@ def _label_of(line: str) -> str:
     return next((label for label in LABELS if line.startswith(f"{label}:")), "")
 
 
-def count(wanted: int | tuple[int, int | None]) -> str:
+def count(wanted: Count) -> str:
     """A declared number in words."""
-    if isinstance(wanted, int):
-        return str(wanted) if wanted else "none"
-    least, most = wanted
+    least, most = bounds(wanted)
+    if least == most:
+        return str(least) if least else "none"
     return f"{least} or more" if most is None else f"{least} to {most}"
 
 

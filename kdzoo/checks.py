@@ -27,7 +27,7 @@ from kdzoo.card import docstring_parts, rung
 from kdzoo.delivery import delivered_spec
 from kdzoo.engine import Engine, Job, Progress
 from kdzoo.errors import KdzooError, NeedsError
-from kdzoo.models import save_ready, weights_sha256
+from kdzoo.models import weights_sha256
 from kdzoo.resolve import plans_stages, unmet_needs
 from kdzoo.run_folder import RunFolder
 from kdzoo.runner import Runner
@@ -376,7 +376,7 @@ def killed_run_resumes_bit_identically(bench: Bench) -> None:
     run_steps(stopped, 3)
     tensors, state = stopped.state()
     with tempfile.TemporaryDirectory(dir=bench.root) as place:
-        Checkpoints(Path(place)).save(save_ready(tensors), state)
+        Checkpoints(Path(place)).save(tensors, state)
         loaded = Checkpoints(Path(place)).load()
     assert loaded is not None, "the checkpoint just written is not there"
     resumed = bench.engine()

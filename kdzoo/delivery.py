@@ -17,7 +17,7 @@ from kdzoo.errors import ExportError
 from kdzoo.evaluation import measure_latency, predict, result_entry, timed_forward
 from kdzoo.export.verify import export_and_verify
 from kdzoo.metrics import paired_counts, per_class_percent, top1_percent
-from kdzoo.models import RESERVED, Network, count_parameters, save_ready
+from kdzoo.models import RESERVED, Network, count_parameters
 from kdzoo.offers import Exporter
 from kdzoo.run_folder import RunFolder
 from kdzoo.store import sha256_file, write_bytes, write_tensors
@@ -99,7 +99,12 @@ class Delivery:
                     if label in logits
                 },
             },
-            "data": {"name": self.recipe.data.name, "test_samples": len(targets), **self.data.split_sizes}
+            "data": {
+                "name": self.recipe.data.name,
+                "test_samples": len(targets),
+                "most_common_class_percent": 100 * float(np.bincount(targets).max()) / len(targets),
+                **self.data.split_sizes,
+            }
             | ({} if self.data.labelled is None else {"labelled": len(self.data.labelled)}),
             "same_network": control is None or _same(control.model, student.model),
             "algorithm": self.build.plan.algorithm.cls.name,
@@ -250,8 +255,8 @@ class Delivery:
         """Put the plain student beside the results, loadable by timm alone."""
         assert self.folder is not None
         network = self.build.trained_network(student)
-        tensors = save_ready(network.model.state_dict())
-        write_tensors(self.folder.path("student.safetensors"), tensors, {"model": student.model.name})
+        weights = network.model.state_dict()
+        write_tensors(self.folder.path("student.safetensors"), weights, {"model": student.model.name})
         self.folder.write_json(
             "student.json",
             {

@@ -22,7 +22,7 @@ from kdzoo.errors import ContractError
 from kdzoo.evaluation import measure_latency, predict, timed_forward
 from kdzoo.losses import mean_prediction
 from kdzoo.models import Network, count_parameters, evaluating
-from kdzoo.store import read_tensors
+from kdzoo.store import read_tensors, tensor_bytes
 from kdzoo.types import (
     Exhibit,
     HeatMap,
@@ -103,7 +103,7 @@ class DeliveredBench:
         for label, module in modules.items():
             module.to(self._build.device)
             logits, targets = self.predict(module)
-            tensors = {t.data_ptr(): t for t in (*module.parameters(), *module.buffers())}
+            tensors = {t.data_ptr(): (name, t) for name, t in module.state_dict().items()}  # tied ones once
             entry = metrics.result_entry(
                 label=label,
                 model=label,
@@ -111,7 +111,7 @@ class DeliveredBench:
                 targets=targets,
                 teacher_logits=self._reference,
                 parameters=count_parameters(module),
-                size_bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
+                size_bytes=len(tensor_bytes(dict(tensors.values()), {"network": "student"})),
                 macs=_macs(module, sample),
             )
             entries.append(entry)

@@ -236,6 +236,10 @@ def verdict(results: Mapping[str, Any]) -> Verdict:
     if samples:
         reached += f" on {samples:,} test samples"
     compared = tuple(ratios(results))
+    guess = (results.get("data") or {}).get("most_common_class_percent")
+    if guess is not None and samples and student["top1_percent"] <= guess + chance(guess, samples):
+        sentence = f"{reached}; naming the most common class each time would reach {guess:.2f} %."
+        return Verdict("bad", "The student does not do better than guessing", sentence, compared)
     if not control:
         sentence = f"{reached}. The run has no control, so it cannot say whether distillation was worth it."
         return Verdict("unknown", "No control, no verdict", sentence, compared)
@@ -265,6 +269,11 @@ def verdict(results: Mapping[str, Any]) -> Verdict:
     tone: Tone = "good" if low > 0 else "bad" if high < 0 else "even"
     sentence = f"{reached}, {than}; 95 % interval of the difference {low:+.2f} to {high:+.2f} points."
     return Verdict(tone, HEADLINES[tone], sentence, (fact, *compared))
+
+
+def chance(percent: float, samples: int) -> float:
+    """Points above ``percent`` that the choice of test samples alone explains: two standard errors."""
+    return 2 * (percent * (100 - percent) / samples) ** 0.5
 
 
 def ratios(results: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -562,20 +562,6 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return {str(key).removeprefix("module."): value for key, value in content.items()}
 
 
-def save_ready(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors as safetensors takes them: on the CPU, contiguous, none sharing memory with another."""
-    ready: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for key, value in state.items():
-        value = value.detach().cpu().contiguous()
-        storage = value.untyped_storage()
-        if storage.data_ptr() in seen or storage.nbytes() != value.numel() * value.element_size():
-            value = value.clone()
-        seen.add(value.untyped_storage().data_ptr())
-        ready[key] = value
-    return ready
-
-
 def weights_sha256(module: nn.Module) -> str:
     """Hash every parameter and buffer of a module, bit by bit."""
     digest = hashlib.sha256()

@@ -156,8 +156,8 @@ def variants_table(run: Run) -> Html | None:
         element("h2", "Other ways to answer"),
         element(
             "p",
-            "Measured on the test split like the models above, and not part of the delivered student. Size: bytes of "
-            "the tensors, without the header of a file. Latency: batch of one, timed in turn with the student's.",
+            "Measured on the test split like the models above, and not part of the delivered student. Latency: batch "
+            "of one, timed in turn with the student's.",
             class_="muted",
         ),
         element("div", element("table", head, element("tbody", *rows)), class_="scroll"),

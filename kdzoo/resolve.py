@@ -17,7 +17,7 @@ from kdzoo.errors import KdzooError, PluginError, RecipeError, UnknownName
 from kdzoo.offers import Arithmetic, DataSource, Exporter, Offer, Tracker
 from kdzoo.problems import RecipeProblems, explain, shown, unknown_key
 from kdzoo.recipe import AlgorithmRecipe, DataRecipe, LoadedRecipe, ModelRecipe, Recipe
-from kdzoo.types import AlgorithmChoice, ModelSpec
+from kdzoo.types import AlgorithmChoice, ModelSpec, bounds
 from kdzoo.zoo import Zoo
 
 if TYPE_CHECKING:
@@ -193,8 +193,7 @@ def unmet_needs(cls: type[Algorithm], recipe: Recipe) -> list[tuple[str, str]]:
     """Return (path, message) for each declared number, of models or of samples, that the recipe does not meet."""
     models, unmet = recipe.models, _unmet_batch(cls, recipe)
     for kind, group in (("teacher", models.all_teachers), ("assistant", models.assistants), ("peer", models.peers)):
-        wanted = getattr(cls.needs, f"{kind}s")
-        least, most = (wanted, wanted) if isinstance(wanted, int) else wanted
+        least, most = bounds(getattr(cls.needs, f"{kind}s"))
         if len(group) < least or (most is not None and len(group) > most):
             path = "models.teacher" if kind == "teacher" and models.teacher else f"models.{kind}s"
             names = f"the recipe names {len(group) or 'none'}"

@@ -23,7 +23,7 @@ from kdzoo.errors import ContractError, DivergedError, Interrupted, ModelError, 
 from kdzoo.evaluation import predict
 from kdzoo.exhibits import DeliveredBench, as_json
 from kdzoo.levels import Pairing
-from kdzoo.models import Network, count_parameters, save_ready, weights_sha256
+from kdzoo.models import Network, count_parameters, weights_sha256
 from kdzoo.parallel import Ranks
 from kdzoo.problems import Positions
 from kdzoo.recipe import LoadedRecipe, Recipe, recipe_hash
@@ -31,7 +31,7 @@ from kdzoo.resolve import Plan, ResolvedAlgorithm, resolve, resolve_choice
 from kdzoo.run_folder import RunFolder
 from kdzoo.store import Store, read_tensors, write_json, write_tensors
 from kdzoo.teacher import CachedTeacher
-from kdzoo.types import ModelSpec, Outputs, Stage, StagePlan, StageResult, stable_hash
+from kdzoo.types import ModelSpec, Outputs, Stage, StagePlan, StageResult, bounds, stable_hash
 from kdzoo.workers import Workers
 from kdzoo.zoo import Zoo, load_zoo
 
@@ -419,7 +419,7 @@ class Runner:
         def save(engine: Engine) -> None:
             if checkpoints is not None:
                 tensors, state = engine.state()
-                checkpoints.save(save_ready(tensors), {"key": key, "world": self.ranks.world, **state})
+                checkpoints.save(tensors, {"key": key, "world": self.ranks.world, **state})
 
         try:
             return engine.run(save, lambda: bool(self.stop()))
@@ -459,7 +459,7 @@ class Runner:
     ) -> Path:
         def write(folder: Path) -> None:
             for network, tensors in weights.items():
-                write_tensors(folder / f"{network}.safetensors", save_ready(tensors), {"network": network})
+                write_tensors(folder / f"{network}.safetensors", tensors, {"network": network})
             plain = [{k: v for k, v in row.items() if k != "stage"} for row in rows]
             write_json(folder / "result.json", {"metrics": metrics, "rows": plain, "facts": facts})
 
@@ -530,8 +530,8 @@ class Runner:
             of_others = [known.get(teacher.key) or self.build.network(teacher.model) for teacher in first.teachers]
             return self.build.job(first, self._chosen(first), self.build.train_section(first), of_others)
         stage = Stage("student", plan.student, chosen.choice, peers=plan.peers)
-        least = chosen.cls.needs.teachers
-        wanted = least if isinstance(least, int) else max(least[0], len(taught))
+        least, most = bounds(chosen.cls.needs.teachers)
+        wanted = least if least == most else max(least, len(taught))
         teachers = (taught or [self.build.network(plan.student, "teacher")])[:wanted]
         return self.build.job(stage, chosen, self.build.train_section(stage), teachers)
 

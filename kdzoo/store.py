@@ -189,7 +189,7 @@ def write_json(path: Path, content: Any) -> str:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
     """Replace ``path`` by a safetensors file, like ``write_bytes``; equal content gives equal bytes."""
-    return write_bytes(path, _tensor_bytes(tensors, metadata or {}))
+    return write_bytes(path, tensor_bytes(tensors, metadata or {}))
 
 
 def write_sealed(path: Path, content: Mapping[str, Any]) -> str:
@@ -231,10 +231,11 @@ def _sealed_bytes(content: Mapping[str, Any]) -> bytes:
     return json_bytes({**plain, "seal": stable_hash(plain)})
 
 
-def _tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """What ``write_tensors`` writes."""
     from safetensors.torch import save  # imports torch, which no command needs that only looks at a run
 
-    data = save(_plain_tensors(tensors), dict(metadata) or None)
+    data = save(save_ready(tensors), dict(metadata) or None)
     if len(metadata) < 2:
         return data
     # safetensors writes the metadata in an order that changes from process to process.
@@ -246,16 +247,18 @@ def _tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) ->
     return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
-def _plain_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous, on the CPU, and none sharing memory with another."""
-    plain: dict[str, Tensor] = {}
+def save_ready(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors as safetensors takes them: on the CPU, contiguous, none sharing memory with another."""
+    ready: dict[str, Tensor] = {}
     seen: set[int] = set()
-    for name, tensor in tensors.items():
-        tensor = tensor.detach().cpu().contiguous()
-        storage = tensor.untyped_storage().data_ptr()
-        plain[name] = tensor.clone() if storage in seen else tensor
-        seen.add(storage)
-    return plain
+    for key, value in state.items():
+        value = value.detach().cpu().contiguous()
+        storage = value.untyped_storage()
+        if storage.data_ptr() in seen or storage.nbytes() != value.numel() * value.element_size():
+            value = value.clone()
+        seen.add(value.untyped_storage().data_ptr())
+        ready[key] = value
+    return ready
 
 
 def _write_through(path: Path, data: bytes) -> str:
@@ -453,7 +456,7 @@ class Checkpoints:
         ``state`` may nest dicts, lists, tuples, strings, numbers, booleans and None; all of them come back as they
         were, NaN and infinities too. Raise OutputError when it cannot be written; the last good one stays.
         """
-        contents = {"tensors.safetensors": _tensor_bytes(tensors, {}), "state.json": json_bytes(_encode(state))}
+        contents = {"tensors.safetensors": tensor_bytes(tensors, {}), "state.json": json_bytes(_encode(state))}
         size = sum(len(data) for data in contents.values())
         with writing(self.folder, size):
             self.folder.mkdir(exist_ok=True)

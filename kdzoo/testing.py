@@ -16,7 +16,7 @@ from kdzoo.resolve import Plan, resolve_algorithm, spec_of
 from kdzoo.run_folder import RunFolder
 from kdzoo.runner import Runner
 from kdzoo.store import Store
-from kdzoo.types import AlgorithmChoice, ModelSpec, StagePlan
+from kdzoo.types import AlgorithmChoice, Count, ModelSpec, StagePlan, bounds
 from kdzoo.zoo import Zoo
 
 #: A small timm ResNet with live residual branches (timm starts them at zero).
@@ -109,8 +109,8 @@ def _unasked(name: str, *_: Any) -> Any:
     raise AssertionError(f"the plan of a test was asked for {name}, which it was not given")
 
 
-def least(wanted: int | tuple[int, int | None]) -> int:
-    return wanted if isinstance(wanted, int) else wanted[0]
+def least(wanted: Count) -> int:
+    return bounds(wanted)[0]
 
 
 def tiny_runner(

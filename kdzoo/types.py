@@ -50,16 +50,17 @@ class Paper:
     equation: str = ""
 
 
+#: How many an algorithm takes: an exact number, or the least and the most, where None stands for any number.
+Count = int | tuple[int, int | None]
+
+
 @dataclass(frozen=True)
 class Needs:
-    """What an algorithm needs from the core; anything unmet is refused before training.
+    """What an algorithm needs from the core; anything unmet is refused before training."""
 
-    Counts are an exact number or ``(least, most)``, where ``most`` may be None for any number.
-    """
-
-    teachers: int | tuple[int, int | None] = 1
-    assistants: int | tuple[int, int | None] = 0
-    peers: int | tuple[int, int | None] = 0
+    teachers: Count = 1
+    assistants: Count = 0
+    peers: Count = 0
     features: bool = False  # paired levels of teacher and student, (N, C, H, W)
     pre_logits: bool = False  # the embedding before the classifier, (N, D)
     sample_index: bool = False  # a stable index of each training sample
@@ -68,6 +69,11 @@ class Needs:
     min_classes: int = 2
     min_batch: int = 1  # samples in a step, for losses between samples
     makes_images: bool = False  # feeds networks images it made up; whoever has no data does so in any case
+
+
+def bounds(count: Count) -> tuple[int, int | None]:
+    """The least and the most of a declared number; no most is None."""
+    return (count, count) if isinstance(count, int) else count
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ from kdzoo.api import Algorithm, AlgorithmChoice, Needs
 from kdzoo.building import DATA_FREE_STEPS, DECISIVE, Builder
 from kdzoo.engine import Engine, Plain
 from kdzoo.errors import KdzooError, NeedsError, RecipeError
-from kdzoo.models import save_ready
 from kdzoo.parallel import Ranks
 from kdzoo.resolve import ResolvedAlgorithm, resolve_choice
 from kdzoo.runner import Runner
@@ -51,7 +50,7 @@ def stored(run: Runner, model: ModelSpec, seed: int = 0) -> StageResult:
     weights = run.build.network(model, f"stored {seed}").model.state_dict()
     key = f"key-of-{seed}"
     folder = run.store.find("stage", key) or run.store.publish(
-        "stage", key, lambda place: write_tensors(place / "student.safetensors", save_ready(weights), {})
+        "stage", key, lambda place: write_tensors(place / "student.safetensors", weights, {})
     )
     return StageResult("teacher", key, model, {"student": folder / "student.safetensors"}, {"top1_percent": 50.0})
 

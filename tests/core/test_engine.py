@@ -27,7 +27,7 @@ from kdzoo.api import Algorithm, Needs, OwnNetwork, Update
 from kdzoo.checks import run_steps
 from kdzoo.engine import Engine, Job
 from kdzoo.errors import ContractError, CorruptError, DivergedError, KdzooError, NeedsError, OutOfMemory, RecipeError
-from kdzoo.models import save_ready
+from kdzoo.store import save_ready
 from kdzoo.types import Clock
 
 

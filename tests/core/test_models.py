@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from kdzoo.errors import ModelError, NeedsError, UnknownName
@@ -22,7 +22,6 @@ from kdzoo.models import (
     freeze,
     load_weights,
     pair_levels,
-    save_ready,
     shapes_of,
     weights_sha256,
 )
@@ -408,16 +407,6 @@ def test_pretrained_is_timm_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 # --- out again ------------------------------------------------------------------------------
-
-
-def test_save_ready_makes_what_safetensors_takes(tmp_path: Path) -> None:
-    net = network().to(memory_format=torch.channels_last)
-    weight = net.model.fc.weight
-    state = {**net.model.state_dict(), "tied": weight, "part": weight[:2], "turned": weight.T}
-    save_file(save_ready(state), tmp_path / "all.safetensors")
-    loaded = load_file(tmp_path / "all.safetensors")
-    assert loaded.keys() == state.keys()
-    assert all(torch.equal(loaded[key], value) for key, value in state.items())
 
 
 def test_the_hash_sees_every_bit_and_no_layout() -> None:

@@ -22,11 +22,10 @@ from kdzoo.api import Algorithm, Needs, Stage, Tracker, Update
 from kdzoo.engine import Engine
 from kdzoo.errors import ContractError, DivergedError, Interrupted, KdzooError, ModelError, NeedsError, ResumeError
 from kdzoo.evaluation import predict
-from kdzoo.models import save_ready
 from kdzoo.recipe import recipe_hash
 from kdzoo.run_folder import RunFolder
 from kdzoo.runner import GO_ON, Runner, commit_of_source
-from kdzoo.store import read_tensors
+from kdzoo.store import read_tensors, save_ready
 from kdzoo.testing import TEACHER, TINY, tiny_recipe, tiny_runner
 from kdzoo.types import StageResult
 from kdzoo.zoo import load_zoo

@@ -111,7 +111,7 @@ def test_a_writer_killed_again_and_again_never_loses_a_checkpoint(tmp_path):
 
 
 def write_plainly(pipe, path: Path) -> None:
-    data = store._tensor_bytes(weights(2), {})
+    data = store.tensor_bytes(weights(2), {})
     with open(path, "wb") as file:
         file.write(data[: len(data) // 2])
         file.flush()
@@ -212,7 +212,7 @@ def test_a_save_killed_at_any_step_leaves_the_old_or_the_new_checkpoint(in_memor
 def save_in_place(folder: Path) -> None:
     """The control: the same files, written where they belong."""
     with open(folder / "00000002" / "tensors.safetensors", "wb") as file:
-        file.write(store._tensor_bytes(weights(3), {}))
+        file.write(store.tensor_bytes(weights(3), {}))
         file.flush()
         os.fsync(file.fileno())
 
