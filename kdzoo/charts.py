@@ -86,9 +86,9 @@ def accuracy_against_latency(entries: Sequence[tuple[str, Mapping[str, Any]]]) -
         axes.set_xscale("log")
         for role, label, latency, accuracy in points:
             axes.plot(latency, accuracy, MARKERS[place(role) % 8], color=colour(role), markersize=9, zorder=3)
-            above = highest_nearby(latency, accuracy, [point[2:] for point in points])
-            axes.annotate(label, (latency, accuracy), (0, 9 if above else -9), textcoords="offset points", fontsize=9,
-                          ha="center", va="bottom" if above else "top")  # fmt: skip
+            others = [(math.log(latency), accuracy) for _, _, latency, accuracy in points]
+            above = highest_nearby(math.log(latency), accuracy, others)
+            name_point(axes, label, (latency, accuracy), 9 if above else -9, 9)
         axes.margins(x=0.18, y=0.22)
         plain_ticks(axes.xaxis)
         axes.set(xlabel="latency at batch 1, p50, ms (logarithmic)", ylabel="test accuracy, %")
@@ -292,7 +292,8 @@ def scatter(exhibit: Mapping[str, Any], number: int) -> Chart:
             joined = "-" if exhibit["front"] == group else ""
             axes.plot(xs, ys, joined + MARKERS[i % 8], color=SERIES[i % 8], markersize=7, label=group or None)
             for x, y, label in zip(xs, ys, labels, strict=True):
-                axes.annotate(label, (x, y), (0, 7), textcoords="offset points", fontsize=8, ha="center")
+                above = highest_nearby(x, y, [(p["x"], p["y"]) for p in points])
+                name_point(axes, label, (x, y), 7 if above else -7, 8)
         axes.margins(x=0.12, y=0.18)
         axes.set(xlabel=exhibit["x_label"], ylabel=exhibit["y_label"])
         if any(groups):
@@ -312,11 +313,17 @@ def colour(role: str, turn: int = 0) -> str:
     return SERIES[place(role, turn)]
 
 
-def highest_nearby(latency: float, accuracy: float, points: Sequence[tuple[float, float]]) -> bool:
-    """Whether the nearest other point lies lower, so that a name above runs into nothing."""
-    others = [point for point in points if point != (latency, accuracy)]
-    nearest = min(others, key=lambda point: abs(math.log(point[0] / latency)), default=(latency, accuracy))
-    return nearest[1] <= accuracy
+def highest_nearby(x: float, y: float, points: Sequence[tuple[float, float]]) -> bool:
+    """Whether the nearest other point along x lies lower, so that a name above runs into nothing."""
+    others = [point for point in points if point != (x, y)]
+    nearest = min(others, key=lambda point: abs(point[0] - x), default=(x, y))
+    return nearest[1] <= y
+
+
+def name_point(axes: Axes, label: str, point: tuple[float, float], offset: int, size: int) -> None:
+    """Write a label so many typographic points above a point of the plot, or below it."""
+    side = "bottom" if offset > 0 else "top"
+    axes.annotate(label, point, (0, offset), textcoords="offset points", fontsize=size, ha="center", va=side)
 
 
 def whole_ticks(axes: Axes) -> None:

@@ -416,6 +416,15 @@ def test_classes_without_samples_and_names_in_any_script_are_drawn(recwarn):
     assert not recwarn.list
 
 
+def test_names_of_points_one_above_the_other_keep_apart():
+    points = [{"group": group, "x": 1.0, "y": y, "label": group} for group, y in (("cut", 60.0), ("alone", 60.5))]
+    points.append({"group": "cut", "x": 3.0, "y": 90.0, "label": "widest"})
+    exhibit = {"title": "t", "note": "", "x_label": "x", "y_label": "y", "front": "", "points": points}
+    drawn = charts.scatter(exhibit, 0).svg
+    heights = {name: float(re.search(rf'8px[^>]* y="([\d.]+)"[^>]*>{name}<', drawn)[1]) for name in ("cut", "alone")}
+    assert heights["cut"] - heights["alone"] > 20, "the lower point's name is below it"
+
+
 def test_nothing_to_draw_is_no_chart():
     assert charts.accuracy_against_latency([("student", {**RESULTS["student"], "latency_ms": None})]) is None
     assert charts.learning_curves([]) is None
