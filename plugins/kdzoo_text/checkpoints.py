@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,20 +14,19 @@ from kdzoo.api import KdzooError, quiet_logger
 
 def transformers() -> ModuleType:
     """The library transformers, imported when it is first needed; KdzooError where it is not installed."""
-    try:
-        import transformers
-    except ImportError as error:
-        raise KdzooError(f'text needs transformers and tokenizers ({error}); pip install "kdzoo[text]"') from error
-    return transformers
+    return _library("transformers")
 
 
 def tokenizers() -> ModuleType:
     """The library tokenizers, likewise."""
+    return _library("tokenizers")
+
+
+def _library(name: str) -> ModuleType:
     try:
-        import tokenizers
+        return importlib.import_module(name)
     except ImportError as error:
         raise KdzooError(f'text needs transformers and tokenizers ({error}); pip install "kdzoo[text]"') from error
-    return tokenizers
 
 
 def local(name: str) -> Path | None:
@@ -55,7 +55,7 @@ def not_found(name: str, error: Exception) -> str:
 
 @contextlib.contextmanager
 def hushed() -> Iterator[None]:
-    """Keep transformers from printing what is checked here anyway, as a missing classifier.
+    """Keep transformers from printing what is checked here anyway, as a missing classifier or a hub out of reach.
 
     Its models import torchao where that is installed, which torch warns its developers of.
     """
@@ -64,7 +64,7 @@ def hushed() -> Iterator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        with quiet_logger("torch.utils._pytree"):
+        with quiet_logger("torch.utils._pytree"), quiet_logger("huggingface_hub"):
             yield
     finally:
         logging.set_verbosity(verbosity)

@@ -22,7 +22,7 @@ from kdzoo.api import (
 )
 
 
-def cosine_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
+def distilbert_cosine_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     """Return 1 minus the cosine between the vectors of both at each position, averaged over positions.
 
     Positions where the teacher has no vector, all its channels being zero as at the fill of a text, do not count. Only
@@ -86,7 +86,7 @@ class DistilBERT(Algorithm):
             student = F.interpolate(student, teacher.shape[2:], mode="bilinear", align_corners=False)
         return {
             "kd": soft_target_loss(ctx.student.logits, ctx.teacher.logits, temperature=self.options.temperature),
-            "cosine": cosine_loss(student, teacher),
+            "cosine": distilbert_cosine_loss(student, teacher),
         }
 
     @classmethod

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -27,12 +27,8 @@ class TextOptions(OfferOptions):
     tokenizer: str = Field(
         "wordpiece", description="A folder or a name of the hub with a tokenizer; wordpiece: one trained on the data."
     )
-    vocab_size: Annotated[int, Field(ge=32, le=1_000_000)] = Field(
-        4000, description="Most pieces of a tokenizer that is trained here."
-    )
-    max_length: Annotated[int, Field(ge=4, le=4096)] = Field(
-        64, description="Tokens of a sentence; what is longer loses its end."
-    )
+    vocab_size: int = Field(4000, ge=32, le=1_000_000, description="Most pieces of a tokenizer that is trained here.")
+    max_length: int = Field(64, ge=4, le=4096, description="Tokens of a sentence; what is longer loses its end.")
 
 
 def below(root: Path, name: str, title: str) -> Path:

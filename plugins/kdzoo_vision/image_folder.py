@@ -6,7 +6,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -31,9 +31,9 @@ class ImageFolder(DataSource):
 
     class Options(OfferOptions):
         folder: str = Field("", description="Folder of the splits, below the data root.")
-        size: Annotated[int, Field(ge=1, le=4096)] = Field(224, description="Height and width, pixels.")
-        crop_share: Annotated[float, Field(gt=0, le=1)] = Field(
-            0.875, description="Share of the shorter side that is kept when the centre is cut out."
+        size: int = Field(224, ge=1, le=4096, description="Height and width, pixels.")
+        crop_share: float = Field(
+            0.875, gt=0, le=1, description="Share of the shorter side that is kept when the centre is cut out."
         )
         train: str = Field("train", description="Folder of the training split.")
         validation: str | None = Field(
@@ -43,8 +43,8 @@ class ImageFolder(DataSource):
         test: str = Field("test", description="Folder of the test split.")
         mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="Of pixels in [0, 1]; ImageNet's.")
         std: tuple[float, float, float] = Field((0.229, 0.224, 0.225), description="Of pixels in [0, 1]; ImageNet's.")
-        max_megapixels: Annotated[float, Field(gt=0, le=10_000)] = Field(
-            64.0, description="A larger image is an error: it may be made to fill the memory."
+        max_megapixels: float = Field(
+            64.0, gt=0, le=10_000, description="A larger image is an error: it may be made to fill the memory."
         )
 
     def load(self, root: Path) -> DataSplits:
