@@ -110,6 +110,12 @@ class Engine:
         self._extremes: dict[str, list[float]] = {}
         self._time = {"data": 0.0, "teacher": 0.0, "student": 0.0}
         self._build()
+        epochs, warmup = job.train.epochs, job.train.schedule.warmup_epochs
+        if warmup >= epochs:
+            self._warn(
+                f"stage '{job.name}': the learning rate warms up over {warmup} epochs (train.schedule.warmup_epochs), "
+                f"and the stage ends after {epochs}, before it is reached"
+            )
 
     def _build(self) -> None:
         job = self.job

@@ -626,6 +626,18 @@ def test_a_term_that_drowns_the_others_is_warned_about_with_the_ratio(make: Call
     )
 
 
+@pytest.mark.parametrize(("warmup", "warned"), [(1, False), (2, True)])
+def test_a_warm_up_that_outlasts_the_stage_is_warned_about(
+    warmup: int, warned: bool, make: Callable[..., Engine]
+) -> None:
+    expected = [
+        "stage 'student': the learning rate warms up over 2 epochs (train.schedule.warmup_epochs), and the stage ends "
+        "after 2, before it is reached"
+    ]
+    trained = make(Alone, train={"epochs": 2, "schedule": {"name": "cosine", "warmup_epochs": warmup}})
+    assert trained.warnings == (expected if warned else [])
+
+
 def test_a_balanced_algorithm_is_not_warned_about(make: Callable[..., Engine]) -> None:
     assert to_the_end(make(Everything)).warnings == []
 
