@@ -88,7 +88,7 @@ class Delivery:
             "peers": [entry for label, entry in entries.items() if label.startswith("peer")],
             "exports": [entry for entry, _ in exports],
             "control_exports": [entry for entry, _ in beside],
-            "warnings": losses_of_coarse_files(entries, [e for e, _ in exports], [e for e, _ in beside]),
+            "warnings": losses_of_coarse_files(entries, [e for e, _ in exports], [e for e, _ in beside], len(targets)),
             "teacher_exports": [entry for files in teacher_exports.values() for entry, _ in files],
             "paired": paired_counts(logits["student"], logits["control"], targets) if control is not None else None,
             "per_class": {
@@ -311,8 +311,12 @@ def losses_of_coarse_files(
     entries: Mapping[str, Mapping[str, Any]],
     exports: Sequence[Mapping[str, Any]],
     beside: Sequence[Mapping[str, Any]],
+    samples: int,
 ) -> list[str]:
-    """Warn of each format in which the student loses more accuracy than its control, both against their floats."""
+    """Warn of each format in which the student loses more accuracy than its control, both against their floats.
+
+    Of how many of the test samples is told as well: a difference of one or two of them says little.
+    """
     of_control = {entry["label"].removesuffix(" of control"): entry for entry in beside}
     warnings = []
     for entry in exports:
@@ -324,9 +328,11 @@ def losses_of_coarse_files(
         lost = entries["student"]["top1_percent"] - entry["top1_percent"]
         usual = entries["control"]["top1_percent"] - twin["top1_percent"]
         if lost > max(usual, 0.0):
+            more = round((lost - max(usual, 0.0)) * samples / 100)
             warnings.append(
-                f"export {entry['label']}: the student loses {lost:.2f} points of accuracy, the control {usual:.2f}; "
-                "what distillation gave does not all survive in this format"
+                f"export {entry['label']}: the student loses {lost:.2f} points of accuracy, the control {usual:.2f}, a "
+                f"difference of {more} of {samples:,} samples; what distillation gave does not all survive in this "
+                "format"
             )
     return warnings
 
