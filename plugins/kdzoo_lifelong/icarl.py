@@ -23,8 +23,8 @@ from kdzoo.api import (
     StepContext,
     Update,
 )
+from kdzoo_lifelong.class_incremental import Lifelong, LifelongOptions, Tasks, stages_named
 from kdzoo_lifelong.exemplars import choose_exemplars, nearest_mean
-from kdzoo_lifelong.sequence import Lifelong, LifelongOptions, Tasks, stages_named
 
 NEAREST_MEAN = "nearest mean of exemplars"
 OWN_HEAD = "own head"

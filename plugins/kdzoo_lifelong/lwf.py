@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdzoo.api import Paper, StepContext, Temperature
-from kdzoo_lifelong.sequence import Lifelong, LifelongOptions
+from kdzoo_lifelong.class_incremental import Lifelong, LifelongOptions
 
 
 def lwf_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float, smoothing: float = 0.0) -> Tensor:

@@ -25,7 +25,7 @@ from kdzoo.api import (
     Update,
     mean_prediction,
 )
-from kdzoo_online.peers import peers_and_their_ensemble
+from kdzoo_online.comparison import peers_and_their_ensemble
 
 
 def codistill_loss(logits: Tensor, others: Sequence[Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from kdzoo.api import Algorithm, Bench, Exhibit, Needs, Paper, StepContext, Update, soft_target_loss
-from kdzoo_online.peers import peers_and_their_ensemble
+from kdzoo_online.comparison import peers_and_their_ensemble
 
 
 def dml_loss(logits: Tensor, others: Sequence[Tensor]) -> Tensor:

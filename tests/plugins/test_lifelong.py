@@ -11,9 +11,9 @@ import pytest
 from kdzoo.api import AlgorithmChoice, ModelSpec, NeedsError, StagePlan, StageResult
 from kdzoo.testing import tiny_runner
 from kdzoo.zoo import load_zoo
+from kdzoo_lifelong.class_incremental import split_classes
 from kdzoo_lifelong.icarl import ICaRL
 from kdzoo_lifelong.lwf import LwF
-from kdzoo_lifelong.sequence import split_classes
 from kdzoo_lifelong.transfer import average_accuracy, average_forgetting, backward_transfer, task_accuracies
 
 MATRIX = ((90.0, None, None), (60.0, 80.0, None), (70.0, 50.0, 100.0))

@@ -342,6 +342,7 @@ def test_every_width_is_shown_beside_itself_alone(tmp_path: Path) -> None:
     )
     assert entries["cut, width 4"]["top1_percent"] == results["student"]["top1_percent"]
     assert entries["alone, width 4"]["top1_percent"] == results["control"]["top1_percent"]
+    assert entries["cut, width 4"]["size_mib"] == results["student"]["size_mib"], "one network has one size"
     assert {point["group"] for point in scatter["points"]} == {"cut", "alone"}
     names = {stage["name"]: stage["key"] for stage in results["stages"]}
     assert names["alone_4"] == names["control"]  # trained once
