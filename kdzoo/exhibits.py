@@ -103,7 +103,8 @@ class DeliveredBench:
         for label, module in modules.items():
             module.to(self._build.device)
             logits, targets = self.predict(module)
-            tensors = {t.data_ptr(): (name, t) for name, t in module.state_dict().items()}  # tied ones once
+            stored = module.model if isinstance(module, Network) else module  # of a network, what its stage stores
+            tensors = {t.data_ptr(): (name, t) for name, t in stored.state_dict().items()}  # tied ones once
             entry = metrics.result_entry(
                 label=label,
                 model=label,
