@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from kdzoo.api import TokenSplit
 from kdzoo.data import open_data
 from kdzoo.errors import DataError
 from kdzoo.recipe import DataRecipe
+from kdzoo_text.checkpoints import hushed
 from kdzoo_text.clinc150 import Clinc150
 from kdzoo_text.text_files import TextFiles
 from kdzoo_text.wordpiece import learn
@@ -234,3 +236,12 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
     )
     (tmp_path / "test.csv").write_bytes(b"text,label\n\xff,b\n")
     assert refusal(files(tmp_path).test).startswith(f"{tmp_path / 'test.csv'}: cannot be read as UTF-8 text: ")
+
+
+def test_what_the_hub_retries_is_kept_to_itself(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("huggingface_hub.utils._http")
+    with hushed():
+        logger.warning("retrying in 8 s")
+    assert not caplog.records
+    logger.warning("somebody else's")
+    assert [record.message for record in caplog.records] == ["somebody else's"]
