@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from kdzoo.recipe import load_recipe
+from kdzoo.recipe.reading import load_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -121,11 +121,11 @@ def request_times(path: Path, exported: Path, result: dict[str, Any], rounds: in
 
     An image stands for all; of text each round takes the next of the validation split, at its own length.
     """
-    from kdzoo.delivery import TEXT_REQUESTS
-    from kdzoo.resolve import resolve
-    from kdzoo.runner import Runner
-    from kdzoo.store import Store
-    from kdzoo.zoo import load_zoo
+    from kdzoo.plan.resolve import resolve
+    from kdzoo.run.delivery import TEXT_REQUESTS
+    from kdzoo.run.runner import Runner
+    from kdzoo.storage.store import Store
+    from kdzoo.zoo.loading import load_zoo
 
     files = [each for who in ("exports", "teacher_exports") for each in result.get(who, [])]
     if not files:
@@ -141,7 +141,7 @@ def request_times(path: Path, exported: Path, result: dict[str, Any], rounds: in
         for each in files:
             format_name, _, owner = each["label"].partition(" of ")
             network = build.network(plan.teachers[0] if owner.startswith("teacher") else plan.student)
-            inputs[each["label"]] = [network.prepare(sample).cpu().numpy() for sample in samples]
+            inputs[each["label"]] = [network.preprocess(sample).cpu().numpy() for sample in samples]
             calls[each["label"]] = exporters[format_name].load(exported / each["file"], 1)
     spent: dict[str, dict[str, list[int]]] = {label: {clock: [] for clock in CLOCKS} for label in calls}
     for number in range(-requests, rounds):
@@ -206,13 +206,13 @@ def measure_timings(path: Path, out: Path) -> None:
 
 def step_time_over_control(path: Path, warmup: int = 3, rounds: int = 9) -> float:
     """Median time of a step of the student's stage over that of the control; untrained networks, steps in turn."""
-    from kdzoo.checks import run_steps
-    from kdzoo.engine import Engine
-    from kdzoo.resolve import resolve
-    from kdzoo.runner import Runner
-    from kdzoo.store import Store
-    from kdzoo.types import Stage
-    from kdzoo.zoo import load_zoo
+    from kdzoo.contract.stage import Stage
+    from kdzoo.plan.resolve import resolve
+    from kdzoo.run.runner import Runner
+    from kdzoo.storage.store import Store
+    from kdzoo.testing.checks import run_steps
+    from kdzoo.training.engine import Engine
+    from kdzoo.zoo.loading import load_zoo
 
     with tempfile.TemporaryDirectory() as folder:
         zoo = load_zoo()

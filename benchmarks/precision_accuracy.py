@@ -22,11 +22,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is import
 
 from provenance import write_result
 
-from kdzoo.recipe import load_recipe
-from kdzoo.resolve import resolve
-from kdzoo.runner import Runner
-from kdzoo.store import Store
-from kdzoo.zoo import load_zoo
+from kdzoo.plan.resolve import resolve
+from kdzoo.recipe.reading import load_recipe
+from kdzoo.run.runner import Runner
+from kdzoo.storage.store import Store
+from kdzoo.zoo.loading import load_zoo
 
 RECIPE = Path(__file__).with_suffix(".yaml")
 NETWORKS = ("teacher", "control", "student")

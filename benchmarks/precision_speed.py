@@ -21,10 +21,12 @@ from provenance import write_result
 from step_time import Stopwatch
 from torch import Tensor
 
-from kdzoo.device import Precision, choose_precision
-from kdzoo.models import Network, build_network, fold_batchnorm, freeze
-from kdzoo.types import ModelSpec
-from kdzoo.zoo import load_zoo
+from kdzoo.contract.stage import ModelSpec
+from kdzoo.models.building import build_network
+from kdzoo.models.folding import fold_batchnorm
+from kdzoo.models.network import Network, freeze
+from kdzoo.training.device import Precision, choose_precision
+from kdzoo.zoo.loading import load_zoo
 
 CPU = torch.device("cpu")
 #: (network, side of its input in pixels, channels); plain convnets by rising cost, then depthwise and grouped ones.

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from measure import processor
 
-from kdzoo.device import cpu_has_bf16, environment
-from kdzoo.runner import commit_of_source
-from kdzoo.store import write_bytes
+from kdzoo.run.provenance import commit_of_source
+from kdzoo.storage.atomic import write_bytes
+from kdzoo.training.device import cpu_has_bf16, environment
 
 
 def provenance() -> dict[str, Any]:

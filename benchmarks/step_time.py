@@ -29,18 +29,18 @@ from loops import HandLoop, PlainLoop, Setting, Way
 from provenance import write_result
 from torch import nn
 
-from kdzoo.building import Builder
-from kdzoo.device import Precision
-from kdzoo.engine import Engine, Job
-from kdzoo.models import Network
-from kdzoo.offers import ArraySplit, DataSource, DataSplits, OfferOptions
-from kdzoo.parallel import Ranks
-from kdzoo.recipe import Recipe
-from kdzoo.resolve import Plan, resolve_algorithm
-from kdzoo.store import Store
-from kdzoo.teacher import CachedTeacher
-from kdzoo.types import ModelSpec, Stage
-from kdzoo.zoo import load_zoo
+from kdzoo.contract.extension_points import ArraySplit, DataSource, DataSplits, OfferOptions
+from kdzoo.contract.stage import ModelSpec, Stage
+from kdzoo.models.network import Network
+from kdzoo.plan.resolve import Plan, resolve_algorithm
+from kdzoo.recipe.sections import Recipe
+from kdzoo.run.builder import Builder
+from kdzoo.storage.store import Store
+from kdzoo.training.device import Precision
+from kdzoo.training.engine import Engine, Job
+from kdzoo.training.parallel import Ranks
+from kdzoo.training.teacher import CachedTeacher
+from kdzoo.zoo.loading import load_zoo
 
 #: Batches in the synthetic training split: enough that the end of an epoch is rare.
 BATCHES = 20

@@ -31,16 +31,16 @@ from provenance import write_result
 from step_time import Steps, Stopwatch, engine_steps
 from torch.nn import functional as F
 
-from kdzoo.building import Builder
-from kdzoo.engine import Engine
-from kdzoo.models import start_from
-from kdzoo.offers import TokenSplit
-from kdzoo.parallel import Ranks
-from kdzoo.recipe import load_recipe
-from kdzoo.resolve import Plan, resolve, resolve_choice
-from kdzoo.store import Store
-from kdzoo.types import AlgorithmChoice, Stage
-from kdzoo.zoo import load_zoo
+from kdzoo.contract.extension_points import TokenSplit
+from kdzoo.contract.stage import AlgorithmChoice, Stage
+from kdzoo.models.weights import start_from
+from kdzoo.plan.resolve import Plan, resolve, resolve_choice
+from kdzoo.recipe.reading import load_recipe
+from kdzoo.run.builder import Builder
+from kdzoo.storage.store import Store
+from kdzoo.training.engine import Engine
+from kdzoo.training.parallel import Ranks
+from kdzoo.zoo.loading import load_zoo
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "recipes" / "clinc150" / "kd.yaml"

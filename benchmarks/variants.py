@@ -22,10 +22,12 @@ from provenance import write_result
 from step_time import PAIRS, Pair, Stopwatch
 from torch import Tensor, nn
 
-from kdzoo.device import choose_precision
-from kdzoo.models import Network, build_network, fold_batchnorm, freeze
-from kdzoo.types import ModelSpec
-from kdzoo.zoo import load_zoo
+from kdzoo.contract.stage import ModelSpec
+from kdzoo.models.building import build_network
+from kdzoo.models.folding import fold_batchnorm
+from kdzoo.models.network import Network, freeze
+from kdzoo.training.device import choose_precision
+from kdzoo.zoo.loading import load_zoo
 
 Call = Callable[[], Any]
 

@@ -22,11 +22,13 @@ from typing import Any
 
 import typer
 
-from kdzoo import api, card, cli, errors, losses
-from kdzoo.algorithm import Algorithm
-from kdzoo.offers import Offer
-from kdzoo.recipe import Recipe, load_recipe
-from kdzoo.zoo import BUILT_IN, Zoo, load_zoo
+from kdzoo import api, cli, errors, losses
+from kdzoo.contract.algorithm import Algorithm
+from kdzoo.contract.extension_points import Offer
+from kdzoo.recipe.reading import load_recipe
+from kdzoo.recipe.sections import Recipe
+from kdzoo.testing import card
+from kdzoo.zoo.loading import BUILT_IN, Zoo, load_zoo
 
 DOCS = Path(__file__).resolve().parent
 RECIPES = DOCS.parent / "recipes"
@@ -171,10 +173,10 @@ def recipe_page() -> str:
 
 RECIPE_INTRODUCTION = """# Recipe
 
-Every key of a recipe: its type and range, its default, what it does. This page is written from `kdzoo.recipe.Recipe`
-(`python docs/generate.py`), and a test compares the two. `kdzoo show RECIPE` prints a recipe with every default filled
-in, `kdzoo schema` prints a JSON Schema with the options of every installed plugin in it, for editors, and
-`-o KEY=VALUE` overrides any key through the same validation.
+Every key of a recipe: its type and range, its default, what it does. This page is written from the class
+`kdzoo.recipe.sections.Recipe` (`python docs/generate.py`), and a test compares the two. `kdzoo show RECIPE` prints a
+recipe with every default filled in, `kdzoo schema` prints a JSON Schema with the options of every installed plugin in
+it, for editors, and `-o KEY=VALUE` overrides any key through the same validation.
 
 ## How it is read
 

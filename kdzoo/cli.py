@@ -69,7 +69,7 @@ def run(
     folder, results = _run(recipe, _all_overrides(override, device, seed), out, new, resume)
     if results is None:
         return
-    from kdzoo.report import comparison_table
+    from kdzoo.report.compare import comparison_table
 
     print(comparison_table(results))
     for warning in results["warnings"]:
@@ -81,14 +81,14 @@ def _run(
     recipe: Path, overrides: list[str], out: Path, new: bool = False, resume: bool = False
 ) -> tuple[Path, dict[str, Any] | None]:
     """Run a recipe; results are None on every process but the first."""
-    from kdzoo.store import probe_writable
+    from kdzoo.storage.atomic import probe_writable
 
     rank = int(os.environ.get("RANK", "0"))
     if rank == 0:
         probe_writable(out)
     plan, zoo = _resolve(recipe, overrides)
 
-    from kdzoo.parallel import Ranks
+    from kdzoo.training.parallel import Ranks
 
     ranks = Ranks(plan.recipe.device)
     with ranks.together():
@@ -99,10 +99,10 @@ def _run_together(
     ranks: Any, plan: Any, zoo: Any, out: Path, new: bool, resume: bool
 ) -> tuple[Path, dict[str, Any] | None]:
     from kdzoo.errors import Interrupted, KdzooError
-    from kdzoo.recipe import dump_recipe, recipe_hash
-    from kdzoo.run_folder import RunFolder
-    from kdzoo.runner import Runner
-    from kdzoo.store import Store
+    from kdzoo.recipe.reading import dump_recipe, recipe_hash
+    from kdzoo.run.runner import Runner
+    from kdzoo.storage.run_folder import RunFolder
+    from kdzoo.storage.store import Store
 
     ranks.agree("the recipe", recipe_hash(plan.recipe))
     display = Display() if ranks.first else _quiet()
@@ -140,7 +140,7 @@ def _run_together(
             results = runner.run()
         if not ranks.first:
             return folder.root, None
-        from kdzoo.report import write_report
+        from kdzoo.report.writing import write_report
 
         write_report(folder.root)
         folder.finish()
@@ -151,17 +151,17 @@ def _run_together(
 
 
 def _resolve(recipe: Path, overrides: list[str]) -> tuple[Any, Any]:
-    from kdzoo.recipe import load_recipe
+    from kdzoo.recipe.reading import load_recipe
 
     def also(data: Any, problems: Any) -> None:
-        from kdzoo.resolve import further_problems
-        from kdzoo.zoo import load_zoo
+        from kdzoo.plan.resolve import further_problems
+        from kdzoo.zoo.loading import load_zoo
 
         further_problems(data, problems, load_zoo())
 
     loaded = load_recipe(_known_recipe(recipe), overrides, also)
-    from kdzoo.resolve import resolve
-    from kdzoo.zoo import load_zoo
+    from kdzoo.plan.resolve import resolve
+    from kdzoo.zoo.loading import load_zoo
 
     zoo = load_zoo()
     _warn_of_broken(zoo)
@@ -233,7 +233,7 @@ def _signals() -> Any:
 
 
 def _quiet() -> Any:
-    from kdzoo.runner import Quiet
+    from kdzoo.run.runner import Quiet
 
     class QuietContext(Quiet):
         def __enter__(self) -> QuietContext:
@@ -299,8 +299,8 @@ class Display:
 def check(recipe: RecipeFile, override: Overrides = None) -> None:
     """Validate a recipe, build its models, and run one dry forward."""
     plan, zoo = _resolve(recipe, list(override or []))
-    from kdzoo.runner import Runner
-    from kdzoo.store import Store
+    from kdzoo.run.runner import Runner
+    from kdzoo.storage.store import Store
 
     for line in Runner(plan, zoo, None, Store(Path("runs/.store"))).check():
         print(line)
@@ -314,12 +314,12 @@ def show(
     """Print a recipe with every default, or what an algorithm is and takes."""
     path = _find_recipe(Path(what))
     if path.exists() or what.endswith((".yaml", ".yml")):
-        from kdzoo.recipe import dump_recipe, load_recipe
+        from kdzoo.recipe.reading import dump_recipe, load_recipe
 
         print(dump_recipe(load_recipe(path, list(override or [])).recipe), end="")
         return
-    from kdzoo.card import describe_algorithm
-    from kdzoo.zoo import load_zoo
+    from kdzoo.testing.card import describe_algorithm
+    from kdzoo.zoo.loading import load_zoo
 
     zoo = load_zoo()
     print(describe_algorithm(zoo.algorithm(what), zoo.algorithms[what]))
@@ -327,7 +327,7 @@ def show(
 
 # --- looking ----------------------------------------------------------------------------------
 
-KINDS = ("algorithms", "models", "datasets", "exporters", "arithmetics", "trackers", "recipes")
+KINDS = ("algorithms", "models", "datasets", "exporters", "quantizers", "trackers", "recipes")
 
 
 @app.command("list")
@@ -350,7 +350,7 @@ def list_(
 
 
 def _offer_rows(kind: str) -> list[dict[str, Any]]:
-    from kdzoo.zoo import load_zoo
+    from kdzoo.zoo.loading import load_zoo
 
     zoo = load_zoo()
     _warn_of_broken(zoo)
@@ -379,7 +379,7 @@ def _offer_rows(kind: str) -> list[dict[str, Any]]:
 
 
 def _recipe_rows() -> list[dict[str, Any]]:
-    from kdzoo.recipe import load_recipe
+    from kdzoo.recipe.reading import load_recipe
 
     root = recipes_root()
     rows = []
@@ -401,8 +401,8 @@ def _recipe_rows() -> list[dict[str, Any]]:
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of a recipe, every plugin's options in it, for editors."""
-    from kdzoo.schema import recipe_schema
-    from kdzoo.zoo import load_zoo
+    from kdzoo.plan.schema import recipe_schema
+    from kdzoo.zoo.loading import load_zoo
 
     print(json.dumps(recipe_schema(load_zoo()), indent=2))
 
@@ -410,7 +410,7 @@ def schema() -> None:
 @app.command()
 def plugins(as_json: Json = False) -> None:
     """List the installed plugins and whether each loads; works whatever they do."""
-    from kdzoo.zoo import load_zoo
+    from kdzoo.zoo.loading import load_zoo
 
     rows = [
         {
@@ -439,8 +439,8 @@ RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 @app.command()
 def report(folder: RunPath) -> None:
     """Write report.html and the model card of a run folder again."""
-    from kdzoo.report import write_report
-    from kdzoo.run_folder import RunFolder
+    from kdzoo.report.writing import write_report
+    from kdzoo.storage.run_folder import RunFolder
 
     write_report(folder)
     RunFolder.view(folder).record("report.html", "README.md")
@@ -451,7 +451,7 @@ def report(folder: RunPath) -> None:
 def compare(folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Two or more run folders.")]) -> None:
     """Show two or more runs side by side."""
     from kdzoo.errors import ReportError
-    from kdzoo.report import compare_table
+    from kdzoo.report.compare import compare_table
 
     if len(folders) < 2:
         raise ReportError(f"compare: needs at least two run folders, got {len(folders)}")
@@ -466,13 +466,13 @@ def export(
 ) -> None:
     """Export the student of a finished run again, verified on the whole test split."""
     overrides = [f"export=[{{format: {format}" + (f", quantize: {quantize}" if quantize else "") + "}]", "trackers=[]"]
-    from kdzoo.run_folder import RunFolder
+    from kdzoo.storage.run_folder import RunFolder
 
     source = RunFolder.view(folder)
     source.verify()
     plan, zoo = _resolve(folder / "recipe.yaml", overrides)
-    from kdzoo.runner import Runner
-    from kdzoo.store import Store
+    from kdzoo.run.runner import Runner
+    from kdzoo.storage.store import Store
 
     runner = Runner(plan, zoo, source, Store(folder.parent.parent / ".store"))
     for entry in runner.export_again():
@@ -491,8 +491,8 @@ def verify(
 ) -> None:
     """Re-run a recipe over its seeds and hold the result against its `expected`."""
     from kdzoo.errors import RecipeError, VerifyError
-    from kdzoo.recipe import load_recipe
-    from kdzoo.verdict import hold_against
+    from kdzoo.recipe.reading import load_recipe
+    from kdzoo.study.expected import hold_against
 
     path = _known_recipe(recipe)
     expected = load_recipe(path, list(override or [])).recipe.expected
@@ -522,9 +522,9 @@ def test_plugin(
     as_json: Json = False,  # noqa: PT028
 ) -> None:
     """Run the conformance suite over an algorithm."""
-    from kdzoo.checks import run_checks
     from kdzoo.errors import ContractError
-    from kdzoo.zoo import load_zoo
+    from kdzoo.testing.checks import run_checks
+    from kdzoo.zoo.loading import load_zoo
 
     zoo = load_zoo()
     of_plugin = [algorithm for algorithm, offer in zoo.algorithms.items() if offer.plugin == name]
@@ -555,7 +555,7 @@ def new_algorithm(
     ),
 ) -> None:
     """Write a plugin package with one algorithm, its test and a recipe."""
-    from kdzoo.scaffold import write_algorithm
+    from kdzoo.testing.scaffold import write_algorithm
 
     for path in write_algorithm(name, where):
         print(path)
@@ -570,7 +570,7 @@ def new_recipe(
     where: Annotated[Path, typer.Option("--in", metavar="DIR", help="The folder to write into.")] = Path("."),
 ) -> None:
     """Write a recipe that runs as it is."""
-    from kdzoo.scaffold import write_recipe
+    from kdzoo.testing.scaffold import write_recipe
 
     print(write_recipe(name, algorithm, where, recipes_root()))
 

@@ -5,6 +5,14 @@ Only the command line catches these; it prints the text without a traceback.
 
 from __future__ import annotations
 
+import difflib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+#: Characters that no message, name or table may hold as they are.
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
+
 
 class KdzooError(Exception):
     """Base of every error that a user can cause and mend."""
@@ -112,8 +120,26 @@ class Interrupted(KdzooError):
 
 def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
     """Return the clause ``; did you mean 'x'?`` for the closest known name, or nothing."""
-    import difflib
-
     lower = {each.lower(): each for each in known}
     close = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.6)
     return f"; did you mean '{lower[close[0]]}'?" if close else ""
+
+
+def plain(text: str, limit: int = 60) -> str:
+    """Make text safe to print: at most ``limit`` characters, what is not printable escaped."""
+    text = text if len(text) <= limit else text[: limit - 3] + "..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shown(value: Any) -> str:
+    """Show a value of a recipe in an error, on one short line."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return f"'{plain(value)}'"
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, list | tuple):
+        inner = ", ".join(map(shown, value[:20]))
+        return f"[{inner}]" if len(value) <= 20 and len(inner) <= 60 else f"a list of {len(value)}"
+    return "nothing" if value is None else plain(str(value))

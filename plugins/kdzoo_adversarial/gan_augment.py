@@ -15,12 +15,12 @@ from torch.nn import functional as F
 from kdzoo.api import (
     Algorithm,
     AlgorithmOptions,
-    Bench,
-    Exhibit,
+    FinishedRun,
     Images,
     Needs,
     OwnNetwork,
     Paper,
+    ReportItem,
     Shapes,
     StepContext,
     Temperature,
@@ -258,10 +258,10 @@ class GANAugment(Algorithm):
         return collapse(means, "real samples", "generated ones")
 
     @classmethod
-    def exhibits(cls, bench: Bench) -> Iterator[Exhibit]:
-        generator, names = bench.algorithm(bench.student).generator, bench.classes[:CLASSES_SHOWN]
+    def report_items(cls, run: FinishedRun) -> Iterator[ReportItem]:
+        generator, names = run.algorithm(run.student).generator, run.classes[:CLASSES_SHOWN]
         device = next(generator.parameters()).device
-        latent = torch.randn(len(names) * SHOWN, bench.options.latent_dim, generator=bench.random("generated"))
+        latent = torch.randn(len(names) * SHOWN, run.options.latent_dim, generator=run.random("generated"))
         classes = torch.arange(len(names)).repeat_interleave(SHOWN)
         with torch.no_grad():
             images = generator(latent.to(device), classes.to(device)).cpu()

@@ -11,10 +11,10 @@ from kdzoo.api import (
     Algorithm,
     AlgorithmChoice,
     AlgorithmOptions,
-    Bench,
-    Exhibit,
+    FinishedRun,
     NeedsError,
     Point,
+    ReportItem,
     Scatter,
     Stage,
     StagePlan,
@@ -85,27 +85,27 @@ class Assisted(Algorithm):
         return max(results[: len(students)], key=lambda result: result.metrics.get("top1_percent", 0.0))
 
     @classmethod
-    def exhibits(cls, bench: Bench) -> Iterator[Exhibit]:
-        found = {result.name: result for result in bench.stages}
+    def report_items(cls, run: FinishedRun) -> Iterator[ReportItem]:
+        found = {result.name: result for result in run.stages}
         assistants = [result for name, result in found.items() if name.startswith("assistant_")]
-        sizes = {result.name: _parameters(bench, result) for result in assistants}
+        sizes = {result.name: _parameters(run, result) for result in assistants}
         students = _students(found, assistants)
         direct: float | None = None  # accuracy of the student that the teacher itself taught
         rows: list[tuple[str | float | None, ...]] = []
-        if bench.control is not None:
-            rows.append(("none (NOKD)", None, bench.entries["control"]["top1_percent"], _validation(bench.control)))
+        if run.control is not None:
+            rows.append(("none (NOKD)", None, run.entries["control"]["top1_percent"], _validation(run.control)))
         if BASELINE in found:
-            (entry,) = bench.measure({BASELINE_LABEL: bench.network(found[BASELINE])})
+            (entry,) = run.measure({BASELINE_LABEL: run.network(found[BASELINE])})
             direct = entry["top1_percent"]
             rows.append(("the teacher (BLKD)", None, direct, _validation(found[BASELINE])))
         points = []
         for over, result in students:
-            top1 = _top1(bench, over, result)
+            top1 = _top1(run, over, result)
             named = ", ".join(f"{helper.model.name} ({sizes[helper.name]:,})" for helper in over)
             rows.append((f"the teacher over {named} ({cls.name.upper()})", len(over), top1, _validation(result)))
             points.append(Point(sizes[over[-1].name] / 1e3, top1, over[-1].model.name, "over an assistant"))
         yield Table(
-            f"{bench.student.model.name} without a teacher, from the teacher, and over assistants",
+            f"{run.student.model.name} without a teacher, from the teacher, and over assistants",
             ("taught by", "assistants", "test accuracy, %", "validation, %"),
             tuple(rows),
             "Under one budget. In brackets: parameters. NOKD is without distillation, BLKD from the teacher alone.",
@@ -117,8 +117,8 @@ class Assisted(Algorithm):
         )
         if len(students) > 1:
             if direct is not None:
-                size = _parameters(bench, bench.teachers[0]) / 1e3
-                points.append(Point(size, direct, bench.teachers[0].model.name, "the teacher itself"))
+                size = _parameters(run, run.teachers[0]) / 1e3
+                points.append(Point(size, direct, run.teachers[0].model.name, "the teacher itself"))
             yield Scatter(
                 "The size of the assistant",
                 "parameters of who teaches the student, thousands",
@@ -137,16 +137,16 @@ def _students(
     return [([assistant], found[f"student_{i}"]) for i, assistant in enumerate(assistants)]
 
 
-def _top1(bench: Bench, over: list[StageResult], result: StageResult) -> float:
+def _top1(run: FinishedRun, over: list[StageResult], result: StageResult) -> float:
     """A student's accuracy on the test split: measured before, where it is the one that was delivered."""
-    if result.key == bench.student.key:
-        return bench.entries["student"]["top1_percent"]
-    (entry,) = bench.measure({f"{result.name}, over {over[-1].model.name}": bench.network(result)})
+    if result.key == run.student.key:
+        return run.entries["student"]["top1_percent"]
+    (entry,) = run.measure({f"{result.name}, over {over[-1].model.name}": run.network(result)})
     return entry["top1_percent"]
 
 
-def _parameters(bench: Bench, result: StageResult) -> int:
-    return sum(parameter.numel() for parameter in bench.network(result).parameters())
+def _parameters(run: FinishedRun, result: StageResult) -> int:
+    return sum(parameter.numel() for parameter in run.network(result).parameters())
 
 
 def _validation(result: StageResult) -> float | None:

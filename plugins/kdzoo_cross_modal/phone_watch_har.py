@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kdzoo.api import ArraySplit, DataError, DataSource, DataSplits
+from kdzoo.api.data import ArraySplit, DataError, DataSource, DataSplits
 
 FILE = "phone_watch_har.npz"
 #: People whose windows are held out; nobody is in two splits.

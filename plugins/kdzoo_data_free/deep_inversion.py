@@ -13,12 +13,12 @@ from torch.nn import functional as F
 from kdzoo.api import (
     Algorithm,
     AlgorithmOptions,
-    Bench,
-    Exhibit,
+    FinishedRun,
     Needs,
     NeedsError,
     OwnNetwork,
     Paper,
+    ReportItem,
     Shapes,
     StepContext,
     Temperature,
@@ -227,13 +227,13 @@ class DeepInversion(Algorithm):
             pixels.copy_(self.noise(batch))
 
     @classmethod
-    def exhibits(cls, bench: Bench) -> Iterable[Exhibit]:
-        algorithm = bench.algorithm(bench.student)
+    def report_items(cls, run: FinishedRun) -> Iterable[ReportItem]:
+        algorithm = run.algorithm(run.student)
         finished = algorithm.bank.flatten(1).any(1)
         images = algorithm.bank[finished] if finished.any() else algorithm.canvas.pixels.detach()
-        rows = torch.randperm(len(images), generator=bench.random("rows"))[:SHOWN]
+        rows = torch.randperm(len(images), generator=run.random("rows"))[:SHOWN]
         shown = algorithm.pixels(images[rows.to(images.device)])
-        yield pictures(shown, bench.network(bench.teachers[0]), bench.classes)
+        yield pictures(shown, run.network(run.teachers[0]), run.classes)
 
 
 def rolled(images: Tensor, most: int, random: torch.Generator) -> Tensor:

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from kdzoo.api import (
     Algorithm,
     AlgorithmOptions,
-    Bench,
-    Exhibit,
+    FinishedRun,
     Images,
     ModelShapes,
     OwnNetwork,
+    ReportItem,
     Shapes,
     StepContext,
 )
@@ -102,11 +102,11 @@ class Generating(Algorithm):
         return torch.randn(samples, self.options.latent_dim, generator=random).to(self.generator.mean.device)
 
     @classmethod
-    def exhibits(cls, bench: Bench) -> Iterable[Exhibit]:
-        algorithm: Generating = bench.algorithm(bench.student)
+    def report_items(cls, run: FinishedRun) -> Iterable[ReportItem]:
+        algorithm: Generating = run.algorithm(run.student)
         with torch.no_grad():
-            images = algorithm.generator(algorithm.noise(SHOWN, bench.random("latent")))
-        yield pictures(images, bench.network(bench.teachers[0]), bench.classes)
+            images = algorithm.generator(algorithm.noise(SHOWN, run.random("latent")))
+        yield pictures(images, run.network(run.teachers[0]), run.classes)
 
 
 def by_channel(values: Sequence[float], channels: int) -> Tensor:

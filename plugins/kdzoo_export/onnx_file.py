@@ -16,7 +16,7 @@ import torch
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
 
-from kdzoo.api import Exporter, ExportError, OfferOptions
+from kdzoo.api.export import Exporter, ExportError, OfferOptions
 
 if TYPE_CHECKING:
     import onnx
@@ -54,7 +54,7 @@ class Onnx(Exporter):
         super().__init__(options)
         if options.quantize:
             self.tolerance_points, self.tolerance_logits, self.quantizes = 0.5, None, True
-            self.trained_arithmetic = options.quantize == "int8-trained"
+            self.needs_quantizer = options.quantize == "int8-trained"
         if options.tolerance_points is not None:
             self.tolerance_points = options.tolerance_points
 
@@ -70,7 +70,7 @@ class Onnx(Exporter):
         after_training = self.options.quantize == "int8"
         if after_training and not calibration:
             raise ExportError("onnx: quantize: int8 learns activation ranges from calibration batches; got none")
-        with hushed() as said, tempfile.TemporaryDirectory() as folder:
+        with suppress_output() as said, tempfile.TemporaryDirectory() as folder:
             try:
                 graph = trace(model, example, self.options.opset)
                 if after_training:
@@ -170,7 +170,7 @@ def finish(graph: onnx.ModelProto, path: Path, metadata: Mapping[str, str]) -> N
 
 
 @contextlib.contextmanager
-def hushed() -> Iterator[io.StringIO]:
+def suppress_output() -> Iterator[io.StringIO]:
     """Keep what torch and onnxruntime print, so that it is shown only when they fail."""
     said = io.StringIO()
     with warnings.catch_warnings(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):

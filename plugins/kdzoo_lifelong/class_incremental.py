@@ -14,11 +14,11 @@ from kdzoo.api import (
     Algorithm,
     AlgorithmChoice,
     AlgorithmOptions,
-    Bench,
-    Exhibit,
+    FinishedRun,
     HeatMap,
     Needs,
     NeedsError,
+    ReportItem,
     Shapes,
     Stage,
     StagePlan,
@@ -143,26 +143,24 @@ class Lifelong(Algorithm):
             bound = done[-1]  # what labels alone trained is the first stage of both
         return results[-1]
 
-    # --- exhibits -----------------------------------------------------------------------------
+    # --- report_items -----------------------------------------------------------------------------
 
     @classmethod
-    def ways(cls, bench: Bench, tasks: Tasks) -> Mapping[str, Sequence[nn.Module]]:
+    def ways(cls, run: FinishedRun, tasks: Tasks) -> Mapping[str, Sequence[nn.Module]]:
         """The ways to answer that are compared, each with its module after every task."""
-        return {cls.name: [bench.network(result) for result in stages_named(bench, "task", tasks)]}
+        return {cls.name: [run.network(result) for result in stages_named(run, "task", tasks)]}
 
     @classmethod
-    def exhibits(cls, bench: Bench) -> Iterator[Exhibit]:
-        tasks = tasks_of(bench.plan)
-        ways = dict(cls.ways(bench, tasks))
+    def report_items(cls, run: FinishedRun) -> Iterator[ReportItem]:
+        tasks = tasks_of(run.plan)
+        ways = dict(cls.ways(run, tasks))
         if cls.variants:
-            bench.measure({way: ways[way][-1] for way in cls.variants})
-        if bench.options.lower_bound:
-            bound = stages_named(bench, "fine_tuning", tasks)
-            ways[FINE_TUNING] = [bench.network(result) for result in bound]
-        found = {way: accuracies(bench, modules, tasks) for way, modules in ways.items()}
-        told = "; ".join(
-            f"{number}: {', '.join(bench.classes[k] for k in task)}" for number, task in enumerate(tasks, 1)
-        )
+            run.measure({way: ways[way][-1] for way in cls.variants})
+        if run.options.lower_bound:
+            bound = stages_named(run, "fine_tuning", tasks)
+            ways[FINE_TUNING] = [run.network(result) for result in bound]
+        found = {way: accuracies(run, modules, tasks) for way, modules in ways.items()}
+        told = "; ".join(f"{number}: {', '.join(run.classes[k] for k in task)}" for number, task in enumerate(tasks, 1))
         for way, numbers in found.items():
             yield HeatMap(
                 f"Accuracy: {way}",
@@ -172,7 +170,7 @@ class Lifelong(Algorithm):
                 unit="%",
                 note=f"{ACCURACY_NOTE} Tasks: {told}.",
             )
-        joint = {} if bench.control is None else {JOINT: joint_accuracies(bench, bench.network(bench.control), tasks)}
+        joint = {} if run.control is None else {JOINT: joint_accuracies(run, run.network(run.control), tasks)}
         yield by_task("Average accuracy after each task", average_accuracy, found | joint, AVERAGE_NOTE, True)
         yield by_task("Average forgetting after each task", average_forgetting, found, FORGETTING_NOTE)
         yield by_task("Backward transfer after each task", backward_transfer, found, TRANSFER_NOTE)
@@ -199,18 +197,18 @@ TRANSFER_NOTE = (
 )
 
 
-def stages_named(bench: Bench, stem: str, tasks: Tasks) -> list[StageResult]:
+def stages_named(run: FinishedRun, stem: str, tasks: Tasks) -> list[StageResult]:
     """The stages of one sequence in order; the first of fine-tuning may be the first of the algorithm itself."""
-    known = {result.name: result for result in bench.stages}
+    known = {result.name: result for result in run.stages}
     return [known.get(f"{stem}_{number}") or known[f"task_{number}"] for number in range(1, len(tasks) + 1)]
 
 
-def accuracies(bench: Bench, modules: Sequence[nn.Module], tasks: Tasks) -> Accuracies:
-    return [task_accuracies(*bench.predict(module), tasks, after) for after, module in enumerate(modules)]
+def accuracies(run: FinishedRun, modules: Sequence[nn.Module], tasks: Tasks) -> Accuracies:
+    return [task_accuracies(*run.predict(module), tasks, after) for after, module in enumerate(modules)]
 
 
-def joint_accuracies(bench: Bench, control: nn.Module, tasks: Tasks) -> Accuracies:
-    logits, targets = bench.predict(control)
+def joint_accuracies(run: FinishedRun, control: nn.Module, tasks: Tasks) -> Accuracies:
+    logits, targets = run.predict(control)
     return [task_accuracies(logits, targets, tasks, after) for after in range(len(tasks))]
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from kdzoo.api import (
     AlgorithmChoice,
     AlgorithmOptions,
-    Bench,
+    FinishedRun,
     Needs,
     NeedsError,
     Paper,
@@ -109,11 +109,11 @@ class ICaRL(Lifelong):
         return tuple(row for rows in exemplars.values() for row in rows)
 
     @classmethod
-    def ways(cls, bench: Bench, tasks: Tasks) -> Mapping[str, Sequence[nn.Module]]:
-        heads = super().ways(bench, tasks)[cls.name]
-        results = stages_named(bench, "task", tasks)
+    def ways(cls, run: FinishedRun, tasks: Tasks) -> Mapping[str, Sequence[nn.Module]]:
+        heads = super().ways(run, tasks)[cls.name]
+        results = stages_named(run, "task", tasks)
         means = []
         for number, (network, result) in enumerate(zip(heads, results, strict=True)):
-            exemplars = choose_exemplars(bench.plan, tasks, results[: number + 1], bench.options.memory)
-            means.append(nearest_mean(bench.plan, network, result, exemplars))
+            exemplars = choose_exemplars(run.plan, tasks, results[: number + 1], run.options.memory)
+            means.append(nearest_mean(run.plan, network, result, exemplars))
         return {NEAREST_MEAN: means, OWN_HEAD: heads}

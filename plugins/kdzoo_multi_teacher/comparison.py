@@ -11,8 +11,8 @@ from kdzoo.api import (
     Algorithm,
     AlgorithmChoice,
     AlgorithmOptions,
-    Bench,
-    Exhibit,
+    FinishedRun,
+    ReportItem,
     Stage,
     StagePlan,
     StageResult,
@@ -51,9 +51,9 @@ class SeveralTeachers(Algorithm):
         return several
 
     @classmethod
-    def exhibits(cls, bench: Bench) -> Iterator[Exhibit]:
-        yield from shown_weights(bench)
-        yield comparison(bench, cls.name)
+    def report_items(cls, run: FinishedRun) -> Iterator[ReportItem]:
+        yield from shown_weights(run)
+        yield comparison(run, cls.name)
 
 
 def best_teacher(teachers: Sequence[StageResult]) -> StageResult | None:
@@ -69,9 +69,9 @@ def note_weights(ctx: StepContext, weights: Sequence[float] | Tensor, of: str = 
         ctx.note(f"{of}_teacher_{index}", weight)
 
 
-def shown_weights(bench: Bench) -> Iterator[Table]:
+def shown_weights(run: FinishedRun) -> Iterator[Table]:
     """A table of the noted weights, in the first and in the last epoch; none if nothing was noted."""
-    rows = [row for row in bench.log(bench.student) if row["split"] == "train"]
+    rows = [row for row in run.log(run.student) if row["split"] == "train"]
     kinds = [name.removesuffix("_teacher_0") for name in rows[-1] if name.endswith("_teacher_0")] if rows else []
     if not kinds:
         return
@@ -85,31 +85,31 @@ def shown_weights(bench: Bench) -> Iterator[Table]:
                 teacher.model.name,
                 *(round(row[f"{kind}_teacher_{i}"], 4) for kind in kinds for row in (rows[0], rows[-1])),
             )
-            for i, teacher in enumerate(bench.teachers)
+            for i, teacher in enumerate(run.teachers)
         ),
         "Means over an epoch; those of all teachers sum to 1.",
     )
 
 
-def comparison(bench: Bench, name: str) -> Table:
+def comparison(run: FinishedRun, name: str) -> Table:
     """The student of all teachers beside that of the best one, the control, and the teachers themselves."""
     rows: list[tuple[str | float | None, ...]] = []
-    measured = dict(bench.entries)
+    measured = dict(run.entries)
 
     def add(what: str, taught_by: str | None, label: str, result: StageResult | None) -> None:
         if result is not None and label in measured:
             validation = result.metrics.get("top1_percent")
             rows.append((what, taught_by, measured[label]["top1_percent"], validation))
 
-    single = next((result for result in bench.stages if result.name == SINGLE), None)
-    best = best_teacher(bench.teachers)
+    single = next((result for result in run.stages if result.name == SINGLE), None)
+    best = best_teacher(run.teachers)
     if single is not None:
-        (measured[SINGLE],) = bench.measure({SINGLE_LABEL: bench.network(single)})
-    add("control", None, "control", bench.control)
+        (measured[SINGLE],) = run.measure({SINGLE_LABEL: run.network(single)})
+    add("control", None, "control", run.control)
     if best is not None:
-        add("student", f"the best single teacher, {_called(bench, best)}, by kd", SINGLE, single)
-    add("student", f"all teachers, by {name}", "student", bench.student)
-    for i, teacher in enumerate(bench.teachers):
+        add("student", f"the best single teacher, {_called(run, best)}, by kd", SINGLE, single)
+    add("student", f"all teachers, by {name}", "student", run.student)
+    for i, teacher in enumerate(run.teachers):
         add(f"teacher {i} ({teacher.model.name})", None, f"teacher {i}", teacher)
     if best is None:
         note = "Without a validation split there is no best teacher to compare with."
@@ -125,6 +125,6 @@ def comparison(bench: Bench, name: str) -> Table:
     )
 
 
-def _called(bench: Bench, teacher: StageResult) -> str:
-    index = [other.key for other in bench.teachers].index(teacher.key)
+def _called(run: FinishedRun, teacher: StageResult) -> str:
+    index = [other.key for other in run.teachers].index(teacher.key)
     return f"teacher {index} ({teacher.model.name})"

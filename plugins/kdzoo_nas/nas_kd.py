@@ -12,13 +12,13 @@ from kdzoo.api import (
     Algorithm,
     AlgorithmName,
     AlgorithmOptions,
-    Bench,
-    Exhibit,
+    FinishedRun,
     ModelSpec,
     Needs,
     NeedsError,
     Paper,
     Point,
+    ReportItem,
     Scatter,
     Stage,
     StagePlan,
@@ -152,19 +152,19 @@ class NasKD(Algorithm):
     # --- what is shown ------------------------------------------------------------------------
 
     @classmethod
-    def exhibits(cls, bench: Bench) -> Iterable[Exhibit]:
-        options, space = bench.options, space_of(bench.options)
+    def report_items(cls, run: FinishedRun) -> Iterable[ReportItem]:
+        options, space = run.options, space_of(run.options)
         by_macs = options.max_params_m is None and any((options.max_macs_g, options.max_latency_ms))
 
         def point(result: StageResult, group: str) -> Point:
-            network: Any = bench.network(result)
+            network: Any = run.network(result)
             cost = network.macs if by_macs else sum(parameter.numel() for parameter in network.model.parameters())
-            return Point(cost / 1e6, score_of(result), " · ".join(map(brief, place_of(bench, result, space))), group)
+            return Point(cost / 1e6, score_of(result), " · ".join(map(brief, place_of(run, result, space))), group)
 
-        trials = [result for result in bench.stages if result.name.startswith(TRIAL)]
+        trials = [result for result in run.stages if result.name.startswith(TRIAL)]
         points = [point(result, "trial") for result in trials]
         best = front(points)
-        finals = {result.name: result for result in bench.stages if result.name in (PICKED, FOUND)}
+        finals = {result.name: result for result in run.stages if result.name in (PICKED, FOUND)}
         names = [dimension.name for dimension in space]
         cost = "MACs, M" if by_macs else "parameters, M"
         yield Scatter(
@@ -180,24 +180,24 @@ class NasKD(Algorithm):
             note=f"Labels are {' · '.join(names)}. Each trial was distilled for {options.trial_epochs} epochs; the "
             "line joins those that no other beats at lower or equal cost.",
         )
-        (picked,) = bench.measure({"hand-picked, distilled": bench.network(finals[PICKED])})
+        (picked,) = run.measure({"hand-picked, distilled": run.network(finals[PICKED])})
         rows = [
-            ("found, distilled", finals[FOUND], bench.entries["student"]),
+            ("found, distilled", finals[FOUND], run.entries["student"]),
             ("hand-picked, distilled", finals[PICKED], picked),
         ]
-        if bench.control is not None:
-            rows.append(("hand-picked, alone", bench.control, bench.entries["control"]))
+        if run.control is not None:
+            rows.append(("hand-picked, alone", run.control, run.entries["control"]))
         yield Table(
             "Found against hand-picked",
             ("student", *names, "parameters, M", "MACs, M", "latency, ms", "test, %"),
-            tuple((label, *place_of(bench, result, space), *numbers_of(entry)) for label, result, entry in rows),
+            tuple((label, *place_of(run, result, space), *numbers_of(entry)) for label, result, entry in rows),
             note="All had the recipe's full budget; the distilled ones were taught by one teacher and one algorithm.",
         )
         yield Table(
             "Trials",
             ("trial", *names, cost, "validation, %"),
             tuple(
-                (result.name.removeprefix(TRIAL), *place_of(bench, result, space), p.x, p.y)
+                (result.name.removeprefix(TRIAL), *place_of(run, result, space), p.x, p.y)
                 for result, p in zip(trials, points, strict=True)
             ),
         )
@@ -247,9 +247,9 @@ def front(points: Sequence[Point]) -> list[Point]:
     return [p for p in points if not beaten(p)]
 
 
-def place_of(bench: Bench, result: StageResult, space: Sequence[Dimension]) -> list[str | int | float | None]:
+def place_of(run: FinishedRun, result: StageResult, space: Sequence[Dimension]) -> list[str | int | float | None]:
     """Where a trained network stands in each dimension; None where it leaves an argument to its default."""
-    network: Any = bench.network(result)
+    network: Any = run.network(result)
     values = [network.size[0] if d.arg is None else result.model.args.get(d.arg) for d in space]
     return [value if isinstance(value, str | int | float | None) else brief(value) for value in values]
 

@@ -14,13 +14,13 @@ from kdzoo.api import (
     Algorithm,
     AlgorithmChoice,
     AlgorithmOptions,
-    Bench,
-    Exhibit,
+    FinishedRun,
     ModelSpec,
     Needs,
     NeedsError,
     Paper,
     Point,
+    ReportItem,
     Scatter,
     Shapes,
     Stage,
@@ -138,7 +138,7 @@ class Sandwich(Algorithm):
         return results[widths.index(wanted)]
 
     @classmethod
-    def adopt(cls, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    def load_start(cls, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         """Cut a network out of a wider one; its BatchNorm forgets and will average over all batches it sees."""
         shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
         model.load_state_dict(leading(weights, shapes), strict=True)
@@ -175,10 +175,10 @@ class Sandwich(Algorithm):
     # --- what is shown ------------------------------------------------------------------------
 
     @classmethod
-    def exhibits(cls, bench: Bench) -> Iterable[Exhibit]:
+    def report_items(cls, run: FinishedRun) -> Iterable[ReportItem]:
         """Measure every width, cut out and alone."""
-        found = {result.name: result for result in bench.stages}
-        widths = sorted(set(bench.options.widths))
+        found = {result.name: result for result in run.stages}
+        widths = sorted(set(run.options.widths))
         kinds = {"width_{}": "cut, width {}", "alone_{}": "alone, width {}"}
         named = {
             words.format(width): found[stage.format(width)]
@@ -186,7 +186,7 @@ class Sandwich(Algorithm):
             for stage, words in kinds.items()
             if stage.format(width) in found
         }
-        measured = bench.measure({label: bench.network(result) for label, result in named.items()})
+        measured = run.measure({label: run.network(result) for label, result in named.items()})
         entries = {entry["label"]: entry for entry in measured}
 
         def cell(label: str, key: str) -> float | None:

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from kdzoo.api import (
     Algorithm,
     AlgorithmOptions,
-    Bench,
-    Exhibit,
+    FinishedRun,
     Needs,
     NeedsError,
     Paper,
+    ReportItem,
     Shapes,
     StagePlan,
     Stages,
@@ -131,5 +131,5 @@ class Codistill(Algorithm):
             self.seen[ctx.batch.index] = True
 
     @classmethod
-    def exhibits(cls, bench: Bench) -> Iterable[Exhibit]:
-        return peers_and_their_ensemble(bench)
+    def report_items(cls, run: FinishedRun) -> Iterable[ReportItem]:
+        return peers_and_their_ensemble(run)

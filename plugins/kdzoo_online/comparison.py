@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from kdzoo.api import Bench, Exhibit, Table, agreement_percent, top1_percent
+from kdzoo.api import FinishedRun, ReportItem, Table, agreement_percent, top1_percent
 
 
-def peers_and_their_ensemble(bench: Bench) -> Iterable[Exhibit]:
+def peers_and_their_ensemble(run: FinishedRun) -> Iterable[ReportItem]:
     """Measure the mean of all networks of the group, and show each beside it, with how often the student disagrees."""
-    result = bench.student
+    result = run.student
     labels = ["student", *(f"peer {i}" for i in range(len(result.peers)))]
-    networks = [bench.network(result, label.replace(" ", "_")) for label in labels]
-    ensemble = bench.ensemble(networks)
-    bench.measure({"ensemble": ensemble})
+    networks = [run.network(result, label.replace(" ", "_")) for label in labels]
+    ensemble = run.ensemble(networks)
+    run.measure({"ensemble": ensemble})
     answers = []
     for label, module in [*zip(labels, networks, strict=True), ("ensemble", ensemble)]:
-        logits, targets = bench.predict(module)
+        logits, targets = run.predict(module)
         answers.append((label, logits, targets))
     student = answers[0][1]
     rows = tuple(

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from kdzoo.api import Algorithm, Bench, Exhibit, Needs, Paper, StepContext, Update, soft_target_loss
+from kdzoo.api import Algorithm, FinishedRun, Needs, Paper, ReportItem, StepContext, Update, soft_target_loss
 from kdzoo_online.comparison import peers_and_their_ensemble
 
 
@@ -58,5 +58,5 @@ class DML(Algorithm):
             yield Update(name, {"task": ctx.task_loss(own), "dml": dml_loss(own, others)})
 
     @classmethod
-    def exhibits(cls, bench: Bench) -> Iterable[Exhibit]:
-        return peers_and_their_ensemble(bench)
+    def report_items(cls, run: FinishedRun) -> Iterable[ReportItem]:
+        return peers_and_their_ensemble(run)

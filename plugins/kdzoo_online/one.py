@@ -15,19 +15,19 @@ from torch.nn import functional as F
 from kdzoo.api import (
     Algorithm,
     AlgorithmOptions,
-    Bench,
-    Exhibit,
+    FinishedRun,
     Level,
     Needs,
     NeedsError,
     Outputs,
     Paper,
+    ReportItem,
     Shapes,
     StepContext,
     Table,
     Temperature,
-    he_normal,
 )
+from kdzoo.api.models import he_normal
 
 #: What the authors add to each probability of the ensemble, so that its logarithm exists.
 SMALLEST = 1e-7
@@ -225,14 +225,14 @@ class ONE(Algorithm):
                 yield f"branch {i} has more than {COLLAPSED:.0%} of the ensemble: the others teach nothing"
 
     @classmethod
-    def exhibits(cls, bench: Bench) -> Iterable[Exhibit]:
-        one: ONE = bench.algorithm(bench.student)
-        section = bench.section(bench.student, one.shared.name)
-        modules: dict[str, nn.Module] = {"branch 0": bench.network(bench.student)}
+    def report_items(cls, run: FinishedRun) -> Iterable[ReportItem]:
+        one: ONE = run.algorithm(run.student)
+        section = run.section(run.student, one.shared.name)
+        modules: dict[str, nn.Module] = {"branch 0": run.network(run.student)}
         modules |= {f"branch {i + 1}": OneBranch(section, branch) for i, branch in enumerate(one.branches)}
-        modules["gated ensemble"] = GatedEnsemble(bench.network(bench.student, levels=[one.shared.name]), one)
-        entries = bench.measure(modules)
-        last = next(row for row in reversed(bench.log(bench.student)) if row["split"] == "train")
+        modules["gated ensemble"] = GatedEnsemble(run.network(run.student, levels=[one.shared.name]), one)
+        entries = run.measure(modules)
+        last = next(row for row in reversed(run.log(run.student)) if row["split"] == "train")
         shares = [round(100 * last[f"gate_{i}"], 1) for i in range(len(modules) - 1)] + [100.0]
         yield Table(
             "Branches and their ensemble",

@@ -18,8 +18,8 @@ def register_algorithms(register: Callable[[type], Any]) -> None:
 
 
 @hookimpl
-def register_arithmetics(register: Callable[[type], Any]) -> None:
+def register_quantizers(register: Callable[[type], Any]) -> None:
     from kdzoo_quantized.int8 import Int8, Int8Buckets
 
-    for arithmetic in (Int8, Int8Buckets):
-        register(arithmetic)
+    for quantizer in (Int8, Int8Buckets):
+        register(quantizer)

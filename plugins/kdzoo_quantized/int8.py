@@ -12,7 +12,9 @@ from pydantic import Field
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
-from kdzoo.api import Arithmetic, KdzooError, ModelError, OfferOptions, quiet_logger
+from kdzoo.api import KdzooError
+from kdzoo.api.export import OfferOptions, Quantizer, quiet_logger
+from kdzoo.api.models import ModelError
 
 aten = torch.ops.aten
 
@@ -31,7 +33,7 @@ LEAST_GAIN = 1e-5
 SWITCHES = {aten.batch_norm.default: 5, aten.dropout.default: 2, aten.dropout_.default: 2}
 
 
-class Int8(Arithmetic):
+class Int8(Quantizer):
     """Inputs of convolutions, linear layers, sums, products and pools as uint8 with a scale and a zero point;
     weights of convolutions and linear layers as int8 with a scale an output channel.
 

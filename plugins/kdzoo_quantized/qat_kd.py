@@ -45,7 +45,7 @@ class QATKD(Rounding):
     )
     default_weights: ClassVar = {"task": 0.5, "kd": 0.5}
     also_known_as = ("apprentice", "qat", "quantization_aware_distillation")
-    arithmetic = "int8"
+    quantizer = "int8"
     tiny_recipe: ClassVar = {"train": {"epochs": 2}}  # a phase in floats, and one with rounding
 
     class Options(RoundingOptions):

@@ -44,7 +44,7 @@ class QuantizedDistillation(Rounding):
         url="https://arxiv.org/abs/1802.05668",
     )
     default_weights: ClassVar = {"task": 0.3, "kd": 0.7}
-    arithmetic = "int8_buckets"
+    quantizer = "int8_buckets"
 
     class Options(RoundingOptions):
         bits: int = Field(4, ge=2, le=8, description="Bits of a weight: it takes one of 2 to the bits values a bucket.")
@@ -52,7 +52,7 @@ class QuantizedDistillation(Rounding):
         temperature: Temperature = 2.0
 
     @classmethod
-    def arithmetic_options(cls, options: Any) -> Mapping[str, Any]:
+    def quantizer_options(cls, options: Any) -> Mapping[str, Any]:
         return {"bits": options.bits, "bucket_size": options.bucket_size}
 
     def losses(self, ctx: StepContext) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field
 
-from kdzoo.api import Algorithm, AlgorithmOptions, Bench, Exhibit, Stage, StagePlan, Stages, Table
+from kdzoo.api import Algorithm, AlgorithmOptions, FinishedRun, ReportItem, Stage, StagePlan, Stages, Table
 
 
 class RoundingOptions(AlgorithmOptions):
@@ -27,8 +27,8 @@ class Rounding(Algorithm):
     Options = RoundingOptions
 
     @classmethod
-    def arithmetic_options(cls, options: Any) -> Mapping[str, Any]:
-        """Options of the arithmetic that the algorithm's own ask for."""
+    def quantizer_options(cls, options: Any) -> Mapping[str, Any]:
+        """Options of the quantizer that the algorithm's own ask for."""
         return {}
 
     @classmethod
@@ -40,8 +40,8 @@ class Rounding(Algorithm):
         start = None
         if epochs > rounding:
             start = yield Stage("float", plan.student, train={"epochs": epochs - rounding})
-        asked = cls.arithmetic_options(options)
-        model = replace(plan.student, arithmetic=cls.arithmetic, arithmetic_options=asked)
+        asked = cls.quantizer_options(options)
+        model = replace(plan.student, quantizer=cls.quantizer, quantizer_options=asked)
         train: dict[str, Any] = {"epochs": rounding}
         if options.lr is not None:
             train["optimizer"] = {"lr": options.lr}
@@ -50,19 +50,19 @@ class Rounding(Algorithm):
         return (yield Stage(cls.name, model, plan.own, plan.teachers, start=start, train=train))
 
     @classmethod
-    def exhibits(cls, bench: Bench) -> Iterable[Exhibit]:
-        stages = {stage.name: stage for stage in bench.stages}
+    def report_items(cls, run: FinishedRun) -> Iterable[ReportItem]:
+        stages = {stage.name: stage for stage in run.stages}
         labels = {"alone": "trained with rounding, alone", cls.name: "trained with rounding, and taught"}
         prepared = {
-            label: bench.network(stages[name], "student_prepared") for name, label in labels.items() if name in stages
+            label: run.network(stages[name], "student_quantized") for name, label in labels.items() if name in stages
         }
         rows = []
         for label, name in (("onnx of control", "float32, alone"), ("onnx int8 of control", "int8 afterwards, alone")):
-            if label in bench.entries:
-                rows.append(_row(name, bench.entries[label], runs=True))
-        rows += [_row(entry["label"], entry) for entry in bench.measure(prepared)]
-        if "onnx int8-trained" in bench.entries:
-            rows.append(_row("the same in integers", bench.entries["onnx int8-trained"], runs=True))
+            if label in run.entries:
+                rows.append(_row(name, run.entries[label], runs=True))
+        rows += [_row(entry["label"], entry) for entry in run.measure(prepared)]
+        if "onnx int8-trained" in run.entries:
+            rows.append(_row("the same in integers", run.entries["onnx int8-trained"], runs=True))
         yield Table(
             "From floats to integers",
             ("student", "top-1 %", "size KiB", "ms at batch 1"),

@@ -10,10 +10,10 @@ from kdzoo.api import (
     Algorithm,
     AlgorithmName,
     AlgorithmOptions,
-    Bench,
-    Exhibit,
+    FinishedRun,
     Needs,
     Paper,
+    ReportItem,
     Stage,
     StagePlan,
     Stages,
@@ -78,14 +78,14 @@ class BornAgain(Algorithm):
         return (yield Stage("student", plan.student, plan.delegate, (teacher,), salt=f"generation_{generations}"))
 
     @classmethod
-    def exhibits(cls, bench: Bench) -> Iterable[Exhibit]:
-        generations = (*bench.teachers, *bench.stages)
-        networks = [bench.network(result) for result in generations]
-        ensemble = bench.ensemble(networks)
-        bench.measure({"ensemble": ensemble})
+    def report_items(cls, run: FinishedRun) -> Iterable[ReportItem]:
+        generations = (*run.teachers, *run.stages)
+        networks = [run.network(result) for result in generations]
+        ensemble = run.ensemble(networks)
+        run.measure({"ensemble": ensemble})
         rows = []
         for name, module in [*((f"generation {i}", own) for i, own in enumerate(networks)), ("ensemble", ensemble)]:
-            rows.append((name, round(top1_percent(*bench.predict(module)), 2)))
+            rows.append((name, round(top1_percent(*run.predict(module)), 2)))
         yield Table(
             "Generations",
             ("network", "top-1 in %"),

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from kdzoo.api import (
     Algorithm,
     AlgorithmOptions,
-    Bench,
-    Exhibit,
+    FinishedRun,
     Level,
     Needs,
     NeedsError,
     Outputs,
     Paper,
     Point,
+    ReportItem,
     Scatter,
     Shapes,
     StepContext,
@@ -173,16 +173,16 @@ class BYOT(Algorithm):
         }
 
     @classmethod
-    def exhibits(cls, bench: Bench) -> Iterable[Exhibit]:
-        algorithm: BYOT = bench.algorithm(bench.student)
+    def report_items(cls, run: FinishedRun) -> Iterable[ReportItem]:
+        algorithm: BYOT = run.algorithm(run.student)
         names = [level.name for level in algorithm.sections]
         modules: dict[str, nn.Module] = {
-            f"exit {i + 1}": EarlyExit(bench.section(bench.student, name), exit_)
+            f"exit {i + 1}": EarlyExit(run.section(run.student, name), exit_)
             for i, (name, exit_) in enumerate(zip(names[:-1], algorithm.exits, strict=True))
         }
-        modules[f"exit {len(names)}"] = bench.network(bench.student)
-        modules["ensemble"] = AllExits(bench.network(bench.student, levels=names[:-1]), algorithm.exits)
-        entries = bench.measure(modules)
+        modules[f"exit {len(names)}"] = run.network(run.student)
+        modules["ensemble"] = AllExits(run.network(run.student, levels=names[:-1]), algorithm.exits)
+        entries = run.measure(modules)
         yield _costs_of_exits(entries, [*names, "all"])
         points = tuple(
             Point(entry["latency_ms"]["p50"], entry["top1_percent"], entry["label"], "exits") for entry in entries[:-1]

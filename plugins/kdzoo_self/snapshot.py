@@ -11,11 +11,11 @@ from torch import Tensor
 from kdzoo.api import (
     Algorithm,
     AlgorithmOptions,
-    Bench,
-    Exhibit,
+    FinishedRun,
     Needs,
     NeedsError,
     Paper,
+    ReportItem,
     Stage,
     StagePlan,
     StageResult,
@@ -92,13 +92,13 @@ class Snapshot(Algorithm):
         return before
 
     @classmethod
-    def exhibits(cls, bench: Bench) -> Iterable[Exhibit]:
-        networks = [bench.network(result) for result in bench.stages]
+    def report_items(cls, run: FinishedRun) -> Iterable[ReportItem]:
+        networks = [run.network(result) for result in run.stages]
         rows = []
-        for result, network in zip(bench.stages, networks, strict=True):
-            epochs = len({row["epoch"] for row in bench.log(result)})
-            rows.append((result.name, epochs, round(top1_percent(*bench.predict(network)), 2)))
-        (ensemble,) = bench.measure({"all snapshots": bench.ensemble(networks)})
+        for result, network in zip(run.stages, networks, strict=True):
+            epochs = len({row["epoch"] for row in run.log(result)})
+            rows.append((result.name, epochs, round(top1_percent(*run.predict(network)), 2)))
+        (ensemble,) = run.measure({"all snapshots": run.ensemble(networks)})
         rows.append(("ensemble of all", sum(row[1] for row in rows), round(ensemble["top1_percent"], 2)))
         yield Table(
             "Mini-generations",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdzoo.api import Tracker
+from kdzoo.api.export import Tracker
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from kdzoo.api import ModelFamily, hookimpl
+from kdzoo.api import hookimpl
+from kdzoo.api.models import ModelFamily
 
 
 @hookimpl

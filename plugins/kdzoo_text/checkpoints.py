@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-from kdzoo.api import KdzooError, quiet_logger
+from kdzoo.api import KdzooError
+from kdzoo.api.export import quiet_logger
 
 
 def transformers() -> ModuleType:
@@ -54,7 +55,7 @@ def not_found(name: str, error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def hushed() -> Iterator[None]:
+def suppress_output() -> Iterator[None]:
     """Keep transformers from printing what is checked here anyway, as a missing classifier or a hub out of reach.
 
     Its models import torchao where that is installed, which torch warns its developers of.

@@ -16,8 +16,8 @@ import torch
 from timm.models import register_model
 from torch import Tensor, nn
 
-from kdzoo.api import ModelError
-from kdzoo_text.checkpoints import hushed, located, not_found, transformers
+from kdzoo.api.models import ModelError
+from kdzoo_text.checkpoints import located, not_found, suppress_output, transformers
 
 #: Of a checkpoint's configuration: what belongs to the file it came from, or to other classes.
 FOREIGN = ("architectures", "id2label", "label2id", "num_labels", "_name_or_path", "dtype", "problem_type")
@@ -64,7 +64,7 @@ class TextClassifier(nn.Module):
             if self.kept is not None:
                 self.row_of.fill_(self.kept.index(int(tokens["unknown"])))
                 self.row_of[self.kept] = torch.arange(rows)
-        with hushed():
+        with suppress_output():
             self.network = transformers().AutoModelForSequenceClassification.from_config(config)
         width = int(config.hidden_size)
         self.feature_info = [
@@ -275,7 +275,7 @@ def described(checkpoint: str | None, config: dict[str, Any], num_classes: int) 
     library = transformers()
     config = {key: value for key, value in config.items() if key not in FOREIGN}
     try:
-        with hushed():
+        with suppress_output():
             if checkpoint is None:
                 return library.AutoConfig.for_model(**config, num_labels=num_classes)
             return library.AutoConfig.from_pretrained(located(checkpoint), **config, num_labels=num_classes)
@@ -291,7 +291,7 @@ def weights_of(
     library = transformers()
     whole = TextClassifier(config, tokens, num_classes)
     try:
-        with hushed():
+        with suppress_output():
             network, told = library.AutoModelForSequenceClassification.from_pretrained(
                 located(checkpoint), config=config, ignore_mismatched_sizes=True, output_loading_info=True
             )

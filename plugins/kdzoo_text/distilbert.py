@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from kdzoo.api import (
     Algorithm,
     AlgorithmOptions,
-    Bench,
+    FinishedRun,
     Needs,
     Paper,
     Shapes,
@@ -90,14 +90,14 @@ class DistilBERT(Algorithm):
         }
 
     @classmethod
-    def exhibits(cls, bench: Bench) -> Iterable[Table]:
+    def report_items(cls, run: FinishedRun) -> Iterable[Table]:
         """What the student saves and what it keeps: the table that shallower transformers are judged by."""
-        of = {label.removesuffix(" of teacher"): label for label in bench.entries if label.endswith(" of teacher")}
-        kinds = {"": "teacher" if "teacher" in bench.entries else "teacher 0", **of}
+        of = {label.removesuffix(" of teacher"): label for label in run.entries if label.endswith(" of teacher")}
+        kinds = {"": "teacher" if "teacher" in run.entries else "teacher 0", **of}
         rows = []
-        for label, entry in bench.entries.items():
+        for label, entry in run.entries.items():
             kind = label if label in of else label.removesuffix(" of teacher")
-            reference = bench.entries.get(kinds.get(kind, kinds[""]))
+            reference = run.entries.get(kinds.get(kind, kinds[""]))
             rows.append((label, *costs(entry), *(savings(entry, reference) if reference else (None, None, None))))
         yield Table(
             "What the student saves and keeps",

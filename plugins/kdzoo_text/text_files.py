@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
-from kdzoo.api import DataError, DataSource, DataSplits
+from kdzoo.api.data import DataError, DataSource, DataSplits
 from kdzoo_text.tokenizing import TextOptions, below, splits_of
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")

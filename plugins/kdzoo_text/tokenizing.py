@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from kdzoo.api import DataError, DataSplits, OfferOptions, Tokens, TokenSplit
-from kdzoo_text.checkpoints import hushed, located, not_found, tokenizers, transformers
+from kdzoo.api.data import DataError, DataSplits, OfferOptions, Tokens, TokenSplit
+from kdzoo_text.checkpoints import located, not_found, suppress_output, tokenizers, transformers
 from kdzoo_text.wordpiece import learn
 
 #: A split as it was read: sentences and the name of each one's class.
@@ -85,7 +85,7 @@ def chosen(title: str, options: TextOptions, texts: Sequence[str]) -> tuple[Any,
         tokenizer, names = trained_wordpiece(texts, options.vocab_size), SPECIAL[:2]
     else:
         try:
-            with hushed():
+            with suppress_output():
                 outer = transformers().AutoTokenizer.from_pretrained(located(options.tokenizer))
         except Exception as error:  # transformers and the hub raise whatever they like; it is reported with its cause
             raise DataError(f"{title}: tokenizer {not_found(options.tokenizer, error)}") from error

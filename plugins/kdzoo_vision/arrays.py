@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from kdzoo.api import ArraySplit, DataError, DataSource, DataSplits, OfferOptions
+from kdzoo.api.data import ArraySplit, DataError, DataSource, DataSplits, OfferOptions
 from kdzoo_vision.standard_sets import load_array
 
 

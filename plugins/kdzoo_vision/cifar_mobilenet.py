@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from kdzoo.api import StagedNet, he_normal, network_cfgs, register_networks
+from kdzoo.api.models import StagedNet, he_normal, network_cfgs, register_networks
 
 # Of each stage its groups: expansion, channels at width 1, blocks, stride of the first block.
 STAGES = (

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdzoo.api import StagedNet, he_normal, network_cfgs, register_networks
+from kdzoo.api.models import StagedNet, he_normal, network_cfgs, register_networks
 
 STEM = 24
 

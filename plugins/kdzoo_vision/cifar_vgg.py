@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from kdzoo.api import StagedNet, he_normal, network_cfgs, register_networks
+from kdzoo.api.models import StagedNet, he_normal, network_cfgs, register_networks
 
 WIDTHS = (64, 128, 256, 512, 512)
 STRIDES = (1, 2, 4, 8, 8)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from kdzoo.api import ArraySplit, DataSource, DataSplits, OfferOptions
+from kdzoo.api.data import ArraySplit, DataSource, DataSplits, OfferOptions
 from kdzoo_vision.renderings import with_edges
 
 FILE = Path(__file__).with_name("digits.npz")

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from pydantic import Field
 
-from kdzoo.api import DataError, DataSource, DataSplits, FileSplit, OfferOptions
+from kdzoo.api.data import DataError, DataSource, DataSplits, FileSplit, OfferOptions
 
 #: What is read, by the name's ending and by Pillow's name of the format.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from kdzoo.api import StagedNet, he_normal, network_cfgs, register_networks
+from kdzoo.api.models import StagedNet, he_normal, network_cfgs, register_networks
 
 
 class PlainCNN(StagedNet):

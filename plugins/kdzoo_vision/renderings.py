@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kdzoo.api import ArraySplit, DataSplits
+from kdzoo.api.data import ArraySplit, DataSplits
 
 
 def edges(images: np.ndarray) -> np.ndarray:

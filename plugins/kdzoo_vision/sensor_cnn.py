@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from kdzoo.api import StagedNet, he_normal, network_cfgs, register_networks
+from kdzoo.api.models import StagedNet, he_normal, network_cfgs, register_networks
 
 
 class SensorCNN(StagedNet):

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from kdzoo.api import ArraySplit, DataError, DataSource, DataSplits, OfferOptions
+from kdzoo.api.data import ArraySplit, DataError, DataSource, DataSplits, OfferOptions
 from kdzoo_vision.renderings import with_edges
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")

@@ -15,11 +15,11 @@ from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdzoo import checks
 from kdzoo.api import Algorithm, AlgorithmOptions, Needs, Paper, Shapes, StepContext, Update
-from kdzoo.testing import TEACHER, tiny_recipe
-from kdzoo.types import Stage
-from kdzoo.zoo import load_zoo
+from kdzoo.contract.stage import Stage
+from kdzoo.testing import checks
+from kdzoo.testing.tiny import TEACHER, tiny_recipe
+from kdzoo.zoo.loading import load_zoo
 
 
 class Sound(Algorithm):

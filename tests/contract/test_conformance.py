@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kdzoo import checks
-from kdzoo.zoo import load_zoo
+from kdzoo.testing import checks
+from kdzoo.zoo.loading import load_zoo
 
 ALGORITHMS = sorted(load_zoo().algorithms)
 

@@ -18,10 +18,14 @@ from types import SimpleNamespace
 import pytest
 
 import kdzoo
-from kdzoo import admission, api, checks, hookspecs, scaffold
-from kdzoo.algorithm import Algorithm
-from kdzoo.types import Needs, StepContext
-from kdzoo.zoo import BUILT_IN, load_zoo
+from kdzoo import api
+from kdzoo.contract import hookspecs
+from kdzoo.contract.algorithm import Algorithm
+from kdzoo.contract.declared import Needs
+from kdzoo.contract.step import StepContext
+from kdzoo.testing import checks, scaffold
+from kdzoo.zoo import plugin_checks as admission
+from kdzoo.zoo.loading import BUILT_IN, load_zoo
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -334,7 +338,7 @@ def test_recipes_were_found_on_the_pages():
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_recipes_on_a_page_are_valid(path, tmp_path):
-    from kdzoo.recipe import load_recipe
+    from kdzoo.recipe.reading import load_recipe
 
     for text in recipes_on(path):
         (tmp_path / "page.yaml").write_text(text)
@@ -368,7 +372,7 @@ def examples(tmp_path_factory) -> list[type[Algorithm]]:
 
 
 def test_there_is_an_example_of_each_rung(examples):
-    from kdzoo.card import rung
+    from kdzoo.testing.card import rung
 
     assert [rung(cls) for cls in examples] == ["losses", "step", "stages"]
     for cls in examples:
@@ -399,7 +403,7 @@ def test_examples_of_the_other_hooks_are_taken_up(tmp_path):
         "register_models": admission.check_family,
         "register_datasets": admission.check_dataset,
         "register_exporters": admission.check_exporter,
-        "register_arithmetics": admission.check_arithmetic,
+        "register_quantizers": admission.check_quantizer,
         "register_trackers": admission.check_tracker,
     }
     seen = []
@@ -517,7 +521,7 @@ def test_an_algorithm_stands_where_its_gains_put_it(monkeypatch):
 
 
 def test_the_readme_shows_the_quickstart_recipe():
-    from kdzoo.recipe import load_recipe, parse_recipe
+    from kdzoo.recipe.reading import load_recipe, parse_recipe
 
     text = re.search(r"(?ms)^```yaml\n(version:.*?)^```$", (ROOT / "README.md").read_text()).group(1)
     shown = parse_recipe(text.encode(), Path("README.md")).recipe

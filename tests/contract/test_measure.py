@@ -12,8 +12,8 @@ import pytest
 import timm
 import torch
 
-from kdzoo.recipe import load_recipe
-from kdzoo.zoo import load_zoo
+from kdzoo.recipe.reading import load_recipe
+from kdzoo.zoo.loading import load_zoo
 from kdzoo_export.onnx_file import Onnx
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,7 +101,7 @@ def test_costs_of_what_every_run_has_are_kept(measure):
 
 def test_tables_keep_numbers_of_each_seed_and_words_that_all_seeds_share(measure):
     def run(*rows: list[Any]) -> dict[str, Any]:
-        return {"exhibits": [{"kind": "table", "title": "t", "columns": ["a", "b"], "rows": [*rows], "note": "n"}]}
+        return {"report_items": [{"kind": "table", "title": "t", "columns": ["a", "b"], "rows": [*rows], "note": "n"}]}
 
     found = measure.tables_of(
         [run(["x", 1], ["y", "same"], ["z", "one"]), run(["x", 2], ["y", "same"], ["z", "other"])]

@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from kdzoo import delivery
 from kdzoo.cli import _find_recipe, app, recipes_root
-from kdzoo.recipe import Recipe, dump_recipe, load_recipe, parse_recipe
-from kdzoo.resolve import resolve
-from kdzoo.run_folder import RunFolder
-from kdzoo.runner import Runner
-from kdzoo.store import Store
-from kdzoo.zoo import load_zoo
+from kdzoo.plan.resolve import resolve
+from kdzoo.recipe.reading import dump_recipe, load_recipe, parse_recipe
+from kdzoo.recipe.sections import Recipe
+from kdzoo.run import delivery
+from kdzoo.run.runner import Runner
+from kdzoo.storage.run_folder import RunFolder
+from kdzoo.storage.store import Store
+from kdzoo.zoo.loading import load_zoo
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))

@@ -71,7 +71,7 @@ RESULTS: dict[str, Any] = {
     "test_evaluations": 1,
 }
 
-#: One exhibit of each kind, as results.json holds them, and two variants.
+#: One item of each kind, as results.json holds them, and two variants.
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
 EXHIBITS: list[dict[str, Any]] = [
     {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kdzoo.augment import PADDING, augment, hash_index
+from kdzoo.data.augmentation import PADDING, augment, hash_index
 from kdzoo.types import derive_seed
 
 IMAGES = torch.arange(6 * 2 * 7 * 5, dtype=torch.uint8).reshape(6, 2, 7, 5)

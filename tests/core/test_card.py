@@ -10,8 +10,8 @@ from pydantic import Field
 from tiny_algorithms import PAPER, Alone, Couple, Everything, Match
 
 from kdzoo.api import Algorithm, AlgorithmOptions, Needs
-from kdzoo.card import abilities, count, describe_algorithm, docstring_parts, option_rows, rung
-from kdzoo.offers import Offer
+from kdzoo.contract.extension_points import Offer
+from kdzoo.testing.card import abilities, count, describe_algorithm, docstring_parts, option_rows, rung
 
 
 class Documented(Match):

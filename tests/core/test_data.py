@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from kdzoo.data import DataSet, data_root, open_data, stratified
+from kdzoo.contract.extension_points import ArraySplit, DataSource, DataSplits, FileSplit, OfferOptions
+from kdzoo.data.data_set import DataSet, data_root, open_data, stratified
 from kdzoo.errors import ContractError, DataError
-from kdzoo.offers import ArraySplit, DataSource, DataSplits, FileSplit, OfferOptions
-from kdzoo.recipe import DataRecipe
+from kdzoo.recipe.sections import DataRecipe
 
 CPU = torch.device("cpu")
 

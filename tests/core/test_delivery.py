@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from pydantic import Field
 
-from kdzoo.api import Arithmetic, ExportError, ModelSpec, OfferOptions, StageResult
-from kdzoo.building import Builder
-from kdzoo.delivery import Delivery, losses_of_coarse_files
+from kdzoo.api import ModelSpec, StageResult
+from kdzoo.api.export import ExportError, OfferOptions, Quantizer
 from kdzoo.errors import ContractError, UnknownName
+from kdzoo.run.builder import Builder
+from kdzoo.run.delivery import Delivery, losses_of_coarse_files
 
 
 def entry(label: str, top1: float, **more: float) -> dict[str, object]:
@@ -50,10 +51,10 @@ def test_without_a_control_nothing_is_told() -> None:
     assert losses_of_coarse_files({"student": MODELS["student"]}, [entry("onnx int8", 10.0)], [], 1000) == []
 
 
-# --- students in another arithmetic ---------------------------------------------------------------
+# --- students in another quantizer ---------------------------------------------------------------
 
 
-class Bits(Arithmetic):
+class Bits(Quantizer):
     name = "bits"
 
     class Options(OfferOptions):
@@ -67,29 +68,29 @@ class Bits(Arithmetic):
 
 
 def prepared(**asked: Any) -> Any:
-    """What a builder makes of a network: here, the arithmetic that it is handed."""
-    builder: Any = SimpleNamespace(plan=SimpleNamespace(arithmetics={"bits": Bits}))
-    network: Any = SimpleNamespace(prepared=lambda arithmetic: arithmetic)
-    return Builder.prepared(builder, network, ModelSpec("net", **asked))
+    """What a builder makes of a network: here, the quantizer that it is handed."""
+    builder: Any = SimpleNamespace(plan=SimpleNamespace(quantizers={"bits": Bits}))
+    network: Any = SimpleNamespace(quantized=lambda quantizer: quantizer)
+    return Builder.quantized(builder, network, ModelSpec("net", **asked))
 
 
 def test_a_network_is_prepared_with_the_options_of_its_model() -> None:
-    assert prepared(arithmetic="bits", arithmetic_options={"bits": 4}).options.bits == 4
-    assert prepared(arithmetic="bits").options.bits == 8
-    assert not isinstance(prepared(), Arithmetic)
+    assert prepared(quantizer="bits", quantizer_options={"bits": 4}).options.bits == 4
+    assert prepared(quantizer="bits").options.bits == 8
+    assert not isinstance(prepared(), Quantizer)
 
 
 def test_an_arithmetic_that_nobody_offers_is_refused() -> None:
     with pytest.raises(UnknownName) as caught:
-        prepared(arithmetic="bit")
-    assert str(caught.value) == "model 'net': unknown arithmetic 'bit'; did you mean 'bits'? known: bits"
+        prepared(quantizer="bit")
+    assert str(caught.value) == "model 'net': unknown quantizer 'bit'; did you mean 'bits'? known: bits"
 
 
 def test_wrong_options_of_an_arithmetic_are_a_broken_contract() -> None:
     with pytest.raises(ContractError) as caught:
-        prepared(arithmetic="bits", arithmetic_options={"bits": 1, "size": 3})
+        prepared(quantizer="bits", quantizer_options={"bits": 1, "size": 3})
     assert str(caught.value) == (
-        "model 'net': options of arithmetic 'bits': size: unknown key; known: bits; bits: must be at least 2, got 1"
+        "model 'net': options of quantizer 'bits': size: unknown key; known: bits; bits: must be at least 2, got 1"
     )
 
 
@@ -97,7 +98,7 @@ def refusal(student: StageResult | None) -> str:
     exporter: Any = SimpleNamespace(name="onnx", label="int8-trained")
     nothing: Any = None
     with pytest.raises(ExportError) as caught:
-        Delivery._exported_prepared(nothing, exporter, student, nothing, nothing)
+        Delivery._exported_quantized(nothing, exporter, student, nothing, nothing)
     return str(caught.value)
 
 

@@ -16,8 +16,12 @@ import torch
 from torch import nn
 
 import kdzoo
-from kdzoo import device as devices
-from kdzoo.device import (
+from kdzoo.contract.stage import ModelSpec
+from kdzoo.errors import DeviceError
+from kdzoo.models.building import build_network
+from kdzoo.models.network import Network
+from kdzoo.training import device as devices
+from kdzoo.training.device import (
     Precision,
     bf16_instructions,
     check_gradients,
@@ -28,9 +32,6 @@ from kdzoo.device import (
     seed_generators,
     set_threads,
 )
-from kdzoo.errors import DeviceError
-from kdzoo.models import Network, build_network
-from kdzoo.types import ModelSpec
 
 CPU = torch.device("cpu")
 

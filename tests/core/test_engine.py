@@ -24,11 +24,11 @@ from tiny_algorithms import (
 from torch import Tensor, nn
 
 from kdzoo.api import Algorithm, Needs, OwnNetwork, Update
-from kdzoo.checks import run_steps
-from kdzoo.engine import Engine, Job
+from kdzoo.contract.step import Clock
 from kdzoo.errors import ContractError, CorruptError, DivergedError, KdzooError, NeedsError, OutOfMemory, RecipeError
-from kdzoo.store import save_ready
-from kdzoo.types import Clock
+from kdzoo.storage.atomic import save_ready
+from kdzoo.testing.checks import run_steps
+from kdzoo.training.engine import Engine, Job
 
 
 @pytest.fixture(scope="module")
@@ -751,7 +751,7 @@ class Showing(Alone):
         self.steps += 1
 
     @classmethod
-    def exhibits(cls, bench: Any) -> Iterator[Any]:
+    def report_items(cls, run: Any) -> Iterator[Any]:
         yield from ()
 
 

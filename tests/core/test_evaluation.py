@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from kdzoo.contract.step import Batch, Outputs
 from kdzoo.errors import DataError
-from kdzoo.evaluation import measure_latency, predict, result_entry
-from kdzoo.types import Batch, Outputs
+from kdzoo.evaluation.measuring import measure_latency, network_entry, predict
 
 
 class Flat(nn.Module):
@@ -82,6 +82,6 @@ def test_latency_is_in_milliseconds():
 
 def test_result_entry_counts_the_plain_models_parameters():
     network = SimpleNamespace(model=nn.Linear(12, 5), macs=60)
-    entry = result_entry("student", "flat", np.eye(5), np.arange(5), None, network, 2**20)
+    entry = network_entry("student", "flat", np.eye(5), np.arange(5), None, network, 2**20)
     assert (entry["params_m"], entry["macs_g"], entry["size_mib"]) == (65e-6, 60e-9, 1.0)
     assert entry["top1_percent"] == 100.0

@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import nn
 
-from kdzoo import metrics
+from kdzoo.contract import classification as metrics
+from kdzoo.contract.stage import ModelSpec
 from kdzoo.errors import ExportError
-from kdzoo.export import check_file, verify
-from kdzoo.export.verify import export_and_verify
-from kdzoo.types import ModelSpec
+from kdzoo.evaluation import checker, verification
+from kdzoo.evaluation.verification import export_and_verify
 from kdzoo_export.onnx_file import Onnx
 
 CLASSES = ("ant", "bee", "cat", "dog", "elk", "fox")
@@ -50,7 +50,9 @@ def offered(tmp_path_factory, monkeypatch):
 def same_process(monkeypatch):
     """Answer here what a fresh process would, for tests of what is made of the answers."""
     monkeypatch.setattr(
-        verify, "run_in_fresh_process", lambda request, inputs, _: check_file.run(request, io.BytesIO(inputs.tobytes()))
+        verification,
+        "run_in_fresh_process",
+        lambda request, inputs, _: checker.run(request, io.BytesIO(inputs.tobytes())),
     )
 
 
@@ -75,7 +77,7 @@ def student():
         floats=False,
     )
     with torch.no_grad():
-        logits = verify.plain_copy(model)(inputs).numpy()
+        logits = verification.plain_copy(model)(inputs).numpy()
     targets = logits.argmax(1)
     targets[::10] = (targets[::10] + 1) % len(CLASSES)
     return SimpleNamespace(network=network, inputs=inputs.numpy(), logits=logits, targets=targets)
@@ -341,7 +343,7 @@ def test_one_sample_may_always_tip_over(tmp_path, student):
 
 
 def test_a_process_that_dies_is_reported_with_its_exit_code(tmp_path, student, monkeypatch):
-    monkeypatch.setattr(verify.sys, "executable", "/bin/false")
+    monkeypatch.setattr(verification.sys, "executable", "/bin/false")
     with pytest.raises(ExportError) as caught:
         export(student, tmp_path)
     assert str(caught.value) == (
@@ -354,8 +356,8 @@ def test_a_process_that_hangs_is_killed(tmp_path, student, monkeypatch):
     slow = tmp_path / "python"
     slow.write_text("#!/bin/sh\nexec sleep 60\n")
     slow.chmod(0o755)
-    monkeypatch.setattr(verify.sys, "executable", str(slow))
-    monkeypatch.setattr(verify, "TIMEOUT_S", 0.5)
+    monkeypatch.setattr(verification.sys, "executable", str(slow))
+    monkeypatch.setattr(verification, "TIMEOUT_S", 0.5)
     begin = time.monotonic()
     with pytest.raises(ExportError, match=f"exit code -{signal.SIGKILL:d}$"):
         export(student, tmp_path)
@@ -363,4 +365,4 @@ def test_a_process_that_hangs_is_killed(tmp_path, student, monkeypatch):
 
 
 def test_odd_batches_are_odd():
-    assert [verify.odd_size(samples) for samples in (1, 2, 3, 6, 7, 8, 1000)] == [1, 1, 3, 5, 7, 7, 7]
+    assert [verification.odd_size(samples) for samples in (1, 2, 3, 6, 7, 8, 1000)] == [1, 1, 3, 5, 7, 7, 7]

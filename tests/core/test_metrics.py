@@ -13,7 +13,7 @@ from torchmetrics.functional.classification import (
     multiclass_confusion_matrix,
 )
 
-from kdzoo import metrics
+from kdzoo.contract import classification as metrics
 
 SHAPES = [(1, 2), (7, 2), (64, 10), (200, 37)]
 

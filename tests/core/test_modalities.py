@@ -11,17 +11,19 @@ import numpy as np
 import pytest
 import torch
 
-from kdzoo.data import DataSet, open_data
-from kdzoo.delivery import delivered_spec
+from kdzoo.contract.extension_points import ArraySplit, DataSource, DataSplits, OfferOptions
+from kdzoo.contract.stage import ModelSpec
+from kdzoo.data.data_set import DataSet, open_data
 from kdzoo.errors import DataError, KdzooError, ModelError, NeedsError
-from kdzoo.export.verify import file_metadata
-from kdzoo.model_card import image_inputs
-from kdzoo.models import Network, build_network, fold_batchnorm
-from kdzoo.offers import ArraySplit, DataSource, DataSplits, OfferOptions
-from kdzoo.recipe import DataRecipe
-from kdzoo.testing import TINY, tiny_runner
-from kdzoo.types import ModelSpec
-from kdzoo.zoo import load_zoo
+from kdzoo.evaluation.verification import file_metadata
+from kdzoo.models.building import build_network
+from kdzoo.models.folding import fold_batchnorm
+from kdzoo.models.network import Network
+from kdzoo.recipe.sections import DataRecipe
+from kdzoo.report.model_card import image_inputs
+from kdzoo.run.delivery import delivered_spec
+from kdzoo.testing.tiny import TINY, tiny_runner
+from kdzoo.zoo.loading import load_zoo
 
 BOTH = {"phone": (0, 2), "watch": (2, 5)}
 
@@ -58,10 +60,10 @@ def opened(made: DataSplits, **changes: Any) -> DataSet:
     return open_data(Given(made), DataRecipe.model_validate({"name": "given", "validation": 8, **changes}), 0)
 
 
-def network(reads: str | None, modalities: Any = BOTH, **args: Any) -> Network:
+def network(modality: str | None, modalities: Any = BOTH, **args: Any) -> Network:
     data = splits()
     return build_network(
-        ModelSpec(TINY, args=args, reads=reads),
+        ModelSpec(TINY, args=args, modality=modality),
         num_classes=4,
         channels=5,
         size=(8, 8),
@@ -85,7 +87,7 @@ def test_a_model_takes_its_own_channels_and_their_normalisation() -> None:
     watch = network("watch")
     inputs = torch.rand(3, 5, 8, 8)
     torch.testing.assert_close(
-        watch.prepare(inputs), (inputs[:, 2:] - torch.tensor([2.0, 3.0, 4.0]).view(1, 3, 1, 1)) / 2
+        watch.preprocess(inputs), (inputs[:, 2:] - torch.tensor([2.0, 3.0, 4.0]).view(1, 3, 1, 1)) / 2
     )
     assert (watch.channels, watch.mean, watch.std) == (3, (2.0, 3.0, 4.0), (2.0, 2.0, 2.0))
     assert network("phone").channels == 2
@@ -110,21 +112,21 @@ def test_folding_sees_inputs_of_the_data_set() -> None:
 
 def test_what_is_delivered_names_the_modality() -> None:
     watch = network("watch")
-    assert '"reads": "watch"' in file_metadata(watch, (3, 8, 8), ("a", "b"))["preprocessing"]
-    told = {"model": TINY, "args": {}, "mean": [0.0], "std": [1.0], "size": [8, 8], "reads": "watch"}
-    assert delivered_spec(told).reads == "watch"
+    assert '"modality": "watch"' in file_metadata(watch, (3, 8, 8), ("a", "b"))["preprocessing"]
+    told = {"model": TINY, "args": {}, "mean": [0.0], "std": [1.0], "size": [8, 8], "modality": "watch"}
+    assert delivered_spec(told).modality == "watch"
 
 
 @pytest.mark.parametrize(
-    ("reads", "modalities", "problem"),
+    ("modality", "modalities", "problem"),
     [
-        (None, BOTH, f"model '{TINY}': which modality it reads is not said; reads: one of phone, watch"),
+        (None, BOTH, f"model '{TINY}': which modality it reads is not said; modality: one of phone, watch"),
         ("wach", BOTH, f"model '{TINY}': reads 'wach'; did you mean 'watch'?; known: phone, watch"),
         ("watch", {}, f"model '{TINY}': reads 'watch', but the data set declares no modalities"),
     ],
 )
-def test_a_model_that_reads_what_is_not_there_is_refused(reads: str | None, modalities: Any, problem: str) -> None:
-    assert refusal(ModelError, lambda: network(reads, modalities)) == problem
+def test_a_model_that_reads_what_is_not_there_is_refused(modality: str | None, modalities: Any, problem: str) -> None:
+    assert refusal(ModelError, lambda: network(modality, modalities)) == problem
 
 
 # --- data -----------------------------------------------------------------------------------------
@@ -192,7 +194,7 @@ def test_measurements_are_no_pixels_for_who_is_delivered_to() -> None:
     measured = network("watch")
     measured.floats = True
     assert '"range": null' in file_metadata(measured, (3, 8, 8), ("a", "b"))["preprocessing"]
-    told = {"mean": [0.2, 0.3], "std": [0.5, 0.6], "size": [4, 5], "reads": "watch", "floats": True}
+    told = {"mean": [0.2, 0.3], "std": [0.5, 0.6], "size": [4, 5], "modality": "watch", "floats": True}
     assert image_inputs(told) == (
         "float32 `(N, 2, 4, 5)` of the modality watch, measurements as the data set has them, then normalised by mean "
         "`(0.2, 0.3)` and std `(0.5, 0.6)` a channel."

@@ -13,19 +13,13 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from kdzoo.contract.stage import ModelSpec
 from kdzoo.errors import ModelError, NeedsError, UnknownName
-from kdzoo.models import (
-    Network,
-    build_network,
-    count_parameters,
-    fold_batchnorm,
-    freeze,
-    load_weights,
-    pair_levels,
-    shapes_of,
-    weights_sha256,
-)
-from kdzoo.types import ModelSpec
+from kdzoo.models.building import build_network
+from kdzoo.models.folding import fold_batchnorm
+from kdzoo.models.levels import pair_levels, shapes_of
+from kdzoo.models.network import Network, freeze
+from kdzoo.models.weights import count_parameters, load_weights, weights_sha256
 
 CONVNETS = ("test_resnet", "test_efficientnet", "test_convnext")
 KINDS = (*CONVNETS, "test_vit")
@@ -59,7 +53,7 @@ def pixels(samples: int = 3, channels: int = 3, size: tuple[int, int] = (32, 32)
 @pytest.mark.parametrize("name", KINDS)
 def test_levels_and_embedding_change_no_logit(name: str) -> None:
     net = lively(network(name)).eval()
-    plain = net.model(net.prepare(pixels()))
+    plain = net.model(net.preprocess(pixels()))
     whole = net(pixels(), levels=range(len(net.levels)), pre_logits=True)
     torch.testing.assert_close(net(pixels()).logits, plain)
     torch.testing.assert_close(whole.logits, plain)
@@ -105,15 +99,15 @@ def test_tokens_are_levels_on_a_grid() -> None:
 def test_pixels_are_normalised_with_the_network_s_own_numbers() -> None:
     net = network(mean=(0.1, 0.2, 0.3), std=(0.5, 1.0, 2.0))
     assert (net.mean, net.std) == ((0.1, 0.2, 0.3), (0.5, 1.0, 2.0))
-    prepared = net.prepare(torch.full((1, 3, 32, 32), 0.6))
+    prepared = net.preprocess(torch.full((1, 3, 32, 32), 0.6))
     torch.testing.assert_close(prepared[0, :, 5, 7], torch.tensor([1.0, 0.4, 0.15]))
     assert network().mean == (0.5, 0.5, 0.5)
 
 
 def test_pixels_are_resized_only_to_another_size() -> None:
     net = network(size=(16, 16), mean=(0.0,) * 3, std=(1.0,) * 3)
-    assert torch.equal(net.prepare(pixels(size=(16, 16))), pixels(size=(16, 16)))
-    halved = net.prepare(pixels())
+    assert torch.equal(net.preprocess(pixels(size=(16, 16))), pixels(size=(16, 16)))
+    halved = net.preprocess(pixels())
     assert halved.shape == (3, 3, 16, 16)
     torch.testing.assert_close(halved.mean((2, 3)), pixels().mean((2, 3)), atol=0.02, rtol=0)
 
@@ -122,9 +116,9 @@ def test_grey_images_go_into_one_channel_or_three_equal_ones() -> None:
     grey = {"channels": 1, "data_mean": (0.4,), "data_std": (0.2,)}
     fresh = network(**grey)
     assert fresh.create_args["in_chans"] == 1
-    assert fresh.prepare(pixels(channels=1)).shape[1] == 1
+    assert fresh.preprocess(pixels(channels=1)).shape[1] == 1
     wide = network(args={"in_chans": 3}, **grey)
-    prepared = wide.prepare(pixels(channels=1))
+    prepared = wide.preprocess(pixels(channels=1))
     assert (wide.mean, prepared.shape[1]) == ((0.4,) * 3, 3)
     assert torch.equal(prepared[:, 0], prepared[:, 2])
     assert wide(pixels(channels=1)).logits.shape == (3, 7)
@@ -174,7 +168,7 @@ def test_timm_alone_rebuilds_what_was_built(name: str) -> None:
     args = json.loads(json.dumps(net.create_args))
     rebuilt = timm.create_model(name, **args).eval()
     rebuilt.load_state_dict(net.model.state_dict(), strict=True)
-    assert torch.equal(rebuilt(net.prepare(pixels())), net(pixels()).logits)
+    assert torch.equal(rebuilt(net.preprocess(pixels())), net(pixels()).logits)
 
 
 def test_arguments_of_a_recipe_may_be_lists() -> None:
@@ -526,7 +520,7 @@ def test_only_a_batchnorm_that_alone_takes_a_convolution_s_output_is_folded() ->
 
 
 def test_what_does_not_answer_alike_is_left_unfolded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kdzoo.models.same", lambda values, expected: values.dim() != 2)
+    monkeypatch.setattr("kdzoo.models.folding.same", lambda values, expected: values.dim() != 2)
     net = lively(network())
     assert batchnorms(fold_batchnorm(net)) == batchnorms(net)
 

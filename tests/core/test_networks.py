@@ -6,7 +6,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from kdzoo.networks import StagedNet, he_normal, network_cfgs, register_networks
+from kdzoo.contract.networks import StagedNet, he_normal, network_cfgs, register_networks
 
 
 class Toy(StagedNet):

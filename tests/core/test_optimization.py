@@ -11,10 +11,10 @@ import torch
 from timm.optim import list_optimizers
 from torch import nn
 
-from kdzoo.device import Precision
 from kdzoo.errors import RecipeError
-from kdzoo.optimization import Optimized, settings_of
-from kdzoo.recipe import TrainRecipe
+from kdzoo.recipe.sections import TrainRecipe
+from kdzoo.training.device import Precision
+from kdzoo.training.optimization import Optimized, settings_of
 
 CPU = torch.device("cpu")
 FP32 = Precision(CPU, None, False)

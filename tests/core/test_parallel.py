@@ -11,7 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from kdzoo.errors import DistributedError
-from kdzoo.parallel import COLLECTIVE_TIMEOUT, Ranks, use_global_batch_norm
+from kdzoo.training.batch_norm import use_global_batch_norm
+from kdzoo.training.parallel import COLLECTIVE_TIMEOUT, Ranks
 
 
 def test_a_single_process_is_rank_0_of_1_and_every_call_is_free(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from kdzoo.api import quiet_logger
+from kdzoo.api.export import quiet_logger
 
 
 def test_only_errors_come_through_and_only_meanwhile(caplog: pytest.LogCaptureFixture) -> None:

@@ -12,9 +12,10 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from kdzoo.errors import RecipeError
-from kdzoo.problems import Positions, RecipeProblems, explain
-from kdzoo.recipe import Recipe, TrainRecipe, dump_recipe, load_recipe, parse_recipe, recipe_hash
-from kdzoo.recipe_yaml import scalar
+from kdzoo.recipe.problems import Positions, RecipeProblems, explain
+from kdzoo.recipe.reading import dump_recipe, load_recipe, parse_recipe, recipe_hash
+from kdzoo.recipe.sections import Recipe, TrainRecipe
+from kdzoo.recipe.yaml_text import scalar
 
 BAD = sorted((Path(__file__).parents[1] / "fixtures" / "bad_recipes").glob("*.yaml"))
 NAMES = "1 to 64 of a-z, 0-9, '_', '.' and '-', the first a letter or digit"

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdzoo.errors import RecipeError
-from kdzoo.recipe import MAX_BYTES, Recipe, dump_recipe, parse_recipe, recipe_hash
+from kdzoo.recipe.reading import MAX_BYTES, dump_recipe, parse_recipe, recipe_hash
+from kdzoo.recipe.sections import Recipe
 
 VALID = """\
 version: 1

@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 from run_of_made_up_numbers import CLASSES, EXHIBITS, PIXEL, RESULTS, STUDENT, VARIANTS, rows, write_run
 
-from kdzoo import charts
 from kdzoo.errors import OutputError, ReportError
-from kdzoo.findings import cells, counted, read_run, significant, sized, verdict
-from kdzoo.model_card import card
-from kdzoo.report import compare_runs, compare_table, comparison_table, write_report
-from kdzoo.report_page import duration, page
+from kdzoo.report import charts
+from kdzoo.report.compare import compare_runs, compare_table, comparison_table
+from kdzoo.report.model_card import card
+from kdzoo.report.page import duration, page
+from kdzoo.report.reading import read_run
+from kdzoo.report.tables import cells, counted, significant, sized
+from kdzoo.report.verdict import verdict
+from kdzoo.report.writing import write_report
 
 
 class Reader(HTMLParser):
@@ -124,7 +127,7 @@ def test_the_page_tells_what_the_run_found(made):
 
 @pytest.fixture(scope="module")
 def showing(tmp_path_factory):
-    return write_run(tmp_path_factory.mktemp("runs") / "0001-seed0", exhibits=EXHIBITS, variants=VARIANTS)
+    return write_run(tmp_path_factory.mktemp("runs") / "0001-seed0", report_items=EXHIBITS, variants=VARIANTS)
 
 
 def test_the_verdict_says_that_the_control_had_few_labels():
@@ -169,7 +172,7 @@ def test_names_in_exhibits_are_escaped(tmp_path):
             return [spoilt(inner) for inner in value]
         return {key: spoilt(inner) for key, inner in value.items()} if isinstance(value, dict) else value
 
-    folder = write_run(tmp_path / "run", exhibits=spoilt(EXHIBITS), variants=[{**VARIANTS[0], "label": evil}])
+    folder = write_run(tmp_path / "run", report_items=spoilt(EXHIBITS), variants=[{**VARIANTS[0], "label": evil}])
     made = page(read_run(folder))
     assert "script" not in {tag for tag, _ in read(made).seen}
     assert "<script" not in card(read_run(folder))
@@ -419,8 +422,8 @@ def test_classes_without_samples_and_names_in_any_script_are_drawn(recwarn):
 def test_names_of_points_one_above_the_other_keep_apart():
     points = [{"group": group, "x": 1.0, "y": y, "label": group} for group, y in (("cut", 60.0), ("alone", 60.5))]
     points.append({"group": "cut", "x": 3.0, "y": 90.0, "label": "widest"})
-    exhibit = {"title": "t", "note": "", "x_label": "x", "y_label": "y", "front": "", "points": points}
-    drawn = charts.scatter(exhibit, 0).svg
+    item = {"title": "t", "note": "", "x_label": "x", "y_label": "y", "front": "", "points": points}
+    drawn = charts.scatter(item, 0).svg
     heights = {name: float(re.search(rf'8px[^>]* y="([\d.]+)"[^>]*>{name}<', drawn)[1]) for name in ("cut", "alone")}
     assert heights["cut"] - heights["alone"] > 20, "the lower point's name is below it"
 

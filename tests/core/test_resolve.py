@@ -9,26 +9,17 @@ from typing import Literal
 import pytest
 from pydantic import Field
 
-from kdzoo.api import (
-    Algorithm,
-    AlgorithmChoice,
-    AlgorithmOptions,
-    DataError,
-    DataSource,
-    Exporter,
-    ModelFamily,
-    Needs,
-    OfferOptions,
-    Paper,
-    Tracker,
-)
+from kdzoo.api import Algorithm, AlgorithmChoice, AlgorithmOptions, Needs, Paper
+from kdzoo.api.data import DataError, DataSource, OfferOptions
+from kdzoo.api.export import Exporter, Tracker
+from kdzoo.api.models import ModelFamily
+from kdzoo.contract.extension_points import Offer
+from kdzoo.contract.stage import ModelSpec
 from kdzoo.errors import PluginError, RecipeError, UnknownName
-from kdzoo.offers import Offer
-from kdzoo.recipe import parse_recipe
-from kdzoo.resolve import Plan, further_problems, resolve, resolve_algorithm, resolve_choice, unmet_needs
-from kdzoo.schema import recipe_schema
-from kdzoo.types import ModelSpec
-from kdzoo.zoo import PluginInfo, Zoo
+from kdzoo.plan.resolve import Plan, further_problems, resolve, resolve_algorithm, resolve_choice, unmet_needs
+from kdzoo.plan.schema import recipe_schema
+from kdzoo.recipe.reading import parse_recipe
+from kdzoo.zoo.loading import PluginInfo, Zoo
 
 PAPER = Paper("A paper", "An author", 2020, "https://example.org")
 
@@ -324,15 +315,15 @@ def test_one_problem(text, override, line):
 
 
 def test_a_format_for_students_trained_in_integers_is_refused_for_one_in_floats():
-    few = type("FewBits", (Soft,), {"name": "few", "arithmetic": "bits"})
-    as_trained = type("AsTrained", (Paperback,), {"name": "as_trained", "trained_arithmetic": True})
+    few = type("FewBits", (Soft,), {"name": "few", "quantizer": "bits"})
+    as_trained = type("AsTrained", (Paperback,), {"name": "as_trained", "needs_quantizer": True})
     zoo = dataclasses.replace(ZOO, algorithms=by_name(Soft, few), exporters=by_name(as_trained))
     export = "export=[{format: as_trained}]"
     assert refusal(RECIPE, export, zoo=zoo) == (
-        "x.yaml: 1 problem\n  -o export export.0: writes the arithmetic that the student was trained in, and 'soft' "
+        "x.yaml: 1 problem\n  -o export export.0: writes the quantizer that the student was trained in, and 'soft' "
         "trains it in floats; algorithms that do not: few"
     )
-    assert plan(RECIPE, "algorithm.name=few", export, zoo=zoo).exporters[0].trained_arithmetic
+    assert plan(RECIPE, "algorithm.name=few", export, zoo=zoo).exporters[0].needs_quantizer
 
 
 def test_all_problems_come_at_once_with_their_lines():

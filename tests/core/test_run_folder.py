@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import kdzoo
-from kdzoo import run_folder, store
 from kdzoo.errors import CorruptError, LockedError, OutputError, ResumeError
-from kdzoo.run_folder import RunFolder, diff_fields
-from kdzoo.store import Owner
+from kdzoo.storage import atomic, lock, owner, run_folder, sealed
+from kdzoo.storage.owner import Owner
+from kdzoo.storage.run_folder import RunFolder, diff_fields
 
 FIELDS = {"train": {"epochs": 3, "optimizer": {"lr": 0.1}}, "export": []}
 
@@ -52,7 +52,7 @@ def test_a_run_gets_a_folder_of_its_own(tmp_path):
         assert folder.root == tmp_path / "runs" / "digits-kd" / "0001-seed7"
         assert (folder.outcome, folder.run_id, folder.finished, folder.resumed) == ("new", "0001-seed7", False, False)
         assert sorted(path.name for path in folder.root.iterdir()) == ["checkpoints", "lock", "recipe.yaml", "run.json"]
-        assert store.read_sealed(folder.root / "run.json") == {
+        assert sealed.read_sealed(folder.root / "run.json") == {
             "schema_version": 1,
             "kdzoo": kdzoo.__version__,
             "run_id": "0001-seed7",
@@ -145,7 +145,7 @@ def test_neither_names_nor_times_tell_which_run_is_the_latest(tmp_path):
 
 
 def test_whoever_loses_the_race_for_a_number_looks_again(tmp_path, monkeypatch):
-    rename, tried = store.rename_new, []
+    rename, tried = atomic.rename_new, []
 
     def another_is_first(folder, place):
         tried.append(place.name)
@@ -168,14 +168,14 @@ def test_whoever_loses_the_race_for_a_number_looks_again(tmp_path, monkeypatch):
     ("resume", "run_id", "outcome"), [(False, "0002-seed0", "new"), (True, "0001-seed0", "finished")]
 )
 def test_a_run_that_ends_while_it_is_taken_over_is_finished(tmp_path, monkeypatch, resume, run_id, outcome):
-    root, acquire = begun(tmp_path), run_folder.Lock.acquire
+    root, acquire = begun(tmp_path), lock.Lock.acquire
 
     def its_owner_is_faster(lock):
         if lock.path == root / "lock":
-            RunFolder(root, store.read_sealed(root / "run.json"), "new", None, pytest.fail).finish()
+            RunFolder(root, sealed.read_sealed(root / "run.json"), "new", None, pytest.fail).finish()
         acquire(lock)
 
-    monkeypatch.setattr(run_folder.Lock, "acquire", its_owner_is_faster)
+    monkeypatch.setattr(lock.Lock, "acquire", its_owner_is_faster)
     with start(tmp_path, resume=resume) as folder:
         assert (folder.run_id, folder.outcome) == (run_id, outcome)
     assert (root / "lock").read_text() == ""
@@ -192,7 +192,7 @@ def test_a_damaged_run_is_not_passed_over(tmp_path):
 
 def test_a_run_of_a_newer_kdzoo_is_refused(tmp_path, monkeypatch):
     with monkeypatch.context() as newer:
-        newer.setattr(store, "SCHEMA_VERSION", 2)
+        newer.setattr(sealed, "SCHEMA_VERSION", 2)
         newer.setattr(kdzoo, "__version__", "9.0")
         root = begun(tmp_path)
     expected = (
@@ -262,7 +262,7 @@ def test_a_dead_owners_lock_is_taken_over(tmp_path, changes):
 def test_a_live_owner_counts_even_where_file_locks_mean_nothing(tmp_path):
     root = begun(tmp_path)
     parent = os.getppid()
-    record_of(root, pid=parent, started=store._started(parent))
+    record_of(root, pid=parent, started=owner._started(parent))
     assert refusal(LockedError, lambda: start(tmp_path)) == (
         f"{root}: in use by process {parent} on host '{os.uname().nodename}' since 2026-11-21 10:00:00 UTC; "
         "wait for it to end, or start another run with --new"
@@ -315,9 +315,9 @@ def test_left_overs_are_swept_when_a_run_is_resumed(tmp_path):
     dead = Owner(**(vars(Owner.me()) | {"started": 1}))
     remote = Owner(**(vars(Owner.me()) | {"host": "elsewhere", "boot": "its own"}))
     (root / "checkpoints" / "student").mkdir()
-    for number, owner in enumerate((dead, remote)):
+    for number, other in enumerate((dead, remote)):
         for place in (root.parent, root, root / "checkpoints" / "student"):
-            (place / f".kdzoo-{'-'.join(map(str, owner.tag))}-{number}.tmp").write_text("half")
+            (place / f".kdzoo-{'-'.join(map(str, other.tag))}-{number}.tmp").write_text("half")
     (root / "notes.txt").write_text("mine")
     begun(tmp_path)
     left = list(root.parent.rglob(".kdzoo-*"))
@@ -374,7 +374,7 @@ def test_a_finished_run_can_be_verified(tmp_path):
         assert folder.finished
     folder = RunFolder.view(folder.root)
     assert (folder.outcome, folder.finished, folder.verify()) == ("viewed", True, 4)
-    files = store.read_sealed(folder.path("manifest.json"))["files"]
+    files = sealed.read_sealed(folder.path("manifest.json"))["files"]
     assert list(files) == ["export/student.onnx", "metrics.jsonl", "recipe.yaml", "results.json"]
 
 

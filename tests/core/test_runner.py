@@ -16,19 +16,22 @@ import pytest
 import torch
 from tiny_algorithms import PAPER, Alone, Couple, Match, same_bits
 
-from kdzoo import delivery
-from kdzoo import runner as runners
-from kdzoo.api import Algorithm, Needs, Stage, Tracker, Update
-from kdzoo.engine import Engine
+from kdzoo.api import Algorithm, Needs, Stage, Update
+from kdzoo.api.export import Tracker
+from kdzoo.contract.stage import StageResult
 from kdzoo.errors import ContractError, DivergedError, Interrupted, KdzooError, ModelError, NeedsError, ResumeError
-from kdzoo.evaluation import predict
-from kdzoo.recipe import recipe_hash
-from kdzoo.run_folder import RunFolder
-from kdzoo.runner import GO_ON, Runner, commit_of_source
-from kdzoo.store import read_tensors, save_ready
-from kdzoo.testing import TEACHER, TINY, tiny_recipe, tiny_runner
-from kdzoo.types import StageResult
-from kdzoo.zoo import load_zoo
+from kdzoo.evaluation.measuring import predict
+from kdzoo.recipe.reading import recipe_hash
+from kdzoo.run import delivery, provenance
+from kdzoo.run import runner as runners
+from kdzoo.run.provenance import commit_of_source
+from kdzoo.run.runner import GO_ON, Runner
+from kdzoo.storage.atomic import save_ready
+from kdzoo.storage.run_folder import RunFolder
+from kdzoo.storage.sealed import read_tensors
+from kdzoo.testing.tiny import TEACHER, TINY, tiny_recipe, tiny_runner
+from kdzoo.training.engine import Engine
+from kdzoo.zoo.loading import load_zoo
 
 Student = dict[str, torch.Tensor]
 
@@ -624,7 +627,7 @@ def test_the_commit_is_marked_where_the_checkout_has_changes(tmp_path: Path, mon
     package = tmp_path / "kdzoo" / "__init__.py"
     package.parent.mkdir()
     package.touch()
-    monkeypatch.setattr(runners.kdzoo, "__file__", str(package))
+    monkeypatch.setattr(provenance.kdzoo, "__file__", str(package))
     assert commit_of_source() is None  # installed, not checked out
 
     def git(*arguments: str) -> None:

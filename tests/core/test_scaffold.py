@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 
 import kdzoo
-from kdzoo import checks
-from kdzoo import zoo as zoos
 from kdzoo.api import Needs
 from kdzoo.cli import recipes_root
 from kdzoo.errors import OutputError, RecipeError, UnknownName
-from kdzoo.recipe import LoadedRecipe, load_recipe
-from kdzoo.resolve import resolve
-from kdzoo.scaffold import write_algorithm, write_recipe
-from kdzoo.zoo import load_zoo
+from kdzoo.plan.resolve import resolve
+from kdzoo.recipe.reading import LoadedRecipe, load_recipe
+from kdzoo.testing import checks
+from kdzoo.testing.scaffold import write_algorithm, write_recipe
+from kdzoo.zoo import loading as zoos
+from kdzoo.zoo.loading import load_zoo
 
 ROOT = Path(kdzoo.__file__).resolve().parent.parent
 RECIPES = recipes_root()

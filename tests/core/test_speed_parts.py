@@ -14,14 +14,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdzoo import device
-from kdzoo.device import Precision, check_gradients, choose_precision, seed_generators
-from kdzoo.engine import Engine, Job
+from kdzoo.contract.stage import ModelSpec, Stage
 from kdzoo.errors import DeviceError
-from kdzoo.models import Network, build_network
-from kdzoo.testing import STUDENT, TINY, tiny_runner
-from kdzoo.types import ModelSpec, Stage
-from kdzoo.zoo import load_zoo
+from kdzoo.models.building import build_network
+from kdzoo.models.network import Network
+from kdzoo.testing.tiny import STUDENT, TINY, tiny_runner
+from kdzoo.training import device
+from kdzoo.training.device import Precision, check_gradients, choose_precision, seed_generators
+from kdzoo.training.engine import Engine, Job
+from kdzoo.zoo.loading import load_zoo
 
 CPU = torch.device("cpu")
 BF16 = Precision(CPU, torch.bfloat16, True)

@@ -15,13 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kdzoo
-from kdzoo import store
 from kdzoo.errors import CorruptError, OutputError
-from kdzoo.store import Checkpoints, Owner, Store
+from kdzoo.storage import atomic, checkpoints, owner, sealed
+from kdzoo.storage.checkpoints import Checkpoints
+from kdzoo.storage.owner import Owner
+from kdzoo.storage.store import Store
 
 
 def leftovers(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if store.TEMPORARY.fullmatch(path.name)]
+    return [path for path in folder.rglob("*") if owner.TEMPORARY.fullmatch(path.name)]
 
 
 def flip(path: Path, bit: int) -> None:
@@ -70,9 +72,9 @@ class Events:
 
 def test_what_is_written_is_there_and_nothing_else(tmp_path):
     path = tmp_path / "a.json"
-    assert store.write_json(path, {"x": 0.1}) == store.sha256_file(path)
+    assert atomic.write_json(path, {"x": 0.1}) == atomic.sha256_file(path)
     assert json.loads(path.read_text()) == {"x": 0.1}
-    store.write_text(path, "später")
+    atomic.write_text(path, "später")
     assert path.read_text() == "später"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -84,7 +86,7 @@ def test_a_failed_write_keeps_the_old_file_at_every_step(tmp_path, monkeypatch):
         path.write_bytes(b"old")
         with monkeypatch.context() as patch:
             events = Events(patch, fail_at, errno.EIO)
-            text = error_of(lambda: store.write_bytes(path, b"new"))
+            text = error_of(lambda: atomic.write_bytes(path, b"new"))
         assert leftovers(tmp_path) == []
         if events.count < fail_at:
             break
@@ -103,7 +105,7 @@ def test_a_failed_write_keeps_the_old_file_at_every_step(tmp_path, monkeypatch):
 
 def test_a_file_system_that_cannot_sync_folders_will_do(tmp_path, monkeypatch):
     Events(monkeypatch, 3, errno.EINVAL)
-    store.write_bytes(tmp_path / "a", b"new")
+    atomic.write_bytes(tmp_path / "a", b"new")
     assert (tmp_path / "a").read_bytes() == b"new"
 
 
@@ -113,7 +115,7 @@ def test_a_full_disk_says_how_much_room_is_needed(tmp_path, monkeypatch, number)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 7 * 2**20 + 2**19 // 10))
     Events(monkeypatch, 1, number)
     with pytest.raises(OutputError) as error:
-        store.write_bytes(path, b"x" * (2**20 + 1))
+        atomic.write_bytes(path, b"x" * (2**20 + 1))
     assert str(error.value) == (
         f"{path}: cannot be written: {os.strerror(number)} (1.1 MiB needed, 7.0 MiB free); "
         "what was there before is unchanged; make room, or choose another folder"
@@ -125,17 +127,17 @@ def test_room_is_looked_for_before_writing(tmp_path, monkeypatch):
     path = tmp_path / "a"
     path.write_bytes(b"old")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 10))
-    monkeypatch.setattr(store, "_write_through", lambda *_: pytest.fail("wrote although there is no room"))
+    monkeypatch.setattr(atomic, "write_through", lambda *_: pytest.fail("wrote although there is no room"))
     with pytest.raises(OutputError, match=r"No space left on device \(0\.1 MiB needed, 0\.0 MiB free\)"):
-        store.write_bytes(path, b"x" * 11)
+        atomic.write_bytes(path, b"x" * 11)
     assert path.read_bytes() == b"old"
 
 
 def test_a_disk_that_returns_other_bytes_is_noticed(tmp_path, monkeypatch):
     path = tmp_path / "a"
-    monkeypatch.setattr(store, "sha256_file", lambda _: "0" * 64)
+    monkeypatch.setattr(atomic, "sha256_file", lambda _: "0" * 64)
     with pytest.raises(OutputError) as error:
-        store.write_bytes(path, b"x")
+        atomic.write_bytes(path, b"x")
     assert str(error.value) == (
         f"{path}: cannot be written: what was read back is not what was written; "
         "what was there before is unchanged; choose a folder that can be written"
@@ -147,25 +149,25 @@ def test_a_folder_that_cannot_be_written_is_found_out_first(tmp_path):
     # Root may write where permissions say no, so these are places where nobody can.
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError) as error:
-        store.probe_writable(tmp_path / "file" / "runs")
+        atomic.probe_writable(tmp_path / "file" / "runs")
     assert str(error.value) == (
         f"{tmp_path}/file/runs: cannot be written: Not a directory; what was there before is unchanged; "
         "choose a folder that can be written"
     )
     with pytest.raises(OutputError, match=r"^/proc/kdzoo: cannot be written: "):
-        store.probe_writable(Path("/proc/kdzoo"))
-    store.probe_writable(tmp_path / "new" / "runs")
+        atomic.probe_writable(Path("/proc/kdzoo"))
+    atomic.probe_writable(tmp_path / "new" / "runs")
     assert list((tmp_path / "new" / "runs").iterdir()) == []
 
 
 def test_a_line_is_appended_whole_or_refused(tmp_path, monkeypatch):
     path = tmp_path / "metrics.jsonl"
-    store.append_line(path, "one")
-    store.append_line(path, "two")
+    atomic.append_line(path, "one")
+    atomic.append_line(path, "two")
     assert path.read_bytes() == b"one\ntwo\n"
     monkeypatch.setattr(os, "write", lambda descriptor, data: len(data) - 1)
     with pytest.raises(OutputError, match="No space left on device"):
-        store.append_line(path, "three")
+        atomic.append_line(path, "three")
 
 
 # --- left-overs -------------------------------------------------------------------------------
@@ -186,10 +188,10 @@ def test_only_left_overs_of_dead_processes_are_swept(tmp_path):
     remote = forged(tmp_path, boot="another", host="elsewhere")
     foreign = tmp_path / ".other.tmp"
     foreign.write_text("")
-    assert store.sweep(tmp_path) == 2
+    assert owner.sweep(tmp_path) == 2
     assert not reused.exists()
     assert not rebooted.exists()
-    assert store.sweep(tmp_path, exclusive=True) == 2
+    assert owner.sweep(tmp_path, exclusive=True) == 2
     assert sorted(tmp_path.iterdir()) == sorted([mine, foreign])
     assert not hidden.exists()
     assert not remote.exists()
@@ -244,8 +246,8 @@ def test_tensors_come_back_as_they_were(tmp_path, dtype):
         "tied too": base,
         "part": base[2:],
     }
-    sha256 = store.write_tensors(tmp_path / "t.safetensors", tensors, {"b": "2", "a": "1"})
-    read = store.read_tensors(tmp_path / "t.safetensors", sha256)
+    sha256 = atomic.write_tensors(tmp_path / "t.safetensors", tensors, {"b": "2", "a": "1"})
+    read = sealed.read_tensors(tmp_path / "t.safetensors", sha256)
     assert read.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert same(read[name], tensor), name
@@ -256,7 +258,7 @@ def test_equal_content_gives_equal_bytes(tmp_path):
     tensors = {"w": torch.arange(6.0), "b": torch.ones(3, dtype=torch.int8)}
     metadata = {key: key * 3 for key in "abcdefgh"}
     hashes = {
-        store.write_tensors(tmp_path / "t", tensors, dict(random.Random(i).sample(list(metadata.items()), 8)))
+        atomic.write_tensors(tmp_path / "t", tensors, dict(random.Random(i).sample(list(metadata.items()), 8)))
         for i in range(8)
     }
     assert len(hashes) == 1
@@ -269,16 +271,16 @@ def test_equal_content_gives_equal_bytes(tmp_path):
 
 def test_damaged_tensors_are_refused(tmp_path):
     path = tmp_path / "t.safetensors"
-    sha256 = store.write_tensors(path, {"w": torch.zeros(100)})
+    sha256 = atomic.write_tensors(path, {"w": torch.zeros(100)})
     flip(path, 8 * 300)
     assert safetensors.torch.load_file(path)["w"].shape == (100,)  # nobody else would notice
     with pytest.raises(CorruptError) as error:
-        store.read_tensors(path, sha256)
+        sealed.read_tensors(path, sha256)
     assert str(error.value) == f"{path}: damaged: its sha256 is not the recorded one"
     assert error.value.exit_code == 3
     path.unlink()
     with pytest.raises(CorruptError) as error:
-        store.read_tensors(path, sha256)
+        sealed.read_tensors(path, sha256)
     assert str(error.value) == f"{path}: missing"
 
 
@@ -287,8 +289,8 @@ def test_damaged_tensors_are_refused(tmp_path):
 
 def test_a_sealed_file_refuses_every_change(tmp_path):
     path = tmp_path / "run.json"
-    store.write_sealed(path, {"seed": 0, "lr": 0.1, "share": (1, None)})
-    content = store.read_sealed(path)
+    sealed.write_sealed(path, {"seed": 0, "lr": 0.1, "share": (1, None)})
+    content = sealed.read_sealed(path)
     assert content == {"schema_version": 1, "kdzoo": kdzoo.__version__, "seed": 0, "lr": 0.1, "share": [1, None]}
     data, refused = path.read_bytes(), 0
     bits = random.Random(0).sample(range(8 * len(data)), 400)
@@ -296,7 +298,7 @@ def test_a_sealed_file_refuses_every_change(tmp_path):
         path.write_bytes(data)
         flip(path, bit)
         try:
-            assert store.read_sealed(path) == content, "only spaces and spelling may differ"
+            assert sealed.read_sealed(path) == content, "only spaces and spelling may differ"
         except CorruptError:
             refused += 1
     assert refused > 0.95 * len(bits)
@@ -322,7 +324,7 @@ def test_a_sealed_file_says_what_is_wrong(tmp_path, data, text):
     path = tmp_path / "run.json"
     path.write_bytes(data)
     with pytest.raises(CorruptError) as error:
-        store.read_sealed(path)
+        sealed.read_sealed(path)
     assert str(error.value) == f"{path}: {text}"
 
 
@@ -355,7 +357,7 @@ def exactly(one, other) -> bool:
 @given(state=STATES)
 @settings(max_examples=150, deadline=None)
 def test_states_come_back_as_they_were(state):
-    assert exactly(store._decode(json.loads(store.json_bytes(store._encode(state)))), state)
+    assert exactly(checkpoints._decode(json.loads(atomic.json_bytes(checkpoints._encode(state)))), state)
 
 
 def saved(folder: Path, count: int, run_id: str = "") -> Checkpoints:
@@ -527,7 +529,7 @@ def test_a_damaged_note_of_the_newest_is_told_and_does_no_harm(tmp_path):
         f"  {tmp_path}/latest.json: damaged: not JSON"
     ]
     assert Checkpoints(tmp_path).save({}, {}) == 3
-    assert store.read_sealed(tmp_path / "latest.json")["sequence"] == 3
+    assert sealed.read_sealed(tmp_path / "latest.json")["sequence"] == 3
 
 
 def test_checkpoints_of_another_run_are_not_used(tmp_path):
@@ -577,9 +579,9 @@ def test_a_saved_state_is_a_snapshot(tmp_path):
 
 
 def fill(folder: Path) -> None:
-    store.write_tensors(folder / "student.safetensors", {"w": torch.ones(3)})
+    atomic.write_tensors(folder / "student.safetensors", {"w": torch.ones(3)})
     (folder / "more").mkdir()
-    store.write_json(folder / "more" / "result.json", {"top1_percent": 90.0})
+    atomic.write_json(folder / "more" / "result.json", {"top1_percent": 90.0})
 
 
 def test_a_result_is_found_by_its_key(tmp_path):
@@ -587,15 +589,15 @@ def test_a_result_is_found_by_its_key(tmp_path):
     assert results.find("stage", "abc") is None
     place = results.publish("stage", "abc", fill)
     assert place == results.find("stage", "abc") == tmp_path / "store" / "stage" / "abc"
-    assert sorted(store.read_sealed(place / "manifest.json")["files"]) == ["more/result.json", "student.safetensors"]
-    assert torch.equal(store.read_tensors(place / "student.safetensors")["w"], torch.ones(3))
+    assert sorted(sealed.read_sealed(place / "manifest.json")["files"]) == ["more/result.json", "student.safetensors"]
+    assert torch.equal(sealed.read_tensors(place / "student.safetensors")["w"], torch.ones(3))
     assert results.find("teacher_outputs", "abc") is None
 
 
 def test_a_result_is_written_once(tmp_path):
     results = Store(tmp_path)
     results.publish("stage", "abc", fill)
-    place = results.publish("stage", "abc", lambda folder: store.write_json(folder / "other.json", {}))
+    place = results.publish("stage", "abc", lambda folder: atomic.write_json(folder / "other.json", {}))
     assert not (place / "other.json").exists()
     assert leftovers(tmp_path) == []
 
@@ -633,9 +635,9 @@ def test_a_result_under_another_key_is_refused(tmp_path):
 
 def test_a_file_that_the_manifest_does_not_know_is_not_read(tmp_path):
     place = Store(tmp_path).publish("stage", "abc", fill)
-    store.write_tensors(place / "teacher.safetensors", {"w": torch.ones(3)})
+    atomic.write_tensors(place / "teacher.safetensors", {"w": torch.ones(3)})
     with pytest.raises(CorruptError) as error:
-        store.read_tensors(place / "teacher.safetensors")
+        sealed.read_tensors(place / "teacher.safetensors")
     assert str(error.value) == f"{place}/teacher.safetensors: not in its manifest"
 
 

@@ -22,14 +22,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdzoo import store
 from kdzoo.errors import CorruptError, LockedError, OutputError
-from kdzoo.run_folder import RunFolder, _held
-from kdzoo.store import Checkpoints, Store
+from kdzoo.storage import atomic, owner, sealed
+from kdzoo.storage.checkpoints import Checkpoints
+from kdzoo.storage.lock import _held
+from kdzoo.storage.run_folder import RunFolder
+from kdzoo.storage.store import Store
 
 # A server that has imported torch once and forks: a process in milliseconds instead of seconds.
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["pytest", "torch", "safetensors.torch", "kdzoo.run_folder"])
+processes.set_forkserver_preload(["pytest", "torch", "safetensors.torch", "kdzoo.storage.run_folder"])
 
 KILLED = -signal.SIGKILL
 
@@ -51,7 +53,7 @@ def loaded(folder: Path) -> int | None:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if store.TEMPORARY.fullmatch(path.name)]
+    return [path for path in folder.rglob("*") if owner.TEMPORARY.fullmatch(path.name)]
 
 
 @contextmanager
@@ -111,7 +113,7 @@ def test_a_writer_killed_again_and_again_never_loses_a_checkpoint(tmp_path):
 
 
 def write_plainly(pipe, path: Path) -> None:
-    data = store.tensor_bytes(weights(2), {})
+    data = atomic.tensor_bytes(weights(2), {})
     with open(path, "wb") as file:
         file.write(data[: len(data) // 2])
         file.flush()
@@ -121,14 +123,14 @@ def write_plainly(pipe, path: Path) -> None:
 
 def test_the_control_a_plain_write_loses_the_last_good_file(tmp_path):
     path = tmp_path / "w.safetensors"
-    sha256 = store.write_tensors(path, weights(1))
+    sha256 = atomic.write_tensors(path, weights(1))
     with running(write_plainly, path) as (process, pipe):
         assert heard(pipe) == "half"
         process.kill()
         process.join()
     assert process.exitcode == KILLED
     with pytest.raises(CorruptError):
-        store.read_tensors(path, sha256)
+        sealed.read_tensors(path, sha256)
 
 
 # --- killed at every step -----------------------------------------------------------------------
@@ -212,7 +214,7 @@ def test_a_save_killed_at_any_step_leaves_the_old_or_the_new_checkpoint(in_memor
 def save_in_place(folder: Path) -> None:
     """The control: the same files, written where they belong."""
     with open(folder / "00000002" / "tensors.safetensors", "wb") as file:
-        file.write(store.tensor_bytes(weights(3), {}))
+        file.write(atomic.tensor_bytes(weights(3), {}))
         file.flush()
         os.fsync(file.fileno())
 
@@ -224,16 +226,16 @@ def test_the_control_a_save_in_place_is_found_out(in_memory):
 
 def old_file(folder: Path) -> None:
     folder.mkdir(parents=True)
-    store.write_json(folder / "results.json", "old")
+    atomic.write_json(folder / "results.json", "old")
 
 
 def new_file(folder: Path) -> None:
-    store.write_json(folder / "results.json", "new")
+    atomic.write_json(folder / "results.json", "new")
 
 
 def is_old_or_new(folder: Path) -> None:
     assert json.loads((folder / "results.json").read_text()) in ("old", "new")
-    store.sweep(folder)
+    owner.sweep(folder)
     assert len(list(folder.iterdir())) == 1
 
 
@@ -243,9 +245,9 @@ def test_a_write_killed_at_any_step_leaves_the_old_or_the_new_file(in_memory):
 
 def publish(folder: Path) -> None:
     def write(temporary: Path) -> None:
-        store.write_tensors(temporary / "w.safetensors", weights(1))
+        atomic.write_tensors(temporary / "w.safetensors", weights(1))
         (temporary / "more").mkdir()
-        store.write_json(temporary / "more" / "result.json", {})
+        atomic.write_json(temporary / "more" / "result.json", {})
 
     Store(folder).publish("stage", "key", write)
 
@@ -253,7 +255,7 @@ def publish(folder: Path) -> None:
 def is_none_or_whole(folder: Path) -> None:
     place = Store(folder).find("stage", "key")
     if place is not None:
-        assert torch.equal(store.read_tensors(place / "w.safetensors")["b"], torch.tensor(1))
+        assert torch.equal(sealed.read_tensors(place / "w.safetensors")["b"], torch.tensor(1))
     publish(folder)
     assert leftovers(folder) == []
     assert [path.name for path in (folder / "stage").iterdir()] == ["key"]
@@ -353,7 +355,7 @@ def on_a_small_disk(pipe, disk: Path) -> None:
     two_checkpoints(folder)
     third = Checkpoints(folder).save
     pipe.send(error_of(lambda: third({"w": torch.zeros(200_000)}, {"step": 3})))  # more than there is room for
-    store._check_room = lambda folder, size: None
+    atomic.check_room = checkpoints.check_room = lambda folder, size: None
     pipe.send(error_of(lambda: third({"w": torch.zeros(200_000)}, {"step": 3})))  # found out half way
     pipe.send((loaded(folder), len(leftovers(disk))))
     mount(b"small", disk, b"tmpfs", REMOUNT, b"size=4m")
@@ -361,7 +363,7 @@ def on_a_small_disk(pipe, disk: Path) -> None:
     pipe.send((loaded(folder), len(leftovers(disk))))
     mount(b"small", disk, b"tmpfs", REMOUNT | READ_ONLY, b"size=4m")
     pipe.send(error_of(lambda: third(weights(4), {"step": 4})))
-    pipe.send(error_of(lambda: store.probe_writable(disk / "runs")))
+    pipe.send(error_of(lambda: atomic.probe_writable(disk / "runs")))
     pipe.send((loaded(folder), len(leftovers(disk))))
 
 
@@ -395,7 +397,7 @@ def test_a_full_disk_and_a_read_only_one_keep_the_last_good_checkpoint(tmp_path)
 
 
 def on_the_full_device() -> None:
-    with store.writing(Path("/dev/full"), 1), io.FileIO("/dev/full", "w") as file:
+    with atomic.writing(Path("/dev/full"), 1), io.FileIO("/dev/full", "w") as file:
         file.write(b"x")
 
 
@@ -481,11 +483,11 @@ def publish_all(pipe, root: Path, stuck_at: int | None) -> None:
     """Publish every key; ``stuck_at`` stops half way in one of them and waits to be killed."""
 
     def write(folder: Path) -> None:
-        store.write_tensors(folder / "w.safetensors", weights(key))
+        atomic.write_tensors(folder / "w.safetensors", weights(key))
         if key == stuck_at:
             pipe.send("half way")
             time.sleep(60)
-        store.write_json(folder / "result.json", {"key": key})
+        atomic.write_json(folder / "result.json", {"key": key})
 
     for key in range(KEYS):
         Store(root).publish("stage", f"key{key}", write)
@@ -527,7 +529,7 @@ def read_all(root: Path) -> int:
         place = Store(root).find("stage", f"key{key}")
         if place is not None:
             assert json.loads((place / "result.json").read_text()) == {"key": key}
-            assert int(store.read_tensors(place / "w.safetensors")["b"]) == key
+            assert int(sealed.read_tensors(place / "w.safetensors")["b"]) == key
             found += 1
     return found
 
@@ -535,7 +537,7 @@ def read_all(root: Path) -> int:
 def publish_in_place(pipe, root: Path) -> None:
     place = root / "stage" / "key0"
     place.mkdir(parents=True)
-    store.write_tensors(place / "w.safetensors", weights(0))
+    atomic.write_tensors(place / "w.safetensors", weights(0))
     pipe.send("half way")
     time.sleep(60)
 

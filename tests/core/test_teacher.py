@@ -14,15 +14,20 @@ import torch
 from tiny_algorithms import Match, engine
 from torch import Tensor, nn
 
-from kdzoo.data import Loader, open_data
-from kdzoo.device import Precision
+from kdzoo.contract.stage import ModelSpec
+from kdzoo.contract.step import Batch, Outputs
+from kdzoo.data.data_set import open_data
+from kdzoo.data.loader import Loader
 from kdzoo.errors import CorruptError, NeedsError
-from kdzoo.models import Network, build_network
-from kdzoo.recipe import DataRecipe
-from kdzoo.store import Store, read_tensors, write_tensors
-from kdzoo.teacher import CachedTeacher, Teacher
-from kdzoo.testing import Stripes
-from kdzoo.types import Batch, ModelSpec, Outputs
+from kdzoo.models.building import build_network
+from kdzoo.models.network import Network
+from kdzoo.recipe.sections import DataRecipe
+from kdzoo.storage.atomic import write_tensors
+from kdzoo.storage.sealed import read_tensors
+from kdzoo.storage.store import Store
+from kdzoo.testing.tiny import Stripes
+from kdzoo.training.device import Precision
+from kdzoo.training.teacher import CachedTeacher, Teacher
 
 CPU = torch.device("cpu")
 FP32, BF16 = Precision(CPU, None, False), Precision(CPU, torch.bfloat16, True)

@@ -10,9 +10,9 @@ import pytest
 from tiny_algorithms import Couple, Match
 
 from kdzoo.api import Algorithm, Needs
-from kdzoo.recipe import Recipe
-from kdzoo.testing import STUDENT, TEACHER, TINY, Stripes, least, tiny_recipe, tiny_runner
-from kdzoo.zoo import load_zoo
+from kdzoo.recipe.sections import Recipe
+from kdzoo.testing.tiny import STUDENT, TEACHER, TINY, Stripes, least, tiny_recipe, tiny_runner
+from kdzoo.zoo.loading import load_zoo
 
 
 def stripes(**options: Any) -> Stripes:

@@ -16,23 +16,30 @@ from pydantic import ValidationError
 from tiny_algorithms import Match
 from tiny_text import PAD, TOKENS, Sentences
 
-from kdzoo import delivery, model_card
-from kdzoo.api import Algorithm, DataSplits, Needs, TokenSplit
-from kdzoo.building import Builder
-from kdzoo.data import POOLED_BATCHES, DataSet, bucketed, digests, open_data
-from kdzoo.device import choose_precision
+from kdzoo.api import Algorithm, Needs
+from kdzoo.api.data import DataSplits, TokenSplit
+from kdzoo.contract.stage import ModelSpec, Stage
+from kdzoo.data.data_set import DataSet, digests, open_data
+from kdzoo.data.loader import POOLED_BATCHES, bucketed
 from kdzoo.errors import DataError, KdzooError, ModelError, NeedsError
-from kdzoo.findings import read_run
-from kdzoo.models import Network, build_network, fold_batchnorm, start_from
-from kdzoo.problems import explain
-from kdzoo.recipe import DataRecipe, Recipe, recipe_hash
-from kdzoo.resolve import resolve_algorithm
-from kdzoo.run_folder import RunFolder
-from kdzoo.runner import Runner
-from kdzoo.store import read_tensors
-from kdzoo.testing import tiny_recipe, tiny_runner
-from kdzoo.types import ModelSpec, Stage
-from kdzoo.zoo import load_zoo
+from kdzoo.models.building import build_network
+from kdzoo.models.folding import fold_batchnorm
+from kdzoo.models.network import Network
+from kdzoo.models.weights import start_from
+from kdzoo.plan.resolve import resolve_algorithm
+from kdzoo.recipe.problems import explain
+from kdzoo.recipe.reading import recipe_hash
+from kdzoo.recipe.sections import DataRecipe, Recipe
+from kdzoo.report import model_card
+from kdzoo.report.reading import read_run
+from kdzoo.run import delivery
+from kdzoo.run.builder import Builder
+from kdzoo.run.runner import Runner
+from kdzoo.storage.run_folder import RunFolder
+from kdzoo.storage.sealed import read_tensors
+from kdzoo.testing.tiny import tiny_recipe, tiny_runner
+from kdzoo.training.device import choose_precision
+from kdzoo.zoo.loading import load_zoo
 
 CPU = torch.device("cpu")
 
@@ -224,7 +231,7 @@ def test_images_and_text_are_told_apart() -> None:
 
 
 def test_auto_takes_bf16_for_text_that_costs_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kdzoo.device.cpu_has_bf16", lambda: True)
+    monkeypatch.setattr("kdzoo.training.device.cpu_has_bf16", lambda: True)
     small, large = network(), network(args={"width": 300})
     assert [choose_precision("auto", None, net, CPU).name for net in (small, large)] == ["fp32", "bf16"]
     assert not choose_precision("bf16", True, large, CPU).channels_last
@@ -268,7 +275,7 @@ class MatchText(Match):
 
 
 def planned(root: Path, folder: RunFolder | None = None, cls: type[Algorithm] = MatchText, **changes: Any) -> Runner:
-    with patch("kdzoo.testing.Stripes", Sentences):
+    with patch("kdzoo.testing.tiny.Stripes", Sentences):
         return tiny_runner(cls, load_zoo("none"), root, changes, folder=folder)
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from kdzoo.recipe import ExpectedRecipe
-from kdzoo.verdict import hold_against
+from kdzoo.recipe.sections import ExpectedRecipe
+from kdzoo.study.expected import hold_against
 
 
 def expected(top1: float = 90.0, std: float = 1.0, seeds: int = 4) -> ExpectedRecipe:

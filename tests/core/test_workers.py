@@ -16,7 +16,7 @@ import pytest
 
 import kdzoo
 from kdzoo.errors import DataError, DistributedError, Interrupted
-from kdzoo.workers import Workers
+from kdzoo.run.workers import Workers
 
 Stop = Callable[[], int]
 

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from kdzoo import __version__, zoo
+from kdzoo import __version__
 from kdzoo.errors import PluginError, UnknownName
-from kdzoo.zoo import list_plugins, load_zoo
+from kdzoo.zoo import loading as zoo
+from kdzoo.zoo.loading import list_plugins, load_zoo
 
 ALGORITHM = """
     from kdzoo.api import Algorithm, Paper, hookimpl
@@ -99,7 +100,10 @@ def test_loaded_once(shelf):
 def test_all_kinds_of_offers(shelf):
     source = """
         from pathlib import Path
-        from kdzoo.api import DataSource, Exporter, ModelFamily, Tracker, hookimpl
+        from kdzoo.api import hookimpl
+        from kdzoo.api.data import DataSource
+        from kdzoo.api.export import Exporter, Tracker
+        from kdzoo.api.models import ModelFamily
 
         class Data(DataSource):
             name = "dots"
@@ -154,7 +158,7 @@ def test_an_instance_may_be_a_plugin(shelf):
 
 
 HOOKS = (
-    "register_algorithms, register_models, register_datasets, register_exporters, register_arithmetics, "
+    "register_algorithms, register_models, register_datasets, register_exporters, register_quantizers, "
     "register_trackers"
 )
 BROKEN = {
@@ -332,7 +336,7 @@ OTHER_OFFERS = {
         "register(type('E', (Exporter,), dict(name='e', suffix='onnx', export=print, load=print)))",
         "E: suffix is 'onnx'; it is like '.onnx'",
     ),
-    "arithmetic": ("register_arithmetics", "register(print)", "print is no subclass of Arithmetic"),
+    "quantizer": ("register_quantizers", "register(print)", "print is no subclass of Quantizer"),
     "tracker": ("register_trackers", "register(print)", "print is no subclass of Tracker"),
 }
 
@@ -340,7 +344,8 @@ OTHER_OFFERS = {
 @pytest.mark.parametrize("case", OTHER_OFFERS)
 def test_other_offers_are_checked(shelf, case):
     hook, call, cause = OTHER_OFFERS[case]
-    source = f"from kdzoo.api import *\nfrom kdzoo.api import hookimpl\n@hookimpl\ndef {hook}(register):\n    {call}\n"
+    source = "".join(f"from kdzoo.api{part} import *\n" for part in ("", ".models", ".data", ".export"))
+    source += f"from kdzoo.api import hookimpl\n@hookimpl\ndef {hook}(register):\n    {call}\n"
     shelf.put("bad", bad=source)
     assert plugin(load_zoo(), "bad").cause == cause
 
@@ -484,9 +489,10 @@ def test_an_algorithm_under_test_joins_the_zoo(shelf):
 
 def test_listing_imports_no_plugin_and_no_torch(shelf):
     shelf.put("bad", bad="raise SystemExit")
-    code = "import sys; from kdzoo.zoo import list_plugins; print([p.name for p in list_plugins() if p.name != '?'])\n"
+    code = "import sys; from kdzoo.zoo.loading import list_plugins\n"
+    code += "print([p.name for p in list_plugins() if p.name != '?'])\n"
     code += "assert 'torch' not in sys.modules and 'shelf_bad_bad' not in sys.modules"
-    path = os.pathsep.join([*shelf.path, str(Path(zoo.__file__).parents[1])])
+    path = os.pathsep.join([*shelf.path, str(Path(zoo.__file__).parents[2])])
     done = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
     )

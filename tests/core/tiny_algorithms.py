@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from kdzoo.api import Algorithm, AlgorithmOptions, Needs, OwnNetwork, Paper, Shapes, StepContext, Update
-from kdzoo.engine import Engine, Plain
-from kdzoo.testing import tiny_runner
-from kdzoo.types import Stage, StageResult
-from kdzoo.zoo import load_zoo
+from kdzoo.contract.stage import Stage, StageResult
+from kdzoo.testing.tiny import tiny_runner
+from kdzoo.training.engine import Engine, Plain
+from kdzoo.zoo.loading import load_zoo
 
 PAPER = Paper("A paper", "An author", 2020, "https://example.org")
 

@@ -11,7 +11,7 @@ import torch
 from timm.models import register_model
 from torch import Tensor, nn
 
-from kdzoo.api import DataSource, DataSplits, OfferOptions, Tokens, TokenSplit
+from kdzoo.api.data import DataSource, DataSplits, OfferOptions, Tokens, TokenSplit
 
 PAD, UNKNOWN = 0, 1
 TOKENS = Tokens(12, PAD, UNKNOWN, {"pieces.txt": b"the pieces"})

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import kdzoo
-from kdzoo import charts
+from kdzoo.report import charts
 
 ROOT = Path(kdzoo.__file__).resolve().parent.parent
 RECIPES = ROOT / "recipes"
@@ -52,10 +52,10 @@ processes.set_forkserver_preload(
         "matplotlib.figure",
         "matplotlib.backends.backend_svg",
         "kdzoo.cli",
-        "kdzoo.runner",
-        "kdzoo.report",
-        "kdzoo.checks",
-        "kdzoo.schema",
+        "kdzoo.run.runner",
+        "kdzoo.report.writing",
+        "kdzoo.testing.checks",
+        "kdzoo.plan.schema",
     ]
 )
 

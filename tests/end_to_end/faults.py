@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdzoo import building, delivery, engine, runner, teacher
-from kdzoo.data import Loader
+from kdzoo.data.loader import Loader
+from kdzoo.run import builder as building
+from kdzoo.run import delivery, runner
+from kdzoo.training import engine, teacher
 
 
 def slow_steps() -> None:

@@ -12,7 +12,9 @@ import torch
 from command_line import CommandLine, Trained, lasting, results, run_folder, stock
 from test_refusals import flip, refused
 
-from kdzoo.store import Store, read_sealed, read_tensors, write_tensors
+from kdzoo.storage.atomic import write_tensors
+from kdzoo.storage.sealed import read_sealed, read_tensors
+from kdzoo.storage.store import Store
 
 STEPS, BATCH = 28, 32
 LIVE = {"KDZOO_CACHE": "off"}

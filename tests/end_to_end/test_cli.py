@@ -18,8 +18,8 @@ import yaml
 from command_line import RECIPES, CommandLine, Trained, base_environment, results, run_folder
 from test_refusals import refused
 
-from kdzoo.checks import ALL
-from kdzoo.run_folder import RunFolder
+from kdzoo.storage.run_folder import RunFolder
+from kdzoo.testing.checks import ALL
 
 COMMANDS = {"run", "check", "show", "list", "schema", "plugins", "report", "compare", "export", "verify"}
 COMMANDS |= {"test-plugin", "new"}
@@ -50,7 +50,7 @@ def test_help_is_there_at_once_and_without_torch(cli: CommandLine) -> None:
     ended = cli.cold("--help", env={"PYTHONPROFILEIMPORTTIME": "1"})
     imported = {line.split("|")[-1].strip() for line in ended.err.splitlines()}
     assert "kdzoo.cli" in imported
-    assert not imported & {"torch", "timm", "numpy", "pydantic", "yaml", "kdzoo.zoo", "matplotlib"}
+    assert not imported & {"torch", "timm", "numpy", "pydantic", "yaml", "kdzoo.zoo.loading", "matplotlib"}
     for name in COMMANDS:
         assert f" {name} " in ended.out
 
@@ -157,9 +157,7 @@ def test_the_schema_accepts_every_bundled_recipe(cli: CommandLine) -> None:
     assert "temperature" in ended.out
 
 
-@pytest.mark.parametrize(
-    "kind", ["algorithms", "models", "datasets", "exporters", "arithmetics", "trackers", "recipes"]
-)
+@pytest.mark.parametrize("kind", ["algorithms", "models", "datasets", "exporters", "quantizers", "trackers", "recipes"])
 def test_list_prints_objects(cli: CommandLine, kind: str) -> None:
     ended = cli("list", kind, "--json")
     assert ended.code == 0, ended
@@ -175,7 +173,7 @@ def test_list_prints_objects(cli: CommandLine, kind: str) -> None:
 
 
 def test_list_refuses_another_kind(cli: CommandLine) -> None:
-    known = "known: algorithms, models, datasets, exporters, arithmetics, trackers, recipes"
+    known = "known: algorithms, models, datasets, exporters, quantizers, trackers, recipes"
     refused(cli("list", "algorithm"), 2, f"list: unknown kind 'algorithm'; did you mean 'algorithms'? {known}")
     refused(cli("list", "wishes"), 2, f"list: unknown kind 'wishes'; {known}")
 

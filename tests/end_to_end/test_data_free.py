@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from command_line import CommandLine, Trained, run_folder, stock
 
-from kdzoo.zoo import load_zoo
+from kdzoo.zoo.loading import load_zoo
 
 DATA_FREE = sorted(name for name, offer in load_zoo().algorithms.items() if offer.thing.needs.data == "none")
 

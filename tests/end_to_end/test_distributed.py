@@ -17,7 +17,7 @@ from command_line import CommandLine, Ended, Running, Trained, lasting, newest_s
 from test_refusals import PLUGINS, refused
 from test_signals import said
 
-from kdzoo.store import read_tensors
+from kdzoo.storage.sealed import read_tensors
 
 #: Ten steps: long enough to differ, short enough for rounding not to grow.
 FEW: dict[str, Any] = {"train": {"epochs": 2, "steps_per_epoch": 5}, "data": {"augment": "flip"}}

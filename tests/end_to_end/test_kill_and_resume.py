@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 from command_line import CommandLine, Trained, lasting, newest_step, run_folder, stock, until
 
-from kdzoo.run_folder import RunFolder
+from kdzoo.storage.run_folder import RunFolder
 
 SEED = int(os.environ.get("KDZOO_TEST_SEED", "7"))  # when to kill; told where a test fails
 KILLS = 8

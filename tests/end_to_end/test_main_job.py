@@ -178,7 +178,13 @@ def test_what_is_delivered_runs_without_kdzoo(quickstart: Quickstart) -> None:
     about = json.loads((quickstart.folder / "student.json").read_text())
     assert json.loads(found["metadata"]["classes"]) == about["classes"] == list("0123456789")
     assert json.loads(found["metadata"]["preprocessing"])["mean"] == about["mean"]
-    running = {"kdzoo.runner", "kdzoo.engine", "kdzoo.models", "kdzoo.data", "kdzoo.zoo"}
+    running = {
+        "kdzoo.run.runner",
+        "kdzoo.training.engine",
+        "kdzoo.models.network",
+        "kdzoo.data.data_set",
+        "kdzoo.zoo.loading",
+    }
     assert not running & set(found["imported"])
 
 

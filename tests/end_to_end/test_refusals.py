@@ -11,7 +11,7 @@ import pytest
 from command_line import CommandLine, Ended, Trained, lasting, newest_step, results, run_folder, stock
 from test_signals import begun, said
 
-from kdzoo.store import TEMPORARY
+from kdzoo.storage.owner import TEMPORARY
 
 PLUGINS = Path(__file__).parent.parent / "fixtures" / "plugins"
 

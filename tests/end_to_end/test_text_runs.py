@@ -72,7 +72,7 @@ def test_both_files_are_measured_beside_the_models(folder: Path, results: dict[s
 
 
 def test_what_is_saved_and_kept_is_shown(results: dict[str, Any]) -> None:
-    (table,) = results["exhibits"]
+    (table,) = results["report_items"]
     assert table["title"] == "What the student saves and keeps"
     rows = {row[0]: dict(zip(table["columns"][1:], row[1:], strict=True)) for row in table["rows"]}
     assert set(rows) == {"teacher", "control", "student", "onnx", "onnx of teacher"}

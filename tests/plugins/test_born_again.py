@@ -8,9 +8,9 @@ import pytest
 from pydantic import ValidationError
 
 from kdzoo.api import AlgorithmChoice, ModelSpec, Stage, StageResult
-from kdzoo.testing import STUDENT as STUDENT_ARGS
-from kdzoo.testing import bare_plan, tiny_runner
-from kdzoo.zoo import load_zoo
+from kdzoo.testing.tiny import STUDENT as STUDENT_ARGS
+from kdzoo.testing.tiny import bare_plan, tiny_runner
+from kdzoo.zoo.loading import load_zoo
 from kdzoo_self.born_again import BornAgain
 
 KD = AlgorithmChoice("kd", {"temperature": 1.0}, {"task": 1.0, "kd": 1.0})
@@ -91,7 +91,7 @@ def test_generations_are_a_whole_number_from_1_to_100(generations: object) -> No
 def test_every_generation_and_their_ensemble_are_shown(tmp_path: Path) -> None:
     models = {"teachers": [{"name": "test_resnet", "args": STUDENT_ARGS}]}
     results = tiny_runner(BornAgain, load_zoo(), tmp_path, {"models": models}, {"generations": 2}).run()
-    (table,) = results["exhibits"]
+    (table,) = results["report_items"]
     assert [row[0] for row in table["rows"]] == ["generation 0", "generation 1", "generation 2", "ensemble"]
     entries = (results["teacher"], results["student"], results["variants"][0])
     assert [table["rows"][i][1] for i in (0, 2, 3)] == [round(entry["top1_percent"], 2) for entry in entries]

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdzoo.api import Batch, Clock, Level, ModelShapes, NeedsError, Outputs, Shapes, StepContext
-from kdzoo.recipe import recipe_hash
-from kdzoo.run_folder import RunFolder
-from kdzoo.testing import tiny_recipe, tiny_runner
-from kdzoo.zoo import load_zoo
+from kdzoo.recipe.reading import recipe_hash
+from kdzoo.storage.run_folder import RunFolder
+from kdzoo.testing.tiny import tiny_recipe, tiny_runner
+from kdzoo.zoo.loading import load_zoo
 from kdzoo_self.byot import BYOT, AllExits, Exit, byot_hint_loss, byot_soft_label_loss
 
 LEVELS = (
@@ -161,7 +161,7 @@ def test_each_exit_is_measured_and_costs_less_than_the_next(finished: tuple[dict
     assert costs == sorted(costs)
     assert len(set(costs)) == 5
     assert all(variant["latency_ms"]["p50"] > 0 for variant in results["variants"])
-    table, scatter = results["exhibits"]
+    table, scatter = results["report_items"]
     assert [row[1] for row in table["rows"]] == ["layer1", "layer2", "layer3", "layer4", "all"]
     assert (table["rows"][3][4], table["rows"][3][6]) == (100.0, 1.0)
     assert [point["label"] for point in scatter["points"]] == [row[0] for row in table["rows"]]

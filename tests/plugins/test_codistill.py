@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdzoo.api import AlgorithmChoice, Batch, Clock, ModelShapes, ModelSpec, NeedsError, Outputs, Shapes, StepContext
-from kdzoo.testing import bare_plan, tiny_runner
-from kdzoo.zoo import load_zoo
+from kdzoo.testing.tiny import bare_plan, tiny_runner
+from kdzoo.zoo.loading import load_zoo
 from kdzoo_online.codistill import Codistill, codistill_loss
 from kdzoo_online.dml import DML, dml_loss
 
@@ -123,7 +123,7 @@ def test_peers_of_another_architecture_are_refused() -> None:
 @pytest.mark.parametrize("cls", [Codistill, DML])
 def test_every_network_of_the_group_and_their_ensemble_are_measured(cls: Any, tmp_path: Path) -> None:
     results = tiny_runner(cls, load_zoo("none"), tmp_path, {}).run()
-    (table,) = results["exhibits"]
+    (table,) = results["report_items"]
     (ensemble,) = results["variants"]
     assert [row[0] for row in table["rows"]] == ["student", "peer 0", "ensemble"]
     accuracies = [results["student"], results["peers"][0], ensemble]

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from kdzoo import testing
 from kdzoo.api import ModelSpec, StageResult
-from kdzoo.zoo import load_zoo
+from kdzoo.testing import tiny as testing
+from kdzoo.zoo.loading import load_zoo
 from kdzoo_multi_teacher.ca_mkd import CAMKD
 from kdzoo_multi_teacher.comparison import best_teacher
 from kdzoo_multi_teacher.mt_average import MTAverage
@@ -45,7 +45,7 @@ def test_the_student_stands_beside_that_of_the_best_single_teacher(cls: type, tm
         "student",
         "best_single",
     ]
-    weights, table = results["exhibits"]
+    weights, table = results["report_items"]
     validation = [row[3] for row in table["rows"][3:]]
     best = validation.index(max(validation))
     assert [row[:2] for row in table["rows"]] == [
@@ -63,7 +63,7 @@ def test_the_student_stands_beside_that_of_the_best_single_teacher(cls: type, tm
 
 
 def test_ca_mkd_shows_both_of_its_weights(tmp_path: Path) -> None:
-    weights, _ = run(CAMKD, tmp_path, {"compare_best_single": False})["exhibits"]
+    weights, _ = run(CAMKD, tmp_path, {"compare_best_single": False})["report_items"]
     assert weights["columns"][2:] == [
         "weight, first epoch",
         "weight, last epoch",
@@ -75,13 +75,15 @@ def test_ca_mkd_shows_both_of_its_weights(tmp_path: Path) -> None:
 def test_the_comparison_can_be_left_out(tmp_path: Path) -> None:
     results = run(MTAverage, tmp_path, {"compare_best_single": False})
     assert [stage["name"] for stage in results["stages"]][-1] == "student"
-    assert results["exhibits"][1]["note"] == "The comparison with the best single teacher is off: compare_best_single."
-    assert next(row[0] for row in results["exhibits"][1]["rows"]) == "student"
+    assert (
+        results["report_items"][1]["note"] == "The comparison with the best single teacher is off: compare_best_single."
+    )
+    assert next(row[0] for row in results["report_items"][1]["rows"]) == "student"
 
 
 def test_without_a_validation_split_no_teacher_is_the_best(tmp_path: Path) -> None:
     results = run(MTAverage, tmp_path, data={"validation": 0}, train={"select": "last"})
     assert [stage["name"] for stage in results["stages"]][-1] == "student"
     told = "Without a validation split there is no best teacher to compare with."
-    assert results["exhibits"][1]["note"] == told
-    assert all(row[3] is None for row in results["exhibits"][1]["rows"])
+    assert results["report_items"][1]["note"] == told
+    assert all(row[3] is None for row in results["report_items"][1]["rows"])

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from kdzoo import testing
 from kdzoo.api import Batch, Clock, ModelShapes, NeedsError, Outputs, Shapes, StepContext
-from kdzoo.zoo import load_zoo
+from kdzoo.testing import tiny as testing
+from kdzoo.zoo.loading import load_zoo
 from kdzoo_relation.crd import CRD, crd_loss
 
 SAMPLES, CLASSES = 40, 4

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kdzoo.api import AlgorithmChoice, ModelShapes, ModelSpec, NeedsError, Outputs, Shapes, Stage, StageResult
-from kdzoo.testing import bare_plan
+from kdzoo.testing.tiny import bare_plan
 from kdzoo_cross_modal.cross_modal_kd import CrossModalKD
 from kdzoo_cross_modal.supervision_transfer import SupervisionTransfer
 

@@ -10,9 +10,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from kdzoo import testing
 from kdzoo.api import Clock, ModelShapes, Outputs, Shapes, StepContext
-from kdzoo.zoo import load_zoo
+from kdzoo.testing import tiny as testing
+from kdzoo.zoo.loading import load_zoo
 from kdzoo_data_free.dafl import (
     DAFL,
     dafl_activation_loss,

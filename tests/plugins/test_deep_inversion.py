@@ -11,11 +11,11 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from kdzoo import testing
 from kdzoo.api import Clock, ModelShapes, NeedsError, Outputs, Shapes, StepContext
-from kdzoo.checks import run_steps
-from kdzoo.engine import Engine
-from kdzoo.zoo import load_zoo
+from kdzoo.testing import tiny as testing
+from kdzoo.testing.checks import run_steps
+from kdzoo.training.engine import Engine
+from kdzoo.zoo.loading import load_zoo
 from kdzoo_data_free.deep_inversion import (
     DeepInversion,
     deep_inversion_disagreement_loss,

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from kdzoo.api import AlgorithmChoice, ModelShapes, ModelSpec, Outputs, Shapes, Stage, StageResult
-from kdzoo.testing import bare_plan
+from kdzoo.testing.tiny import bare_plan
 from kdzoo_assistant.dgkd import DGKD
 
 OWN = AlgorithmChoice("dgkd", {"temperature": 5.0, "drop": 1}, {"task": 0.1, "kd": 0.9})

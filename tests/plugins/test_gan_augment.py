@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdzoo import testing
 from kdzoo.api import Batch, Clock, ModelShapes, Outputs, Shapes, StepContext, soft_target_loss
-from kdzoo.zoo import load_zoo
+from kdzoo.testing import tiny as testing
+from kdzoo.zoo.loading import load_zoo
 from kdzoo_adversarial.gan_augment import (
     ClassDiscriminator,
     ClassGenerator,
@@ -149,7 +149,7 @@ def test_statistics_are_kept_even_if_the_forward_fails() -> None:
 
 def test_the_report_shows_what_was_generated(tmp_path: Path) -> None:
     results = json.loads(json.dumps(testing.tiny_runner(GANAugment, load_zoo(), tmp_path).run()))
-    (images,) = results["exhibits"]
+    (images,) = results["report_items"]
     assert (images["kind"], len(images["images"])) == ("images", 4 * 6)
     assert images["captions"] == [f"stripe {k}" for k in range(4) for _ in range(6)]
 

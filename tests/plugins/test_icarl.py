@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from kdzoo.api import AlgorithmChoice, ModelSpec, NeedsError, Outputs, StagePlan, StageResult
-from kdzoo.engine import Engine
-from kdzoo.testing import tiny_runner
-from kdzoo.types import Clock
-from kdzoo.zoo import load_zoo
+from kdzoo.contract.step import Clock
+from kdzoo.testing.tiny import tiny_runner
+from kdzoo.training.engine import Engine
+from kdzoo.zoo.loading import load_zoo
 from kdzoo_lifelong.exemplars import NearestMean, choose_exemplars, class_mean, herding
 from kdzoo_lifelong.icarl import ICaRL, icarl_loss
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from kdzoo.api import AlgorithmChoice, ModelSpec, NeedsError, StagePlan, StageResult
-from kdzoo.testing import tiny_runner
-from kdzoo.zoo import load_zoo
+from kdzoo.testing.tiny import tiny_runner
+from kdzoo.zoo.loading import load_zoo
 from kdzoo_lifelong.class_incremental import split_classes
 from kdzoo_lifelong.icarl import ICaRL
 from kdzoo_lifelong.lwf import LwF
@@ -127,7 +127,7 @@ def test_more_tasks_than_classes_are_refused_before_training(tmp_path: Path) -> 
 @pytest.mark.parametrize("cls", [LwF, ICaRL])
 def test_a_run_shows_its_tasks_with_lower_and_upper_bound(cls: type[Any], tmp_path: Path) -> None:
     results = tiny_runner(cls, load_zoo(), tmp_path, {"control": True}).run()
-    shown = {exhibit["title"]: exhibit for exhibit in results["exhibits"]}
+    shown = {item["title"]: item for item in results["report_items"]}
     ways = ["lwf"] if cls is LwF else ["nearest mean of exemplars", "own head"]
     maps = [f"Accuracy: {way}" for way in (*ways, "fine-tuning")]
     average, forgetting, transfer = (

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdzoo.engine import Engine
-from kdzoo.testing import tiny_runner
-from kdzoo.types import Clock, Stage
-from kdzoo.zoo import load_zoo
+from kdzoo.contract.stage import Stage
+from kdzoo.contract.step import Clock
+from kdzoo.testing.tiny import tiny_runner
+from kdzoo.training.engine import Engine
+from kdzoo.zoo.loading import load_zoo
 from kdzoo_lifelong.lwf import LwF, lwf_loss
 
 

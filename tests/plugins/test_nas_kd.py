@@ -12,10 +12,10 @@ from pydantic import ValidationError
 
 from kdzoo.api import AlgorithmChoice, Costs, KdzooError, ModelSpec, NeedsError, Point, Stage, StagePlan, StageResult
 from kdzoo.errors import Interrupted
-from kdzoo.run_folder import RunFolder
-from kdzoo.store import read_tensors
-from kdzoo.testing import tiny_runner
-from kdzoo.zoo import load_zoo
+from kdzoo.storage.run_folder import RunFolder
+from kdzoo.storage.sealed import read_tensors
+from kdzoo.testing.tiny import tiny_runner
+from kdzoo.zoo.loading import load_zoo
 from kdzoo_nas.nas_kd import Axis, NasKD, brief, front
 from kdzoo_nas.search import JOURNAL, Dimension, Search, Trial
 
@@ -302,14 +302,14 @@ def test_a_search_stopped_again_and_again_is_the_search_that_was_not(tmp_path: P
     assert [name for name in others if name != "stopped"] == names
     assert [stage["key"] for stage in broken["stages"]] == [stage["key"] for stage in whole["stages"]]
     assert bits(resumed) == bits(folder)
-    assert [e["points"] for e in broken["exhibits"][:1]] == [e["points"] for e in whole["exhibits"][:1]]
+    assert [e["points"] for e in broken["report_items"][:1]] == [e["points"] for e in whole["report_items"][:1]]
     lines = [(f.path("planning") / JOURNAL).read_text().count('"op_code":6') for f in (folder, resumed)]
     assert lines[0] == lines[1] > 3
 
 
 def test_the_report_shows_the_found_student_beside_the_picked_one(tmp_path: Path) -> None:
     results, folder, _ = ran(tmp_path)
-    scatter, table, trials = results["exhibits"]
+    scatter, table, trials = results["report_items"]
     groups = [point["group"] for point in scatter["points"]]
     assert groups.count("hand-picked, in full") == groups.count("found, in full") == 1
     assert [bool(point["label"]) for point in scatter["points"]] == [group != "trial" for group in groups]

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdzoo.api import Batch, Clock, Level, ModelShapes, NeedsError, Outputs, Shapes, StepContext
-from kdzoo.testing import tiny_runner
-from kdzoo.zoo import load_zoo
+from kdzoo.testing.tiny import tiny_runner
+from kdzoo.zoo.loading import load_zoo
 from kdzoo_online.one import ONE, Branch, Gate, gated, one_loss, one_rampup
 
 LEVELS = (Level("layer1", 8, 8, 12, 4), Level("layer2", 12, 4, 6, 8), Level("layer3", 16, 2, 3, 16))
@@ -121,6 +121,6 @@ def test_branches_and_ensemble_are_measured_and_the_plain_network_is_delivered(t
     assert labels == ["branch 0", "branch 1", "branch 2", "gated ensemble"]
     assert results["variants"][0]["top1_percent"] == results["student"]["top1_percent"]
     assert results["student"]["params_m"] == results["control"]["params_m"] < results["variants"][-1]["params_m"]
-    (table,) = results["exhibits"]
+    (table,) = results["report_items"]
     assert [row[0] for row in table["rows"]] == labels
     assert sum(row[3] for row in table["rows"][:-1]) == pytest.approx(100.0, abs=0.2)

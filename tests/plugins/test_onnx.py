@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from kdzoo.api import ExportError
+from kdzoo.api.export import ExportError
 from kdzoo_export.onnx_file import Onnx
 
 METADATA = {"classes": json.dumps(["a", "b"]), "preprocessing": "{}", "model": "tiny", "kdzoo_version": "0"}

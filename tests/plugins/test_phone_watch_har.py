@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdzoo.api import ArraySplit, DataError
+from kdzoo.api.data import ArraySplit, DataError
 from kdzoo_cross_modal.phone_watch_har import PhoneWatchHAR
 from kdzoo_vision.renderings import edges
 

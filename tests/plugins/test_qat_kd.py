@@ -21,13 +21,15 @@ import timm
 import torch
 from typer.testing import CliRunner
 
-from kdzoo.api import AlgorithmChoice, ExportError, KdzooError, ModelError, ModelSpec, NeedsError, Stage, StageResult
+from kdzoo.api import AlgorithmChoice, KdzooError, ModelSpec, NeedsError, Stage, StageResult
+from kdzoo.api.export import ExportError
+from kdzoo.api.models import ModelError
 from kdzoo.cli import app
 from kdzoo.errors import DistributedError
-from kdzoo.evaluation import measure_latency
-from kdzoo.models import evaluating
-from kdzoo.testing import bare_plan, tiny_runner
-from kdzoo.zoo import load_zoo
+from kdzoo.evaluation.measuring import measure_latency
+from kdzoo.models.network import evaluating
+from kdzoo.testing.tiny import bare_plan, tiny_runner
+from kdzoo.zoo.loading import load_zoo
 from kdzoo_export.onnx_file import Onnx, finish, trace
 from kdzoo_quantized import int8
 from kdzoo_quantized.int8 import Int8
@@ -68,7 +70,7 @@ def phases(cls: type[Rounding], epochs: int, **options: Any) -> list[Stage]:
 
 def test_the_student_goes_on_from_floats_with_rounding_and_its_twin_without_teacher() -> None:
     stages = phases(QATKD, 10, share=0.3, lr=0.01)
-    assert [(s.name, s.model.arithmetic, s.start and s.start.name, len(s.teachers)) for s in stages] == [
+    assert [(s.name, s.model.quantizer, s.start and s.start.name, len(s.teachers)) for s in stages] == [
         ("float", None, None, 0),
         ("alone", "int8", "float", 0),
         ("qat_kd", "int8", "float", 1),
@@ -270,7 +272,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_shows_each_way_from_floats_to_integers(out: Path) -> None:
     results = json.loads((out / "digits-qat-kd" / "0001-seed0" / "results.json").read_text())
-    (table,) = results["exhibits"]
+    (table,) = results["report_items"]
     assert table["columns"] == ["student", "top-1 %", "size KiB", "ms at batch 1"]
     assert [row[0] for row in table["rows"]] == [
         "float32, alone",

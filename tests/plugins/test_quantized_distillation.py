@@ -12,7 +12,7 @@ import timm
 import torch
 from torch import nn
 
-from kdzoo.zoo import load_zoo
+from kdzoo.zoo.loading import load_zoo
 from kdzoo_quantized.int8 import Int8, Int8Buckets, Projection, StraightThrough
 from kdzoo_quantized.quantized_distillation import QuantizedDistillation
 
@@ -53,19 +53,19 @@ def test_the_gradient_at_the_projected_weights_goes_to_the_full_ones() -> None:
 
 @pytest.fixture(scope="module")
 def trained() -> tuple[Int8Buckets, nn.Module, nn.Module, torch.Tensor]:
-    """The arithmetic, a plain network, the one with rounding after a few steps, and inputs."""
+    """The quantizer, a plain network, the one with rounding after a few steps, and inputs."""
     load_zoo()  # registers the networks
     torch.manual_seed(0)
-    arithmetic = Int8Buckets(Int8Buckets.Options(bits=3, bucket_size=64))
+    quantizer = Int8Buckets(Int8Buckets.Options(bits=3, bucket_size=64))
     model = timm.create_model("digits_cnn_small", num_classes=10, in_chans=1)
     inputs, targets = torch.rand(32, 1, 8, 8), torch.arange(32) % 10
-    rounded = arithmetic.prepare(model, inputs[:2])
+    rounded = quantizer.prepare(model, inputs[:2])
     optimizer = torch.optim.SGD(rounded.parameters(), 0.05)
     for _ in range(4):
         torch.nn.functional.cross_entropy(rounded(inputs), targets).backward()
         optimizer.step()
         optimizer.zero_grad()
-    return arithmetic, model, rounded.eval(), inputs
+    return quantizer, model, rounded.eval(), inputs
 
 
 def buckets(weight: torch.Tensor) -> list[int]:
@@ -73,8 +73,8 @@ def buckets(weight: torch.Tensor) -> list[int]:
 
 
 def test_the_plain_student_has_few_values_and_training_keeps_the_full_ones(trained: Any) -> None:
-    arithmetic, model, rounded, _ = trained
-    plain = arithmetic.plain(rounded.state_dict())
+    quantizer, model, rounded, _ = trained
+    plain = quantizer.plain(rounded.state_dict())
     copy.deepcopy(model).load_state_dict(plain, strict=True)
     weights = [name for name, value in model.named_parameters() if value.dim() > 1]
     assert weights == ["stage1.0.weight", "stage2.1.weight", "linear.weight"]
@@ -86,11 +86,11 @@ def test_the_plain_student_has_few_values_and_training_keeps_the_full_ones(train
 
 
 def test_what_is_written_computes_what_was_trained(trained: Any) -> None:
-    arithmetic, model, rounded, inputs = trained
+    quantizer, model, rounded, inputs = trained
     plain = copy.deepcopy(model)
-    plain.load_state_dict(arithmetic.plain(rounded.state_dict()))
+    plain.load_state_dict(quantizer.plain(rounded.state_dict()))
     with torch.no_grad():
-        expected, written, floats = rounded(inputs), arithmetic.convert(rounded)(inputs), plain.eval()(inputs)
+        expected, written, floats = rounded(inputs), quantizer.convert(rounded)(inputs), plain.eval()(inputs)
         unprojected = Int8(Int8.Options()).convert(_without_projection(rounded))(inputs)
     far = (expected - unprojected).abs().mean()
     assert (expected - written).abs().mean() < far / 3
@@ -105,7 +105,7 @@ def _without_projection(rounded: nn.Module) -> nn.Module:
 
 def test_options_go_to_the_arithmetic() -> None:
     options = QuantizedDistillation.Options(bits=2, bucket_size=16)
-    assert QuantizedDistillation.arithmetic_options(options) == {"bits": 2, "bucket_size": 16}
+    assert QuantizedDistillation.quantizer_options(options) == {"bits": 2, "bucket_size": 16}
 
 
 def test_the_loss_is_softened_and_scaled_by_the_square_of_the_temperature() -> None:

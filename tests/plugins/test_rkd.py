@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdzoo import testing
 from kdzoo.api import NeedsError
-from kdzoo.zoo import load_zoo
+from kdzoo.testing import tiny as testing
+from kdzoo.zoo.loading import load_zoo
 from kdzoo_relation.rkd import RKD, rkd_angle_loss, rkd_distance_loss
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from kdzoo.api import AlgorithmChoice, ModelSpec, NeedsError, Stage, StagePlan, StageResult
-from kdzoo.store import read_tensors
-from kdzoo.testing import tiny_runner
-from kdzoo.types import Clock
-from kdzoo.zoo import load_zoo
+from kdzoo.contract.step import Clock
+from kdzoo.storage.sealed import read_tensors
+from kdzoo.testing.tiny import tiny_runner
+from kdzoo.zoo.loading import load_zoo
 from kdzoo_nas.sandwich import Sandwich, sandwich_loss
 from kdzoo_nas.slimmable import leading
 
@@ -247,14 +247,14 @@ def runner(root: Path, **changes: Any) -> Any:
 
 
 def engine_of_supernet(root: Path, **changes: Any) -> Any:
-    from kdzoo.engine import Engine
+    from kdzoo.training.engine import Engine
 
     made = runner(root, **changes)
     return Engine(made.rehearse()[0])
 
 
 def test_a_student_whose_width_cannot_be_switched_is_refused_before_training(tmp_path: Path) -> None:
-    from kdzoo.engine import Engine
+    from kdzoo.training.engine import Engine
 
     made = runner(tmp_path)
     stage = Stage("supernet", ModelSpec("test_resnet"), made.plan.algorithm.choice)
@@ -309,7 +309,7 @@ def test_a_cut_keeps_the_weights_and_measures_statistics_over_all_batches(tmp_pa
     batches = list(made.loader.train_batches(0, 0, 0, 0, 1, False))[: made.recipe.train.steps_per_epoch]
     assert part["stage1.1.num_batches_tracked"] == len(batches) == 4
     with torch.no_grad():
-        maps = [network.model.stage1[0](network.prepare(batch.inputs)) for batch in batches]
+        maps = [network.model.stage1[0](network.preprocess(batch.inputs)) for batch in batches]
     mean = torch.stack([each.mean((0, 2, 3)) for each in maps]).mean(0)
     torch.testing.assert_close(part["stage1.1.running_mean"], mean, rtol=1e-5, atol=1e-6)
     variance = torch.stack([each.var((0, 2, 3)) for each in maps]).mean(0)
@@ -332,7 +332,7 @@ def test_a_cut_without_new_statistics_would_answer_worse(tmp_path: Path) -> None
 def test_every_width_is_shown_beside_itself_alone(tmp_path: Path) -> None:
     made = runner(tmp_path, control=True)
     results = made.run()
-    table, scatter = results["exhibits"]
+    table, scatter = results["report_items"]
     assert [row[0] for row in table["rows"]] == [4, 8]
     assert [len(row) for row in table["rows"]] == [len(table["columns"])] * 2
     entries = {entry["label"]: entry for entry in results["variants"]}
@@ -350,6 +350,6 @@ def test_every_width_is_shown_beside_itself_alone(tmp_path: Path) -> None:
 
 def test_without_networks_alone_the_table_has_gaps(tmp_path: Path) -> None:
     made = tiny_runner(Sandwich, load_zoo(), tmp_path, {}, options={"widths": [4, 8], "alone": False})
-    table, scatter = made.run()["exhibits"]
+    table, scatter = made.run()["report_items"]
     assert [row[-1] for row in table["rows"]] == [None, None]
     assert {point["group"] for point in scatter["points"]} == {"cut"}

@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 
-from kdzoo.zoo import load_zoo
+from kdzoo.zoo.loading import load_zoo
 
 
 @pytest.mark.parametrize("name", ["sensor_cnn", "sensor_cnn_small"])

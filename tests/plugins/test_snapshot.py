@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from kdzoo.api import AlgorithmChoice, ModelShapes, ModelSpec, NeedsError, Outputs, Shapes, Stage, StageResult
-from kdzoo.testing import bare_plan, tiny_runner
-from kdzoo.zoo import load_zoo
+from kdzoo.testing.tiny import bare_plan, tiny_runner
+from kdzoo.zoo.loading import load_zoo
 from kdzoo_self.snapshot import Snapshot
 
 OWN = AlgorithmChoice("snapshot", {}, {"task": 1.0, "snapshot": 1.0})
@@ -106,7 +106,7 @@ def test_a_run_takes_as_many_steps_as_its_control_and_shows_each_snapshot(tmp_pa
     results = tiny_runner(Snapshot, load_zoo("none"), tmp_path, changes, {"cycles": 2}).run()
     steps = {facts["name"]: facts["steps"] for facts in results["stages"]}
     assert steps["cycle_1"] + steps["student"] == steps["control"]
-    (table,) = results["exhibits"]
+    (table,) = results["report_items"]
     assert [row[:2] for row in table["rows"]] == [("cycle_1", 2), ("student", 3), ("ensemble of all", 5)]
     assert table["rows"][1][2] == round(results["student"]["top1_percent"], 2)
     assert [variant["label"] for variant in results["variants"]] == ["all snapshots"]

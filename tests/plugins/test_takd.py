@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from kdzoo import testing
 from kdzoo.api import AlgorithmChoice, ModelSpec, NeedsError, Stage, StagePlan, StageResult
-from kdzoo.zoo import load_zoo
+from kdzoo.testing import tiny as testing
+from kdzoo.zoo.loading import load_zoo
 from kdzoo_assistant.dgkd import DGKD
 from kdzoo_assistant.takd import TAKD
 
@@ -144,7 +144,7 @@ def test_to_choose_among_them_takes_a_validation_split(tmp_path: Path) -> None:
 def test_a_run_shows_the_student_without_with_and_over_assistants(cls: type, tmp_path: Path) -> None:
     changes = {"control": True, "models": {"assistants": [{"name": testing.TINY, "args": testing.STUDENT}] * 2}}
     results = json.loads(json.dumps(testing.tiny_runner(cls, load_zoo(), tmp_path, changes).run()))
-    table, assistants = results["exhibits"]
+    table, assistants = results["report_items"]
     assert table["title"] == "test_resnet without a teacher, from the teacher, and over assistants"
     taught = [
         "none (NOKD)",
@@ -163,7 +163,7 @@ def test_a_run_over_several_sizes_plots_them(tmp_path: Path) -> None:
     small = {**testing.STUDENT, "channels": [8, 8, 8, 8]}
     changes = {"models": {"assistants": [{"name": testing.TINY, "args": a} for a in (testing.STUDENT, small)]}}
     results = testing.tiny_runner(TAKD, load_zoo(), tmp_path, changes, options={"assistants": "each"}).run()
-    table, assistants, scatter = results["exhibits"]
+    table, assistants, scatter = results["report_items"]
     assert [row[0].split(" (")[0] for row in table["rows"]] == ["the teacher", *["the teacher over test_resnet"] * 2]
     sizes = [row[1] / 1e3 for row in assistants["rows"]]
     points = {point["x"]: point for point in scatter["points"]}

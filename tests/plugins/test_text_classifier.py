@@ -15,9 +15,11 @@ import timm
 import torch
 import transformers
 
+from kdzoo.contract.stage import ModelSpec
 from kdzoo.errors import KdzooError, ModelError
-from kdzoo.models import build_network, fold_batchnorm, start_from
-from kdzoo.types import ModelSpec
+from kdzoo.models.building import build_network
+from kdzoo.models.folding import fold_batchnorm
+from kdzoo.models.weights import start_from
 from kdzoo_export.onnx_file import Onnx
 from kdzoo_text import checkpoints
 from kdzoo_text.classifier import SIZES, TextClassifier, models

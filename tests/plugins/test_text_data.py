@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from kdzoo.api import TokenSplit
-from kdzoo.data import open_data
+from kdzoo.api.data import TokenSplit
+from kdzoo.data.data_set import open_data
 from kdzoo.errors import DataError
-from kdzoo.recipe import DataRecipe
-from kdzoo_text.checkpoints import hushed
+from kdzoo.recipe.sections import DataRecipe
+from kdzoo_text.checkpoints import suppress_output
 from kdzoo_text.clinc150 import Clinc150
 from kdzoo_text.text_files import TextFiles
 from kdzoo_text.wordpiece import learn
@@ -240,7 +240,7 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
 
 def test_what_the_hub_retries_is_kept_to_itself(caplog: pytest.LogCaptureFixture) -> None:
     logger = logging.getLogger("huggingface_hub.utils._http")
-    with hushed():
+    with suppress_output():
         logger.warning("retrying in 8 s")
     assert not caplog.records
     logger.warning("somebody else's")

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from kdzoo.api import ArraySplit, DataError, DataSplits, FileSplit
-from kdzoo.data import digests, open_data
-from kdzoo.recipe import DataRecipe
+from kdzoo.api.data import ArraySplit, DataError, DataSplits, FileSplit
+from kdzoo.data.data_set import digests, open_data
+from kdzoo.recipe.sections import DataRecipe
 from kdzoo_vision.arrays import Arrays, moments
 from kdzoo_vision.digits import FILE, Digits
 from kdzoo_vision.image_folder import ImageFolder, Reader

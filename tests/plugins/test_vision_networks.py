@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from kdzoo.api import ModelSpec
-from kdzoo.models import build_network, count_parameters, fold_batchnorm, load_weights
+from kdzoo.models.building import build_network
+from kdzoo.models.folding import fold_batchnorm
+from kdzoo.models.weights import count_parameters, load_weights
 from kdzoo_vision import register_models
 from kdzoo_vision.cifar_resnet import CifarResNet, PadShortcut
 

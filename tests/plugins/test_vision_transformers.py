@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from kdzoo import testing
 from kdzoo.api import Algorithm
-from kdzoo.zoo import load_zoo
+from kdzoo.testing import tiny as testing
+from kdzoo.zoo.loading import load_zoo
 from kdzoo_feature.fitnet import FitNet
 from kdzoo_feature.review_kd import ReviewKD
 

@@ -1,0 +1,23 @@
+"""What a plugin that offers data sets may use."""
+
+from kdzoo.contract.extension_points import (
+    ArraySplit,
+    DataSource,
+    DataSplits,
+    FileSplit,
+    OfferOptions,
+    Tokens,
+    TokenSplit,
+)
+from kdzoo.errors import DataError
+
+__all__ = [
+    "ArraySplit",
+    "DataError",
+    "DataSource",
+    "DataSplits",
+    "FileSplit",
+    "OfferOptions",
+    "TokenSplit",
+    "Tokens",
+]

@@ -1,0 +1,14 @@
+"""What a plugin that offers export formats, quantizers or trackers may use."""
+
+from kdzoo.contract.extension_points import Exporter, OfferOptions, Quantizer, Tracker
+from kdzoo.contract.quiet import quiet_logger
+from kdzoo.errors import ExportError
+
+__all__ = [
+    "ExportError",
+    "Exporter",
+    "OfferOptions",
+    "Quantizer",
+    "Tracker",
+    "quiet_logger",
+]

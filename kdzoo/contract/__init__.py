@@ -1,0 +1,1 @@
+"""The contract: everything that the author of a plugin meets, collected in ``kdzoo.api``."""

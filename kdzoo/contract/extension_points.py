@@ -1,0 +1,223 @@
+"""What a plugin may offer besides algorithms: models, data sets, export formats, quantizers, trackers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
+
+class OfferOptions(BaseModel):
+    """Base of the options of data sets, export formats and quantizers: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+
+# --- models ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ModelFamily:
+    """Models that a plugin adds to timm's registry; after its import ``timm.create_model`` makes them."""
+
+    name: str  # e.g. "cifar_resnet"
+    models: tuple[str, ...]
+    description: str = ""
+
+
+# --- data -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ArraySplit:
+    """A split that lives in memory: images (N, H, W, C) or (N, H, W), uint8; targets (N,), int.
+
+    Measurements that are no pixels are float32, and models take them as they are.
+    """
+
+    images: np.ndarray
+    targets: np.ndarray
+
+
+@dataclass(frozen=True)
+class FileSplit:
+    """A split that is read sample by sample in DataLoader workers.
+
+    ``read(i)`` returns an (H, W, C) uint8 array; an unreadable sample raises DataError and is never replaced.
+    """
+
+    names: tuple[str, ...]  # what to call each sample in an error, e.g. its path
+    targets: np.ndarray
+    read: Callable[[int], np.ndarray]
+    digest: Callable[[int], str] | None = None  # hash of a sample, cheaper than reading it; None: of what is read
+
+
+@dataclass(frozen=True)
+class TokenSplit:
+    """A split of text: ids of tokens (N, L), int, each row filled up at its end; targets (N,), int."""
+
+    ids: np.ndarray
+    targets: np.ndarray
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """How text became ids: 0 to ``vocab_size`` - 1, of which ``pad`` fills rows up and no text has it.
+
+    ``files`` are the tokenizer's own, by name; they are delivered beside the student.
+    """
+
+    vocab_size: int
+    pad: int
+    unknown: int  # stands for what the vocabulary lacks
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+Split = ArraySplit | FileSplit | TokenSplit
+
+
+@dataclass(frozen=True)
+class DataSplits:
+    """A data set in its official splits. ``test`` is a callable so that nothing reads it too early.
+
+    Text has ``tokens`` and no pixels: one channel, a size of (L, 1), a mean of 0 and a std of 1. Where a sample was
+    seen in several ways at once, ``modalities`` name the channels of each, as (first, last + 1).
+    """
+
+    train: Split
+    test: Callable[[], Split]
+    classes: tuple[str, ...]
+    channels: int
+    size: tuple[int, int]  # (H, W) that models are fed with
+    mean: tuple[float, ...]  # a channel, of pixels in [0, 1]
+    std: tuple[float, ...]
+    validation: Split | None = None  # None: the core carves a seeded share of train
+    source: str = ""
+    licence: str = ""
+    modalities: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # none: every model reads all channels
+    tokens: Tokens | None = None  # of text; every split is then a TokenSplit
+
+
+class Optioned(ABC):
+    """What a recipe chooses by name and sets by options."""
+
+    name: ClassVar[str]
+    description: ClassVar[str] = ""
+    Options: ClassVar[type[OfferOptions]] = OfferOptions
+
+    def __init__(self, options: OfferOptions) -> None:
+        self.options = options
+
+
+class DataSource(Optioned):
+    """A data set by name. ``load`` may read files below ``root``; it never replaces a bad sample."""
+
+    @abstractmethod
+    def load(self, root: Path) -> DataSplits:
+        """Return the splits; raise DataError, saying what would be right, when they cannot be had."""
+
+
+# --- export ---------------------------------------------------------------------------------
+
+
+class Exporter(Optioned):
+    """One export format, with its own runtime to check the file by."""
+
+    suffix: ClassVar[str]  # of the file, e.g. ".onnx"
+
+    @property
+    def label(self) -> str:
+        """Distinguish files of one format, e.g. ``int8``; empty for the plain one."""
+        return ""
+
+    #: Whether the file holds the quantizer that the student was trained in, rather than its plain weights.
+    needs_quantizer: bool = False
+    #: Whether the file computes in coarser numbers than the student, so that accuracy may be lost.
+    quantizes: bool = False
+    #: Largest loss of accuracy against the student, in points, before the file is rejected.
+    tolerance_points: float = 0.1
+    #: Largest absolute difference of logits, relative to their largest magnitude; None: only accuracy counts.
+    tolerance_logits: float | None = 1e-3
+
+    @abstractmethod
+    def export(
+        self,
+        model: nn.Module,
+        example: Tensor,
+        path: Path,
+        metadata: Mapping[str, str],
+        calibration: Sequence[Tensor],
+    ) -> None:
+        """Write ``model`` (plain, in eval mode, normalised inputs) to ``path``, batch size dynamic.
+
+        ``example`` is one normalised batch (N, C, H, W); ``calibration`` are training batches of that kind. For text
+        they are ids (N, L), int64, and L is dynamic too.
+        """
+
+    @abstractmethod
+    def load(self, path: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
+        """Return the file's own runtime: normalised (N, C, H, W) float32, or ids (N, L) int64, -> (N, K) float32."""
+
+
+# --- quantizer -----------------------------------------------------------------------------
+
+
+class Quantizer(Optioned):
+    """A way to compute a network other than in floats: it is trained with the rounding, and converted for export."""
+
+    @abstractmethod
+    def prepare(self, model: nn.Module, example: Tensor) -> nn.Module:
+        """Return ``model``, plain and on the CPU, as one that rounds: (N, C, H, W) -> logits (N, K), trainable.
+
+        ``example`` is a normalised batch of at least two. What is returned can be put in training and eval mode,
+        changes no state in the latter, can be copied, and its state dict is all that it knows.
+        """
+
+    @abstractmethod
+    def plain(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the plain model's weights out of the state dict of a prepared one."""
+
+    @abstractmethod
+    def convert(self, prepared: nn.Module) -> nn.Module:
+        """Return a copy, on the CPU and in eval mode, that exporters write in this quantizer."""
+
+
+# --- tracking -------------------------------------------------------------------------------
+
+
+class Tracker(ABC):
+    """Receives what a run logs, beside metrics.jsonl."""
+
+    name: ClassVar[str]
+    description: ClassVar[str] = ""
+
+    @abstractmethod
+    def start(self, folder: Path) -> None:
+        """Open files below the run's ``folder``."""
+
+    @abstractmethod
+    def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Record scalars of one stage at one optimizer step."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Flush and close."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A thing offered, with its owner."""
+
+    name: str
+    thing: Any
+    plugin: str
+    distribution: str
+    version: str

@@ -1,0 +1,128 @@
+"""Stages of training: models, algorithms and results by name, and what a plan may ask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    pass
+from kdzoo.contract.step import Outputs
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model by name: ``weights`` is "train", "pretrained", "hf-hub:...", a file, or "teacher".
+
+    "teacher" starts from the first teacher's weights. A teacher whose weights are ready is used as it is, or, with
+    ``finetune``, trained from them; every other model is trained from them in any case.
+    """
+
+    name: str
+    weights: str = "train"
+    args: Mapping[str, Any] = field(default_factory=dict)
+    train: Mapping[str, Any] = field(default_factory=dict)  # overrides of the recipe's train section
+    mean: tuple[float, ...] | None = None  # own input normalisation; None: the weights' or the data set's
+    std: tuple[float, ...] | None = None
+    size: int | None = None  # own input size, pixels
+    finetune: bool = False
+    modality: str | None = None  # the modality it takes, of those that the data set declares
+    quantizer: str | None = None  # an offered one that it trains in, beside its plain weights; None: float32
+    quantizer_options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AlgorithmChoice:
+    """An algorithm by name, with options and weights as a recipe would write them."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    loss_weights: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One phase of training that ends in stored weights.
+
+    Where ``data.labelled`` leaves labels to few samples, a stage that reads labels trains on those, which recur until
+    its epoch is as long as one over all samples; one whose algorithm reads none trains on all. ``samples`` overrides
+    that.
+
+    ``algorithm`` None trains on the task alone. ``start`` begins from an earlier result's weights instead
+    of fresh ones. ``salt`` separates stages that would otherwise be the same and share one seed. ``samples`` are the
+    rows of the training split to train on, None for all; ``Batch.index`` stays the row in the whole split.
+    ``classes`` are all that the stage knows: samples and logits of others are left out of its validation and of its
+    task loss. ``earlier`` are those of them that earlier stages taught: the task loss leaves out their logits too.
+    """
+
+    name: str
+    model: ModelSpec
+    algorithm: AlgorithmChoice | None = None
+    teachers: tuple[StageResult, ...] = ()
+    peers: tuple[ModelSpec, ...] = ()
+    start: StageResult | None = None
+    train: Mapping[str, Any] = field(default_factory=dict)  # overrides of the recipe's train section
+    salt: str = ""
+    samples: tuple[int, ...] | None = None
+    classes: tuple[int, ...] | None = None
+    earlier: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """A stored stage: a handle, not a live model.
+
+    ``weights`` maps "student" and ``peer_<i>`` to safetensors files, and "algorithm" where the algorithm has
+    report_items; ``metrics`` are of the validation split.
+    """
+
+    name: str
+    key: str
+    model: ModelSpec
+    weights: Mapping[str, Path]
+    metrics: Mapping[str, float]
+    peers: tuple[ModelSpec, ...] = ()
+    folder: Path | None = None
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a network costs before it is trained."""
+
+    params_m: float  # millions of parameters
+    macs_g: float  # billions of multiply-accumulates of one sample
+
+
+def _nothing_to_ask(*asked: Any) -> Any:
+    """Stands in a plan that nobody runs, as tests make them."""
+    raise LookupError(f"this plan has no run behind it that could be asked for {asked}")
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What ``Algorithm.stages`` may read: the recipe's models, the algorithm's own choice, and the training split.
+
+    ``outputs(result, samples)`` are a trained network's answers to rows of the training split as they are, in eval
+    mode and on the CPU. Where the algorithm is handed no data, there are no ``targets`` and no ``outputs``; where it
+    reads no labels, every target is -1, and so is that of a sample whose label ``data.labelled`` keeps back. A
+    generator of stages is run again after a kill, so it has to ask the same questions in the same order; what it must
+    remember beyond that goes into ``folder``.
+    """
+
+    student: ModelSpec
+    teachers: tuple[StageResult, ...]
+    assistants: tuple[ModelSpec, ...]
+    peers: tuple[ModelSpec, ...]
+    own: AlgorithmChoice  # this algorithm with the recipe's options and weights
+    delegate: AlgorithmChoice | None  # the algorithm that ``Algorithm.delegate`` names, if any
+    options: Any  # this algorithm's own Options, validated
+    num_classes: int = 0
+    seed: int = 0
+    targets: tuple[int, ...] = ()  # (number of training samples,)
+    outputs: Callable[[StageResult, Sequence[int]], Outputs] = _nothing_to_ask  # logits and pre_logits
+    costs: Callable[[ModelSpec], Costs] = _nothing_to_ask
+    latency: Callable[[ModelSpec], float] = _nothing_to_ask  # of one sample, ms; timed once a machine, then the same
+    folder: Path | None = None  # survives kills; None where nothing is trained
+    train: Mapping[str, Any] = field(default_factory=dict)  # the recipe's train section, as the student trains by it

@@ -1,0 +1,112 @@
+"""One training step: what an algorithm may read in it, and the updates it asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+Forward = Callable[["Tensor"], "Outputs"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch of training data. Pixels are in [0, 1] and not normalised: each model does that.
+
+    Text comes as ids of tokens, filled up to the batch's longest row.
+    """
+
+    inputs: Tensor  # (N, C, H, W), float32; text: (N, L), int64
+    targets: Tensor  # (N,), int64
+    index: Tensor  # (N,), int64, position in the training split
+    view: int = 0  # which augmentation of the samples this is
+    second_view: Tensor | None = None  # (N, C, H, W), when ``needs.views`` is 2
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a model returns for a batch; an algorithm is always handed float32."""
+
+    logits: Tensor  # (N, K)
+    features: tuple[Tensor, ...] = ()  # one (N, C, H, W) a paired level, shallow to deep; text: (N, D, L, 1), 0 at fill
+    pre_logits: Tensor = None  # type: ignore[assignment]  # (N, D), where ``needs.pre_logits`` asks for it
+
+    def float(self) -> Outputs:
+        """The same in float32, so that no distillation term is computed in half precision."""
+        pre_logits = None if self.pre_logits is None else self.pre_logits.float()
+        return Outputs(self.logits.float(), tuple(feature.float() for feature in self.features), pre_logits)
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Where training stands. ``step`` counts optimizer steps from 0 over the whole stage."""
+
+    epoch: int
+    epochs: int
+    step: int
+    steps_per_epoch: int
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+    @property
+    def progress(self) -> float:
+        """Share of the stage that is done, in [0, 1)."""
+        return self.step / max(1, self.steps)
+
+
+class Draw(Protocol):
+    """A fresh CPU generator for a name, fixed by seed and step.
+
+    Each process of a run draws its own numbers, all the same with ``shared``: what decides the shape of a network that
+    normalises over the global batch, for example, has to be shared.
+    """
+
+    def __call__(self, name: str, shared: bool = False) -> torch.Generator: ...
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """All that one training step may read. Fields may be added; none is ever removed.
+
+    Where the algorithm is handed no data, ``batch`` and ``student`` are None and the tuples are empty.
+    ``networks`` maps "student", "teacher", ``teacher_<i>`` and ``peer_<i>`` to a callable that runs that
+    network on new inputs of the data's range [0, 1]; a teacher there lets gradients through to its
+    inputs but has frozen weights.
+    """
+
+    batch: Batch
+    student: Outputs
+    teachers: tuple[Outputs, ...]
+    peers: tuple[Outputs, ...]
+    clock: Clock
+    networks: Mapping[str, Forward]
+    task_loss: Callable[[Tensor], Tensor]  # logits (N, K) -> the recipe's loss on the batch's targets
+    random: Draw
+    device: torch.device
+    batch_size: int
+    modules: Mapping[str, torch.nn.Module] = field(default_factory=dict)  # the plain networks, for hooks
+    #: Log a scalar of this step under a name: it has no weight and no gradient.
+    note: Callable[[str, Tensor | float], None] = lambda name, value: None
+
+    @property
+    def teacher(self) -> Outputs:
+        return self.teachers[0]
+
+
+@dataclass(frozen=True)
+class Update:
+    """One optimizer step: of which network, on which loss.
+
+    ``network`` is "student", ``peer_<i>`` or a name in ``Algorithm.networks()``. ``loss`` maps term names to
+    unweighted scalars; the core weighs, sums and logs them.
+    """
+
+    network: str
+    loss: Mapping[str, Tensor]

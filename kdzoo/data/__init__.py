@@ -1,0 +1,1 @@
+"""Data sets in their splits, and the batches made of them."""

@@ -1,0 +1,194 @@
+"""Batches of a data set, the same bits for any number of workers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdzoo.contract.extension_points import ArraySplit, TokenSplit
+from kdzoo.contract.step import Batch
+from kdzoo.data.augmentation import Augment, augment
+from kdzoo.data.readers import FileReader, MemoryReader, TokenReader
+from kdzoo.errors import ContractError, DataError
+from kdzoo.types import derive_seed
+
+if TYPE_CHECKING:
+    from kdzoo.data.data_set import DataSet, SplitName
+
+#: Batches of text that are sorted by length together: enough that each has rows of nearly one length, few enough that
+#: whom a sentence meets stays a matter of chance.
+POOLED_BATCHES = 50
+
+
+def bucketed(order: np.ndarray, lengths: np.ndarray, batch_size: int, seed: int) -> np.ndarray:
+    """Reorder rows so that each batch holds rows of nearly one length, and batches of all lengths take turns.
+
+    Shapes: rows (N,) in a random order, a length for each row of the split, -> (N,), N a multiple of ``batch_size``.
+    """
+    pool = POOLED_BATCHES * batch_size
+    pools = [rows[np.argsort(lengths[rows], kind="stable")] for rows in np.split(order, range(pool, len(order), pool))]
+    batches = np.concatenate(pools).reshape(-1, batch_size)
+    return np.random.Generator(np.random.Philox(seed)).permutation(batches).reshape(-1)
+
+
+class Loader:
+    """Makes batches on the device: pixels in float32 in [0, 1], not normalised, or ids of tokens, int64.
+
+    A batch of text is as wide as its longest row. In training, rows of nearly one length share a batch.
+    """
+
+    def __init__(
+        self,
+        data: DataSet,
+        device: torch.device,
+        batch_size: int,
+        augment: Augment,
+        seed: int,
+        workers: int,
+        timeout_s: float,
+        channels_last: bool,
+    ) -> None:
+        self.data, self.device, self.batch_size = data, device, batch_size
+        self._augment, self._seed = augment, seed
+        self._workers, self._timeout_s = workers, timeout_s
+        self._format = torch.channels_last if channels_last else torch.contiguous_format
+        self._readers: dict[str, MemoryReader | FileReader | TokenReader] = {}
+        self._rows: np.ndarray | None = None
+        self._epoch_samples: int | None = None
+
+    def only(self, rows: Sequence[int], epoch_samples: int | None = None) -> Loader:
+        """The same loader for training on some rows of the training split alone; a sample keeps its index.
+
+        They recur until an epoch has ``epoch_samples``; None: each comes once.
+        """
+        chosen = np.unique(np.asarray(rows, dtype=np.int64))
+        if len(chosen) < len(rows) or not len(chosen) or chosen[0] < 0 or chosen[-1] >= self.data.num_train:
+            raise ContractError(
+                f"a stage's samples must be different rows of the {self.data.num_train} training samples, got "
+                f"{len(rows)} of {len(chosen)} different"
+                + (f", from {chosen[0]} to {chosen[-1]}" if len(chosen) else "")
+            )
+        other = copy.copy(self)
+        other._rows, other._epoch_samples = chosen, epoch_samples
+        return other
+
+    @property
+    def num_train(self) -> int:
+        """Samples of an epoch."""
+        if self._epoch_samples is not None:
+            return self._epoch_samples
+        return self.data.num_train if self._rows is None else len(self._rows)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches of the training split; the last, short one is dropped."""
+        steps = self.num_train // self.batch_size
+        if steps == 0:
+            whose = f"'{self.data.name}' has after validation is held out" if self._rows is None else "a stage has"
+            raise DataError(
+                f"data.batch_size: {self.batch_size} is more than the {self.num_train} training samples that "
+                f"{whose}; lower it"
+            )
+        return steps
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The epoch's permutation of the samples that are trained on, or as many of them as it takes."""
+        generator = np.random.Generator(np.random.Philox(derive_seed(self._seed, "order", epoch)))
+        rows = np.arange(self.data.num_train) if self._rows is None else self._rows
+        rounds = -(-self.num_train // len(rows))
+        order = rows[np.concatenate([generator.permutation(len(rows)) for _ in range(rounds)])[: self.num_train]]
+        reader = self._reader("train")
+        if not isinstance(reader, TokenReader):
+            return order
+        whole = order[: self.steps_per_epoch * self.batch_size]
+        return bucketed(whole, reader.lengths, self.batch_size, derive_seed(self._seed, "buckets", epoch))
+
+    def train_batches(
+        self,
+        epoch: int,
+        view: int,
+        start_step: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        second_view: bool = False,
+    ) -> Iterator[Batch]:
+        """Yield an epoch's batches from ``start_step`` on; with ``world`` processes, this rank's share of each."""
+        steps = self.steps_per_epoch
+        batches = self.order(epoch)[: steps * self.batch_size].reshape(steps, world, self.batch_size // world)
+        widths = self._widths(batches[start_step:].reshape(-1, self.batch_size)) if world > 1 else None
+        return self._batches("train", list(batches[start_step:, rank]), view, second_view, widths)
+
+    def _widths(self, batches: np.ndarray) -> list[int] | None:
+        """How wide each batch of text is for all processes, whose shares are put together again."""
+        reader = self._reader("train")
+        return reader.lengths[batches].max(axis=1).tolist() if isinstance(reader, TokenReader) else None
+
+    def canonical_batches(self, view: int, batch_size: int | None = None) -> Iterator[Batch]:
+        """Yield the training split in index order as ``view`` shows it.
+
+        Every ``inputs`` has exactly ``batch_size`` samples (None: a training batch's): the last batch is filled by
+        repeating samples, so that the same kernels run as in training. ``index`` and ``targets`` hold the samples
+        that count. Text is as wide as the split's longest row, so that whatever is made of it has one shape.
+        """
+        samples, batch_size = self.data.num_train, batch_size or self.batch_size
+        steps = -(-samples // batch_size)
+        rows = np.arange(steps * batch_size) % samples
+        valid = samples
+        reader = self._reader("train")
+        widths = [int(reader.lengths.max())] * steps if isinstance(reader, TokenReader) else None
+        for batch in self._batches("train", list(rows.reshape(steps, batch_size)), view, False, widths):
+            count = min(valid, batch_size)
+            valid -= count
+            yield Batch(batch.inputs, batch.targets[:count], batch.index[:count], view)
+
+    def eval_batches(
+        self, split: SplitName, batch_size: int, samples: Sequence[int] | np.ndarray | None = None
+    ) -> Iterator[Batch]:
+        """Yield a split, or some rows of it, in order, without augmentation; the last batch may be short."""
+        rows = np.arange(len(self.data.part(split))) if samples is None else np.asarray(samples, dtype=np.int64)
+        return self._batches(split, np.split(rows, range(batch_size, len(rows), batch_size)), None, False)
+
+    def _batches(
+        self,
+        split: SplitName,
+        batches: Sequence[np.ndarray],
+        view: int | None,
+        second_view: bool,
+        widths: Sequence[int] | None = None,
+    ) -> Iterator[Batch]:
+        reader = self._reader(split)
+        if isinstance(reader, TokenReader):
+            for ids, rows in zip(reader.batches(batches, widths), batches, strict=True):
+                index = torch.from_numpy(rows).to(self.device)
+                yield Batch(ids, reader.targets[index], index, view or 0, ids if second_view else None)
+            return
+        for images, rows in zip(reader.batches(batches), batches, strict=True):
+            index = torch.from_numpy(rows).to(self.device)
+            first = images if view is None else augment(images, index, self._augment, self._seed, view)
+            second = None
+            if second_view:
+                assert view is not None, "evaluation has one view"
+                second = self._pixels(augment(images, index, self._augment, self._seed, view, "second"))
+            yield Batch(self._pixels(first), reader.targets[index], index, view or 0, second)
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        pixels = images if images.dtype == torch.float32 else images.float().div_(255)
+        return pixels.contiguous(memory_format=self._format)
+
+    def _reader(self, split: SplitName) -> MemoryReader | FileReader | TokenReader:
+        part = self.data.part(split)
+        if split not in self._readers:
+            if isinstance(part.split, TokenSplit):
+                assert self.data.tokens is not None, "checked when the data set was opened"
+                self._readers[split] = TokenReader(part, part.split, self.data.tokens.pad, self.device)
+            elif isinstance(part.split, ArraySplit):
+                self._readers[split] = MemoryReader(part, part.split, self.device)
+            else:
+                shape = (*self.data.size, self.data.channels)
+                self._readers[split] = FileReader(part, part.split, shape, self.device, self._workers, self._timeout_s)
+        return self._readers[split]

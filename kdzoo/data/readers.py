@@ -1,0 +1,123 @@
+"""Readers of a split: from memory, from files, from token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdzoo.contract.extension_points import ArraySplit, FileSplit, TokenSplit
+from kdzoo.errors import DataError
+
+if TYPE_CHECKING:
+    from kdzoo.data.data_set import Part
+
+
+class MemoryReader:
+    """A split that lives on the device as uint8."""
+
+    def __init__(self, part: Part, split: ArraySplit, device: torch.device) -> None:
+        images = torch.from_numpy(np.asarray(split.images)[part.rows])
+        images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)
+        self.images = images.contiguous().to(device)
+        self.targets = torch.from_numpy(part.targets).to(device)
+
+    def batches(self, batches: Sequence[np.ndarray]) -> Iterator[Tensor]:
+        """Yield uint8 (N, C, H, W) for each batch of indices."""
+        for rows in batches:
+            yield self.images.index_select(0, torch.from_numpy(rows).to(self.images.device))
+
+
+class TokenReader:
+    """A split of text that lives on the device."""
+
+    def __init__(self, part: Part, split: TokenSplit, pad: int, device: torch.device) -> None:
+        ids = np.asarray(split.ids)[part.rows]
+        self.lengths = (ids != pad).sum(axis=1)  # (N,), tokens without fill
+        self.ids = torch.from_numpy(ids.astype(np.int64)).to(device)
+        self.targets = torch.from_numpy(part.targets).to(device)
+
+    def batches(self, batches: Sequence[np.ndarray], widths: Sequence[int] | None = None) -> Iterator[Tensor]:
+        """Yield ids (N, L) for each batch of indices, L its longest row's length or the width that is given."""
+        for number, rows in enumerate(batches):
+            width = int(self.lengths[rows].max()) if widths is None else widths[number]
+            yield self.ids[:, :width].index_select(0, torch.from_numpy(rows).to(self.ids.device))
+
+
+class FileReader:
+    """A split that worker processes read sample by sample; they only read, so their number changes no bit."""
+
+    def __init__(
+        self,
+        part: Part,
+        split: FileSplit,
+        shape: tuple[int, ...],
+        device: torch.device,
+        workers: int,
+        timeout_s: float,
+    ) -> None:
+        self.samples = Samples(split, part.rows, shape)
+        self.targets = torch.from_numpy(part.targets).to(device)
+        self.device, self.workers, self.timeout_s = device, workers, timeout_s
+
+    def batches(self, batches: Sequence[np.ndarray]) -> Iterator[Tensor]:
+        """Yield uint8 (N, C, H, W) for each batch of indices; raise DataError for what cannot be read."""
+        loader = torch.utils.data.DataLoader(
+            self.samples,
+            batch_sampler=[rows.tolist() for rows in batches],
+            num_workers=self.workers,
+            timeout=self.timeout_s if self.workers else 0,
+            collate_fn=_stacked,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # its base seed must not come out of the global one
+        )
+        iterator = iter(loader)
+        try:
+            while (images := self._next(iterator)) is not None:
+                if isinstance(images, str):
+                    raise DataError(images)
+                yield images.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        finally:
+            del iterator  # the workers end now, not when an error's traceback is collected
+
+    def _next(self, iterator: Iterator[Tensor | str]) -> Tensor | str | None:
+        """The next batch, a problem, or None at the end."""
+        try:
+            return next(iterator, None)
+        except RuntimeError as error:  # a worker that hangs or was killed
+            return (
+                f"{self.workers} workers gave no batch within data.timeout_s: {self.timeout_s:g}, or died; set "
+                f"data.workers: 0 to see what hangs, or raise data.timeout_s\n  {error}"
+            )
+
+
+class Samples(torch.utils.data.Dataset[Any]):
+    """Rows of a file split. A problem is returned as its text, as exceptions do not travel well between processes."""
+
+    def __init__(self, split: FileSplit, rows: np.ndarray, shape: tuple[int, ...]) -> None:
+        self.split, self.rows, self.shape = split, rows, shape
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> np.ndarray | str:
+        row = int(self.rows[index])
+        name = self.split.names[row]
+        try:
+            image = self.split.read(row)
+        except DataError as error:
+            return str(error)
+        except Exception as error:  # a plugin's reader; whatever it raises is about this sample, and is reported
+            return f"{name}: cannot be read: {type(error).__name__}: {error}"
+        if image.dtype != np.uint8 or image.shape != self.shape:
+            return f"{name}: read as {image.dtype} {image.shape}; uint8 {self.shape} would be right"
+        return image
+
+
+def _stacked(samples: list[np.ndarray | str]) -> Tensor | str:
+    """A batch of uint8 (N, H, W, C), or the first problem in it."""
+    problem = next((sample for sample in samples if isinstance(sample, str)), None)
+    return problem if problem is not None else torch.from_numpy(np.stack(samples))  # type: ignore[arg-type]

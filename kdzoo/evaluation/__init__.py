@@ -1,0 +1,1 @@
+"""Metrics, measurements, and the verification of exported files."""

@@ -1,0 +1,251 @@
+"""Export as a transaction: the folder holds a file that passed every check, or what it held before.
+
+A file is checked the way its user will meet it: a fresh process loads it with its own runtime and runs the whole
+test split, one sample alone and an odd batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kdzoo import __version__
+from kdzoo.contract.classification import result_entry, top1_percent
+from kdzoo.contract.extension_points import Exporter
+from kdzoo.errors import ExportError
+from kdzoo.models.network import Network
+from kdzoo.models.weights import count_parameters
+from kdzoo.storage.atomic import write_bytes
+
+#: Samples on which the file is held against the plain model in float32 on the CPU.
+SAMPLES = 64
+#: Largest size of the odd batch, which no exporter can have seen.
+ODD = 7
+#: How far, on average and relative to the largest, logits may be from the student's own evaluation, which may have
+#: run in TF32 or bfloat16. Inputs that were prepared differently are further apart than that.
+ROUNDING = 0.02
+#: Samples handed to the fresh process at a time.
+BATCH = 256
+#: A fresh process that takes longer than this hangs.
+TIMEOUT_S = 3600.0
+
+
+def export_and_verify(
+    exporter: Exporter,
+    network: Network,
+    *,
+    inputs: np.ndarray,
+    targets: np.ndarray,
+    student_logits: np.ndarray,
+    teacher_logits: np.ndarray | None,
+    calibration: Sequence[Tensor],
+    folder: Path,
+    stem: str,
+    classes: Sequence[str],
+    threads: int | None = None,
+) -> dict[str, Any]:
+    """Export the plain model of ``network`` to ``folder / <stem>[.<label>]<suffix>`` and return its results entry.
+
+    ``inputs`` (N, C, H, W) is the whole test split as the model takes it, normalised, float32, or text, (N, L), int64;
+    a memory-mapped array will do. ``targets`` are (N,), ``student_logits`` (N, K) what the student itself gave for
+    these samples, and ``calibration`` training batches prepared like ``inputs``. The entry's latency is None: it means
+    something only when the file is timed beside the models.
+
+    Raises ExportError, with both numbers of each failed check, when the file is not the student; it is then kept
+    as ``*.rejected`` for a look, and a file that was there before stays.
+    """
+    assert len(inputs) == len(targets) == len(student_logits), "inputs, targets and logits of other samples"
+    name = ".".join(part for part in (stem, exporter.label) if part) + exporter.suffix
+    plain = plain_copy(network.model)  # the exporter gets another copy, so that it cannot change what counts as right
+    with tempfile.TemporaryDirectory(prefix="kdzoo-export-") as scratch:
+        made = Path(scratch) / name
+        example = torch.from_numpy(np.array(inputs[:2], dtype=dtype_of(network)))
+        exporter.export(
+            plain_copy(plain), example, made, file_metadata(network, inputs.shape[1:], classes), calibration
+        )
+        if not made.is_file():
+            raise ExportError(f"{exporter.name}: its exporter wrote no file; it should have written {name}")
+        pad = None if network.tokens is None else int(network.tokens["pad"])
+        problems, logits = check(exporter, made, plain, inputs, targets, student_logits, threads, Path(scratch), pad)
+        content = made.read_bytes()
+    folder.mkdir(parents=True, exist_ok=True)
+    rejected = folder / f"{name}.rejected"
+    if problems:
+        write_bytes(rejected, content)
+        raise ExportError("\n  ".join([f"{folder.name}/{name}: not the student, kept as {rejected.name}", *problems]))
+    assert logits is not None, "no problem, so there are logits"
+    write_bytes(folder / name, content)
+    rejected.unlink(missing_ok=True)
+    entry = result_entry(
+        label=" ".join(part for part in (exporter.name, exporter.label) if part),
+        model=network.spec.name,
+        logits=logits,
+        targets=targets,
+        teacher_logits=teacher_logits,
+        parameters=count_parameters(plain),
+        size_bytes=len(content),
+        macs=network.macs,
+    )
+    return {**entry, "file": name}
+
+
+def dtype_of(network: Network) -> type[np.generic]:
+    """What a network's inputs are made of."""
+    return np.float32 if network.tokens is None else np.int64
+
+
+def plain_copy(model: nn.Module) -> nn.Module:
+    """Return the model as files hold it: on the CPU, in eval mode, float32, contiguous, without gradient."""
+    plain = copy.deepcopy(model).to(device="cpu", dtype=torch.float32).eval().requires_grad_(False)
+    return plain.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
+
+def file_metadata(network: Network, shape: Sequence[int], classes: Sequence[str]) -> dict[str, str]:
+    """Return what a file says of itself: all that a user needs to feed it with (C, H, W) inputs of this shape.
+
+    Text comes out of the tokenizer that is delivered beside the student.
+    """
+    preprocessing: dict[str, Any] = {
+        "layout": "NCHW",
+        "channels": shape[0],
+        "size": list(shape[1:]),
+        "range": None if network.floats else [0.0, 1.0],
+        "mean": list(network.mean),
+        "std": list(network.std),
+    }
+    if network.spec.modality is not None:
+        preprocessing["modality"] = network.spec.modality
+    if network.tokens is not None:
+        preprocessing = {"layout": "NL", **{key: network.tokens[key] for key in ("vocab_size", "pad", "unknown")}}
+    return {
+        "model": network.spec.name,
+        "classes": json.dumps(list(classes)),
+        "preprocessing": json.dumps(preprocessing),
+        "kdzoo_version": __version__,
+    }
+
+
+def check(
+    exporter: Exporter,
+    path: Path,
+    plain: nn.Module,
+    inputs: np.ndarray,
+    targets: np.ndarray,
+    student_logits: np.ndarray,
+    threads: int | None,
+    scratch: Path,
+    pad: int | None = None,
+) -> tuple[list[str], np.ndarray | None]:
+    """Return what is wrong with the file, each with what was got and what would be right, and its logits (N, K).
+
+    ``pad`` is the id that fills text up, None for images.
+    """
+    try:
+        got = answers(exporter, path, inputs, threads or torch.get_num_threads(), scratch, pad)
+    except ExportError as error:
+        return [str(error)], None
+    logits, where = got["whole"], f"all {len(targets)} test samples"
+    if logits.shape != student_logits.shape:
+        return [f"{where}: logits of shape {logits.shape}, the student's are {student_logits.shape}"], None
+    if not np.isfinite(logits).all():
+        return [f"{where}: {int((~np.isfinite(logits)).sum())} logits are not finite"], None
+    problems = []
+    for what, values in (("one sample alone", got["alone"]), (f"a batch of {len(got['odd'])}", got["odd"])):
+        furthest = distance(values, logits[: len(values)])
+        if not furthest <= (exporter.tolerance_logits or ROUNDING):
+            problems.append(f"{what}: logits {furthest:.2g} of the largest away from those in a large batch")
+    if exporter.tolerance_logits is not None:
+        with torch.no_grad():
+            first = np.array(inputs[:SAMPLES], dtype=np.float32 if pad is None else np.int64)
+            expected = plain(torch.from_numpy(first)).numpy()
+        furthest = distance(logits[:SAMPLES], expected)
+        if not furthest <= exporter.tolerance_logits:
+            problems.append(
+                f"the first {len(expected)} samples: logits {furthest:.2g} of the largest away from the model's, "
+                f"at most {exporter.tolerance_logits:g} is right"
+            )
+        average = float(np.abs(logits - student_logits).mean() / np.abs(student_logits).max())
+        if not average <= ROUNDING:
+            problems.append(
+                f"{where}: logits {average:.2g} of the largest away from the student's on average, "
+                f"at most {ROUNDING:g} is right; were the inputs prepared as in its evaluation?"
+            )
+    ours, students = top1_percent(logits, targets), top1_percent(student_logits, targets)
+    allowed = max(exporter.tolerance_points, 100.0 / len(targets))  # one sample may always tip over
+    if students - ours > allowed + 1e-9:
+        problems.append(
+            f"{where}: {ours:.2f} % right, the student {students:.2f} %, at most {allowed:.2f} points may be lost"
+        )
+    return problems, logits
+
+
+def distance(values: np.ndarray, expected: np.ndarray) -> float:
+    """Largest absolute difference, relative to the largest expected value; infinite for another shape."""
+    if values.shape != expected.shape:
+        return float("inf")
+    return float(np.abs(values - expected).max() / np.abs(expected).max())
+
+
+def answers(
+    exporter: Exporter, path: Path, inputs: np.ndarray, threads: int, scratch: Path, pad: int | None = None
+) -> dict[str, np.ndarray]:
+    """Return the file's logits of the "whole" split, of one sample "alone" and of an "odd" batch of the first few."""
+    request = {
+        "exporter": exporter.name,
+        "options": exporter.options.model_dump(mode="json"),
+        "path": os.fspath(path),
+        "threads": threads,
+        "shape": list(inputs.shape[1:]),
+        "pad": pad,
+        "odd": odd_size(len(inputs)),
+        "results": os.fspath(scratch),
+    }
+    run_in_fresh_process(request, inputs, scratch)
+    return {what: np.load(scratch / f"{what}.npy", allow_pickle=False) for what in ("whole", "alone", "odd")}
+
+
+def run_in_fresh_process(request: Mapping[str, Any], inputs: np.ndarray, scratch: Path) -> None:
+    """Have check_file answer the request in a new interpreter; raise ExportError with its last words if it fails.
+
+    Samples go through a pipe, batch by batch, so that no split is too large; answers come back as .npy files.
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(part or os.getcwd() for part in sys.path)}
+    command = [sys.executable, "-m", "kdzoo.evaluation.checker", json.dumps(request)]
+    with (scratch / "said.txt").open("w+b") as said:
+        # A session of its own: an interrupt of the run must not look like a fault of the file.
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=said, stderr=said, env=environment, start_new_session=True
+        ) as process:
+            assert process.stdin is not None
+            watch = threading.Timer(TIMEOUT_S, process.kill)
+            watch.start()
+            # A pipe that breaks is a process that ended early; its exit code and last words tell why.
+            with contextlib.suppress(BrokenPipeError):
+                kind = "<f4" if request["pad"] is None else "<i8"
+                for start in range(0, len(inputs), BATCH):
+                    process.stdin.write(np.ascontiguousarray(inputs[start : start + BATCH], dtype=kind).data)
+                process.stdin.close()
+            code = process.wait()
+            watch.cancel()
+        said.seek(0)
+        words = said.read().decode(errors="replace").strip().splitlines()
+    if code != 0:
+        raise ExportError(f"its own runtime failed in a fresh process: {words[-1] if words else f'exit code {code}'}")
+
+
+def odd_size(samples: int) -> int:
+    """The largest odd number of samples there are, up to ``ODD``."""
+    return min(ODD, samples if samples % 2 else max(1, samples - 1))

@@ -1,1 +1,0 @@
-"""Export of the plain student: the formats are plugins, the verification is common to all of them."""

@@ -1,0 +1,1 @@
+"""Networks: a timm model with what distillation needs of it."""

@@ -1,0 +1,215 @@
+"""Building a network by name, with its weights."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import PretrainedCfg, load_model_config_from_hf
+from torch import nn
+
+from kdzoo.contract.stage import ModelSpec
+from kdzoo.errors import ModelError, UnknownName, nearest
+from kdzoo.models.network import Network
+from kdzoo.models.weights import in_words, load_weights
+
+#: Arguments of timm.create_model that the recipe says elsewhere, and where.
+RESERVED = {
+    "num_classes": "the data set says how many classes there are",
+    "pretrained": "say weights: pretrained",
+    "checkpoint_path": "say weights: <file>",
+    "pretrained_cfg": "say weights: hf-hub:... or a file",
+    "pretrained_cfg_overlay": "say weights: hf-hub:... or a file",
+    "features_only": "a network without a classifier cannot be trained",
+    "tokens": "the data set says what its text is made of",
+}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Which timm model is made, and with what ready weights, if any."""
+
+    name: str
+    ready: bool = False  # whether timm fetches weights
+    config: dict[str, Any] | None = None  # timm's description of the weights; None: the one it has of the name
+    args: Mapping[str, Any] = field(default_factory=dict)  # the arguments the weights were made with
+
+    @property
+    def settings(self) -> PretrainedCfg | None:
+        """Input size, normalisation and classes of the weights, or those timm suggests for the name."""
+        return PretrainedCfg(**self.config) if self.config is not None else timm.get_pretrained_cfg(self.name)
+
+
+def build_network(
+    spec: ModelSpec,
+    *,
+    num_classes: int,
+    channels: int,
+    size: tuple[int, int],
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    data_mean: Sequence[float],
+    data_std: Sequence[float],
+    seed: int,
+    load: bool = True,
+    tokens: Mapping[str, Any] | None = None,
+    modalities: Mapping[str, tuple[int, int]] | None = None,
+    floats: bool = False,
+) -> Network:
+    """Build a network by name, initialised under ``seed``, and bring in its weights.
+
+    ``channels`` is the data set's, ``size`` the network's input (H, W). Its normalisation is ``mean`` and ``std``,
+    else that of its pretrained weights, else the data set's. ``load=False`` builds the very same network without
+    reading its weights, for a caller that has others. ``tokens`` are what a network that reads text is built from;
+    None for images. ``modalities`` are those of the data set, of which ``spec.modality`` is one. ``floats`` says that
+    its samples are no pixels. Raises UnknownName and ModelError.
+    """
+    window = _window(spec, modalities or {}, channels)
+    if window is not None:
+        first, last, _ = window
+        channels, data_mean, data_std = last - first, data_mean[first:last], data_std[first:last]
+    _check_spec(spec)
+    _check_inputs(spec, tokens)
+    origin = _origin(spec)
+    if tokens is not None:
+        args = {"tokens": tokens, **origin.args, **spec.args, "num_classes": num_classes}
+        model = _create(spec, origin, args, seed, pretrained=load and origin.ready)
+        mean, std, length = tuple(data_mean), tuple(data_std), int(size[0])
+        network = Network(
+            model,
+            spec,
+            mean=mean,
+            std=std,
+            size=(length, 1),
+            channels=channels,
+            num_classes=num_classes,
+            create_args=args,
+            tokens=tokens,
+        )
+        _load_file(network, origin, load)
+        return network
+    settings = origin.settings
+    ready = settings if origin.ready else None
+    # Ready weights see grey images as three equal channels; a fresh network has as many channels as the data.
+    own_channels = ready.input_size[0] if ready is not None and channels == 1 else channels
+    args = {"in_chans": own_channels, **origin.args, **spec.args, "num_classes": num_classes}
+    if settings is not None and settings.fixed_input_size:
+        args.setdefault("img_size", tuple(size))
+    model = _create(spec, origin, args, seed, pretrained=load and origin.ready)
+    in_chans = int(args["in_chans"])
+    if channels not in (1, in_chans):
+        raise ModelError(f"model '{spec.name}': takes {in_chans} channels, the data has {channels}; leave out in_chans")
+    if mean is None or std is None:
+        use_own = ready is not None and len(ready.mean) == in_chans
+        mean, std = (ready.mean, ready.std) if ready is not None and use_own else (data_mean, data_std)
+    if len(mean) not in (1, in_chans) or len(std) != len(mean):
+        raise ModelError(
+            f"model '{spec.name}': takes {in_chans} channels, its mean has {len(mean)} numbers and its std {len(std)}"
+        )
+    repeat = in_chans // len(mean)
+    network = Network(
+        model,
+        spec,
+        mean=tuple(mean) * repeat,
+        std=tuple(std) * repeat,
+        size=(int(size[0]), int(size[1])),
+        channels=in_chans,
+        num_classes=num_classes,
+        create_args=args,
+        window=window,
+        floats=floats,
+    )
+    network.fresh_head = ready is not None and ready.num_classes != num_classes
+    _load_file(network, origin, load)
+    return network
+
+
+def _load_file(network: Network, origin: Origin, load: bool) -> None:
+    """Bring in weights from a file, if that is where they are."""
+    if load and not origin.ready and network.spec.weights not in ("train", "teacher"):
+        load_weights(network, Path(network.spec.weights).expanduser())
+
+
+def _window(spec: ModelSpec, modalities: Mapping[str, tuple[int, int]], channels: int) -> tuple[int, int, int] | None:
+    """The channels that a model reads, (first, last + 1), of how many there are; None for all of them."""
+    if spec.modality is None and not modalities:
+        return None
+    known = ", ".join(modalities)
+    if not modalities:
+        raise ModelError(f"model '{spec.name}': reads '{spec.modality}', but the data set declares no modalities")
+    if spec.modality is None:
+        raise ModelError(f"model '{spec.name}': which modality it reads is not said; modality: one of {known}")
+    if spec.modality not in modalities:
+        raise ModelError(
+            f"model '{spec.name}': reads '{spec.modality}'{nearest(spec.modality, list(modalities))}; known: {known}"
+        )
+    return (*modalities[spec.modality], channels)
+
+
+def _check_inputs(spec: ModelSpec, tokens: Mapping[str, Any] | None) -> None:
+    """A network for text is made from ``tokens``, which one for images does not take."""
+    reads_text = "tokens" in inspect.signature(timm.model_entrypoint(spec.name)).parameters
+    if reads_text != (tokens is not None):
+        raise ModelError(
+            f"model '{spec.name}': reads {'text' if reads_text else 'images'}, the data set has "
+            f"{'images' if reads_text else 'text'}; choose another model or data set"
+        )
+    given = [name for name in ("mean", "std", "size") if getattr(spec, name) is not None]
+    if reads_text and given:
+        raise ModelError(f"model '{spec.name}': reads text, which has no {given[0]}; leave it out")
+
+
+def _check_spec(spec: ModelSpec) -> None:
+    if not timm.is_model(spec.name):
+        raise UnknownName(
+            f"unknown model '{spec.name}'{nearest(spec.name, timm.list_models())}; known: {len(timm.list_models())} "
+            "networks of timm and of the plugins, see kdzoo list models"
+        )
+    try:
+        timm.get_pretrained_cfg(spec.name)
+    except RuntimeError as error:  # the part of the name after a dot, which names weights
+        raise ModelError(f"model '{spec.name}': {error}") from error
+    for key, instead in RESERVED.items():
+        if key in spec.args:
+            raise ModelError(f"model '{spec.name}': args may not hold '{key}'; {instead}")
+
+
+def _origin(spec: ModelSpec) -> Origin:
+    """What timm makes and fetches; a file of weights is loaded later, into a fresh network."""
+    if spec.weights == "pretrained":
+        return Origin(spec.name, ready=True)
+    if not spec.weights.startswith("hf-hub:"):
+        return Origin(spec.name)
+    try:
+        config, name, args = load_model_config_from_hf(spec.weights.removeprefix("hf-hub:"))
+    except Exception as error:  # the network, the hub, its cache: any of them in any way
+        raise _unreachable(spec, error) from error
+    if name != spec.name:
+        raise ModelError(f"model '{spec.name}': '{spec.weights}' holds weights of another; name: {name} would be right")
+    return Origin(name, True, config, args or {})
+
+
+def _create(spec: ModelSpec, origin: Origin, args: Mapping[str, Any], seed: int, pretrained: bool) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            return timm.create_model(origin.name, pretrained=pretrained, pretrained_cfg=origin.config, **args)
+        except ModelError:
+            raise
+        except Exception as error:  # whatever the model's constructor or the hub raises, it is reported with its cause
+            if pretrained:
+                raise _unreachable(spec, error) from error
+            shown = ", ".join(f"{key}={value!r}" for key, value in args.items() if key != "tokens")
+            raise ModelError(f"model '{spec.name}': cannot be built with {shown}: {in_words(error)}") from error
+
+
+def _unreachable(spec: ModelSpec, error: Exception) -> ModelError:
+    return ModelError(
+        f"model '{spec.name}': no weights from '{spec.weights}': {in_words(error)}\n  Fetch them once where there is a "
+        "network (they stay in the cache), or give a file: weights: <path>.safetensors"
+    )

@@ -1,0 +1,288 @@
+"""A network: a plain timm model with its input normalisation, levels and costs."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from kdzoo.contract.declared import Level
+from kdzoo.contract.extension_points import Quantizer
+from kdzoo.contract.stage import ModelSpec
+from kdzoo.contract.step import Outputs
+from kdzoo.errors import KdzooError, ModelError
+from kdzoo.models.weights import in_words
+
+#: How far a network's parts, or its folded copy, may be from the whole, relative to the largest value.
+SAME = 1e-4
+
+
+class Network(nn.Module):
+    """A plain timm model beside its own input normalisation, levels and costs.
+
+    ``forward`` takes pixels in [0, 1] of any size, as the data set has them; ``model`` is what is trained, saved and
+    exported, and knows nothing of this class. One that reads text takes ids (N, L), fill included, as they are, its
+    features are (N, D, L, 1), and ``tokens`` is what it was built from. ``levels`` are all its levels, shallow to deep;
+    ``macs`` are the multiply-accumulates of one sample, of text the longest; ``overstrided`` names the convolutions
+    whose input map is smaller than their stride; ``create_args`` rebuild ``model`` by ``timm.create_model``.
+    """
+
+    overstrided: tuple[str, ...]
+    _mean: Tensor
+    _std: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: ModelSpec,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        size: tuple[int, int],
+        channels: int,
+        num_classes: int,
+        create_args: Mapping[str, Any],
+        tokens: Mapping[str, Any] | None = None,
+        window: tuple[int, int, int] | None = None,
+        floats: bool = False,
+    ) -> None:
+        """``window`` are the channels of its modality, (first, last + 1), of how many there are; None: all of them.
+
+        ``floats`` says that its inputs are measurements that come as they are, no pixels.
+        """
+        super().__init__()
+        self.floats = floats
+        self.model = model
+        self.window = window
+        self.spec = spec
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.size = size
+        self.channels = channels
+        self.num_classes = num_classes
+        self.tokens = tokens
+        #: A model that was made from more than plain values knows itself by which it can be made again.
+        self.create_args = dict(getattr(model, "create_args", create_args))
+        #: Whether ready weights came for other classes, or without a classifier, so that it starts anew.
+        self.fresh_head = bool(getattr(model, "fresh_head", False))
+        #: What ``model`` is computed in; None: floats, and then it is the plain model.
+        self.quantizer: Quantizer | None = None
+        self.register_buffer("_mean", torch.tensor(self.mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("_std", torch.tensor(self.std).view(1, -1, 1, 1), persistent=False)
+        self.levels, self.pre_logits_width, self.macs = self._probe()
+
+    def preprocess(self, inputs: Tensor) -> Tensor:
+        """Turn pixels (N, C, H, W) in [0, 1] into what ``model`` takes: its channels, its size, normalised.
+
+        Ids of tokens (N, L) stay as they are.
+        """
+        if self.tokens is not None:
+            return inputs
+        if self.window is not None:
+            inputs = inputs[:, self.window[0] : self.window[1]]
+        if inputs.shape[1] != self.channels:
+            inputs = inputs.expand(-1, self.channels, -1, -1)  # grey to as many equal channels
+        if tuple(inputs.shape[2:]) != self.size:
+            inputs = F.interpolate(inputs, self.size, mode="bilinear", antialias=True)
+        return (inputs - self._mean) / self._std
+
+    def forward(self, inputs: Tensor, levels: Sequence[int] = (), pre_logits: bool = False) -> Outputs:
+        """Answer pixels (N, C, H, W) in [0, 1]; ``levels`` index ``self.levels``, features are (N, C, H, W)."""
+        inputs = self.preprocess(inputs)
+        if not levels and not pre_logits:
+            return Outputs(self.model(inputs))
+        model: Any = self.model
+        features: tuple[Tensor, ...] = ()
+        if levels:
+            wanted = sorted(set(levels))
+            last, taken = model.forward_intermediates(inputs, indices=wanted, output_fmt="NCHW")
+            features = tuple(taken[wanted.index(level)] for level in levels)
+        else:
+            last = model.forward_features(inputs)
+        embedding: Any = model.forward_head(last, pre_logits=True).flatten(1) if pre_logits else None
+        return Outputs(model.forward_head(last), features, embedding)
+
+    def example(self, samples: int) -> Tensor:
+        """Made-up inputs that are the same each time: pixels (N, C, H, W) in [0, 1], or ids (N, L) without fill."""
+        generator = torch.Generator().manual_seed(0)
+        if self.tokens is None:
+            channels = self.channels if self.window is None else self.window[2]
+            return torch.rand(samples, channels, *self.size, generator=generator)
+        ids = torch.randint(1, self.tokens["vocab_size"], (samples, self.size[0]), generator=generator)
+        return (ids + self.tokens["pad"]) % self.tokens["vocab_size"]
+
+    def level(self, name: str) -> int:
+        """Which of ``levels`` has a name; raises ModelError where none has."""
+        names = [level.name for level in self.levels]
+        if name not in names:
+            raise ModelError(f"{self._title}: has no level '{name}'; known: {', '.join(names) or 'none'}")
+        return names.index(name)
+
+    def section(self, level: int) -> Section:
+        """A copy of this network, in eval mode, that ends after a level and holds nothing that comes later."""
+        section = Section(copy.deepcopy(self).eval(), level)
+        parameters = tuple(section.parameters())
+        with torch.enable_grad():
+            features = section(self.example(2).to(self._mean.device))
+            reached = torch.autograd.grad(features.sum(), parameters, allow_unused=True)
+        used = {id(p) for p, gradient in zip(parameters, reached, strict=True) if gradient is not None}
+        _drop_unused(section.network.model, used)
+        return section
+
+    @property
+    def _title(self) -> str:
+        return f"model '{self.spec.name}'"
+
+    @property
+    def module_to_import(self) -> str | None:
+        """The module whose import registers this model with timm; None for timm's own."""
+        return registering_module(self.spec.name)
+
+    def quantized(self, quantizer: Quantizer) -> Network:
+        """The same network computed in ``quantizer``, with logits only."""
+        shape = (2, self.channels, *self.size)
+        example = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        try:
+            other = self.with_model(quantizer.prepare(self.model, example))
+        except KdzooError:
+            raise
+        except Exception as error:  # whatever a library raises that does not know this model
+            raise ModelError(f"{self._title}: cannot be computed in '{quantizer.name}': {in_words(error)}") from error
+        other.quantizer, other.levels, other.pre_logits_width = quantizer, (), 0
+        return other
+
+    def with_model(self, model: nn.Module) -> Network:
+        """The same preprocessing around another copy of the model, e.g. a moving average of its weights."""
+        other = copy.copy(self)
+        other._modules = {**self._modules, "model": model}
+        return other
+
+    @torch.no_grad()
+    def _probe(self) -> tuple[tuple[Level, ...], int, int]:
+        """Run one sample of noise: which levels there are, how wide the embedding is, what it costs."""
+        model: Any = self.model
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(1, self.channels, *self.size, generator=generator)
+        inputs = noise if self.tokens is None else self.example(1)
+        with evaluating(model):
+            try:
+                # The counter follows parameters that are handed on as arguments, which takes gradients.
+                with torch.enable_grad(), FlopCounterMode(display=False) as counter, _overstrided(model) as names:
+                    logits = model(inputs).detach()
+            except Exception as error:  # whatever a model raises, it does not run on such inputs
+                shape = f"{self.channels} x {self.size[0]} x {self.size[1]}"
+                shape = shape if self.tokens is None else f"{self.size[0]} tokens"
+                raise ModelError(f"{self._title}: does not run on inputs of {shape}: {in_words(error)}") from error
+            if logits.shape != (1, self.num_classes):
+                shape = f"{tuple(logits.shape)}, not (1, {self.num_classes})"
+                raise ModelError(f"{self._title}: gives logits of shape {shape}")
+            macs = counter.get_total_flops() // 2
+            self.overstrided = tuple(names)
+            if not hasattr(model, "forward_intermediates") or not hasattr(model, "forward_head"):
+                return (), 0, macs
+            last, features = model.forward_intermediates(inputs, output_fmt="NCHW")
+            if not same(model.forward_head(last), logits):
+                return (), 0, macs  # its parts are not the whole, so no feature of theirs can be trusted
+            width = model.forward_head(last, pre_logits=True).flatten(1).shape[1]
+        return self._levels(features), width, macs
+
+    def _levels(self, features: Sequence[Tensor]) -> tuple[Level, ...]:
+        """Name each feature (1, C, H, W) by timm's feature_info, whose strides hold even where a map is 1 x 1."""
+        info = getattr(self.model, "feature_info", [])
+        known = [{"module": f"level {i}"} for i in range(len(features))] if len(info) != len(features) else list(info)
+        levels = []
+        for entry, feature in zip(known, features, strict=True):
+            _, channels, height, width = feature.shape
+            stride = entry.get("reduction") or max(1, round(self.size[0] / height))
+            levels.append(Level(str(entry["module"]), channels, height, width, int(stride)))
+        return tuple(levels)
+
+
+class Section(nn.Module):
+    """A network up to one of its levels: pixels (N, C, H, W) in [0, 1] -> features (N, C, H, W)."""
+
+    def __init__(self, network: Network, level: int) -> None:
+        super().__init__()
+        self.network, self.level = network, level
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        model: Any = self.network.model
+        (features,) = model.forward_intermediates(
+            self.network.preprocess(inputs),
+            indices=[self.level],
+            stop_early=True,
+            output_fmt="NCHW",
+            intermediates_only=True,
+        )
+        return features
+
+
+def _drop_unused(model: nn.Module, used: set[int]) -> None:
+    """Put nothing in the place of each module all of whose parameters are unused; a list keeps its length."""
+    for name, child in model.named_children():
+        own = [id(parameter) for parameter in child.parameters()]
+        if own and not used.intersection(own) and not isinstance(child, nn.Sequential | nn.ModuleList):
+            setattr(model, name, nn.Identity())
+        else:
+            _drop_unused(child, used)
+
+
+@contextmanager
+def _overstrided(model: nn.Module) -> Iterator[list[str]]:
+    """Collect the names of convolutions that meet an input map smaller than their stride."""
+    names: list[str] = []
+
+    def ran(name: str) -> Any:
+        def hook(module: nn.Conv2d, args: tuple[Tensor, ...]) -> None:
+            if max(module.kernel_size) > 1 and any(
+                side < stride for side, stride in zip(args[0].shape[2:], module.stride, strict=True)
+            ):
+                names.append(name)
+
+        return hook
+
+    convolutions = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    handles = [module.register_forward_pre_hook(ran(name)) for name, module in convolutions]
+    try:
+        yield names
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def freeze(network: nn.Module) -> None:
+    """Put a network in eval mode, its weights without gradient."""
+    network.eval().requires_grad_(False)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """A module in eval mode inside, each part as it was after."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
+def same(values: Tensor, expected: Tensor) -> bool:
+    """Whether values agree but for rounding."""
+    if values.shape != expected.shape:
+        return False
+    scale = float(expected.abs().max())
+    return math.isfinite(scale) and float((values - expected).abs().max()) <= SAME * max(scale, 1e-12)
+
+
+def registering_module(name: str) -> str | None:
+    """The module whose import registers a model with timm; None for timm's own and for unknown ones."""
+    module = timm.model_entrypoint(name).__module__ if timm.is_model(name) else "timm"
+    return None if module.split(".")[0] == "timm" else module

@@ -1,0 +1,119 @@
+"""How weights get into a network and out of it."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from kdzoo.errors import ModelError, plain
+
+if TYPE_CHECKING:
+    from kdzoo.models.network import Network
+
+
+def in_words(error: Exception) -> str:
+    """An exception in one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+
+
+def load_weights(network: Network, path: Path) -> None:
+    """Load a file of weights, strictly: every key and shape must be the model's own.
+
+    Reads .safetensors, and .pt, .pth, .th through ``weights_only``, which runs no code; the weights may lie below
+    "state_dict" or "model" and their keys begin with "module.". Raises ModelError that lists the differences.
+    """
+    state = read_weights(path)
+    own = network.model.state_dict()
+    for key, value in own.items():
+        if key.endswith(".num_batches_tracked"):  # counted since torch 0.4.1, and read by nothing in eval mode
+            state.setdefault(key, value)
+    missing = [key for key in own if key not in state]
+    unexpected = [key for key in state if key not in own]
+    shapes = [
+        f"{key} {tuple(state[key].shape)}, the model's {tuple(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    if missing or unexpected or shapes:
+        lines = [f"{path}: not weights of '{network.spec.name}' with {network.num_classes} classes"]
+        for what, found in (("missing", missing), ("unexpected", unexpected), ("other shape", shapes)):
+            if found:
+                more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+                lines.append(f"{what}: {', '.join(plain(key, 100) for key in found[:5])}{more}")  # a stranger's names
+        raise ModelError("\n  ".join(lines))
+    broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise ModelError(f"{path}: weights that are not finite: {', '.join(broken[:5])}")
+    network.model.load_state_dict(state, strict=True)
+
+
+def start_from(network: Network, other: Network) -> None:
+    """Give ``network`` its first weights from another one, the teacher.
+
+    One of the same tensors takes them all; any other must know how, by a method ``take_over(model)``. Raises
+    ModelError where neither holds.
+    """
+    own, theirs = network.model.state_dict(), other.model.state_dict()
+    if {key: value.shape for key, value in own.items()} == {key: value.shape for key, value in theirs.items()}:
+        network.model.load_state_dict(theirs, strict=True)
+        return
+    take_over: Any = getattr(network.model, "take_over", None)
+    if take_over is None:
+        raise ModelError(
+            f"model '{network.spec.name}': weights: teacher, but '{other.spec.name}' has other tensors, and this model "
+            "has no rule for which to take; choose the teacher's own architecture or other weights"
+        )
+    with torch.no_grad():
+        take_over(other.model)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a file of weights without running any code in it; raise ModelError when it is none."""
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file of weights; weights are train, pretrained, hf-hub:<name> or a file")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            content: Any = load_file(path)
+        elif path.suffix in (".pt", ".pth", ".th"):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            raise ModelError(
+                f"{path}: weights are read from .safetensors, .pt, .pth and .th files, not '{path.suffix}'"
+            )
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"{path}: holds more than tensors, so it could run code and was not read; save model.state_dict() instead"
+        ) from error
+    except ModelError:
+        raise
+    except Exception as error:  # a damaged file makes the readers fail in many ways
+        raise ModelError(f"{path}: cannot be read as weights: {in_words(error)}") from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise ModelError(f"{path}: holds no tensors by name; model.state_dict() would be right")
+    return {str(key).removeprefix("module."): value for key, value in content.items()}
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """Hash every parameter and buffer of a module, bit by bit."""
+    digest = hashlib.sha256()
+    for key, value in sorted(module.state_dict().items()):
+        value = value.detach().cpu().contiguous()
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of parameters, trained or not."""
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,322 @@
+"""From a recipe and the zoo to a plan: every name looked up, every plugin's options validated.
+
+What a recipe gets wrong comes out at once, in one RecipeError with the recipe's lines.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from kdzoo.contract.declared import bounds
+from kdzoo.contract.extension_points import DataSource, Exporter, Offer, Quantizer, Tracker
+from kdzoo.contract.stage import AlgorithmChoice, ModelSpec
+from kdzoo.errors import KdzooError, PluginError, RecipeError, UnknownName, shown
+from kdzoo.recipe.problems import RecipeProblems, explain, unknown_key
+from kdzoo.recipe.reading import LoadedRecipe
+from kdzoo.recipe.sections import AlgorithmRecipe, DataRecipe, ModelRecipe, Recipe
+from kdzoo.zoo.loading import Zoo
+
+if TYPE_CHECKING:
+    from kdzoo.contract.algorithm import Algorithm, AlgorithmOptions
+
+Report = Callable[[str, str], None]  # path, message
+Section = TypeVar("Section", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class ResolvedAlgorithm:
+    """An algorithm ready to be built. ``loss_weights`` are complete, ``choice`` is what was asked for."""
+
+    cls: type[Algorithm]
+    options: AlgorithmOptions
+    loss_weights: Mapping[str, float]
+    choice: AlgorithmChoice
+    offer: Offer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A resolved recipe: everything a run needs that does not depend on data or device."""
+
+    recipe: Recipe
+    path: Path
+    algorithm: ResolvedAlgorithm
+    delegate: ResolvedAlgorithm | None  # the algorithm that ``Algorithm.delegate`` names
+    student: ModelSpec
+    teachers: tuple[ModelSpec, ...]
+    assistants: tuple[ModelSpec, ...]
+    peers: tuple[ModelSpec, ...]
+    source: DataSource
+    exporters: tuple[Exporter, ...]
+    trackers: tuple[type[Tracker], ...]
+    provenance: Mapping[str, Mapping[str, str]]  # plugin -> distribution and version
+    quantizers: Mapping[str, type[Quantizer]] = field(default_factory=dict)  # every offered one, by name
+
+
+def resolve(loaded: LoadedRecipe, zoo: Zoo) -> Plan:
+    """Return the plan of a recipe; raise RecipeError with everything in it that no plugin meets."""
+    recipe, problems = loaded.recipe, loaded.problems()
+    algorithm = recipe.algorithm
+    chosen = _resolve(algorithm.name, algorithm.options, algorithm.loss_weights, zoo, _below("algorithm", problems))
+    if algorithm.name in zoo.algorithms:
+        for path, message in unmet_needs(zoo.algorithms[algorithm.name].thing, recipe):
+            problems.add(path, message)
+    if chosen and chosen[1]:
+        for path, message in _unmet_batch(chosen[1].cls, recipe):
+            problems.add(path, message)
+    source = _source(recipe.data, zoo, problems)
+    exporters = _exporters(recipe, zoo, problems)
+    names = [(f"trackers.{i}", name) for i, name in enumerate(recipe.trackers)]
+    trackers = [_lookup(zoo.tracker, name, path, problems.add) for path, name in names]
+    problems.raise_if_any()
+    assert chosen is not None
+    assert source is not None
+    models = recipe.models
+    return Plan(
+        recipe=recipe,
+        path=loaded.path,
+        algorithm=chosen[0],
+        delegate=chosen[1],
+        student=spec_of(models.student),
+        teachers=tuple(map(spec_of, models.all_teachers)),
+        assistants=tuple(map(spec_of, models.assistants)),
+        peers=tuple(map(spec_of, models.peers)),
+        source=source,
+        exporters=tuple(exporters),
+        trackers=tuple(filter(None, trackers)),
+        provenance=_provenance(recipe, chosen, zoo),
+        quantizers={name: offer.thing for name, offer in zoo.quantizers.items()},
+    )
+
+
+def further_problems(data: Mapping[str, Any], problems: RecipeProblems, zoo: Zoo) -> None:
+    """Report what the plugins find wrong in a recipe that is invalid elsewhere, section by section."""
+    algorithm, source = _section(AlgorithmRecipe, data.get("algorithm")), _section(DataRecipe, data.get("data"))
+    if algorithm is not None:
+        given = algorithm.name, algorithm.options, algorithm.loss_weights
+        _resolve(*given, zoo, _below("algorithm", problems))
+    if source is not None:
+        _source(source, zoo, problems)
+
+
+def _section(model: type[Section], content: Any) -> Section | None:
+    """A section that is valid by itself."""
+    try:
+        return model.model_validate(content)
+    except ValidationError:
+        return None  # what is wrong with it has been reported
+
+
+# --- the algorithm --------------------------------------------------------------------------------
+
+
+def resolve_choice(choice: AlgorithmChoice, zoo: Zoo) -> ResolvedAlgorithm:
+    """Return the algorithm that a stage names; raises as ``resolve_algorithm``."""
+    return resolve_algorithm(choice.name, choice.options, choice.loss_weights, zoo)[0]
+
+
+def resolve_algorithm(
+    name: str, options: Mapping[str, Any], loss_weights: Mapping[str, float], zoo: Zoo
+) -> tuple[ResolvedAlgorithm, ResolvedAlgorithm | None]:
+    """Return an algorithm and its delegate; raise UnknownName, PluginError, or RecipeError for options and weights."""
+    zoo.algorithm(name)
+    problems: list[str] = []
+    resolved = _resolve(name, options, loss_weights, zoo, lambda path, message: problems.append(f"{path}: {message}"))
+    if problems or resolved is None:
+        raise RecipeError(f"algorithm '{name}': {'; '.join(problems)}")
+    return resolved
+
+
+def _resolve(
+    name: str, options: Mapping[str, Any], loss_weights: Mapping[str, float], zoo: Zoo, report: Report
+) -> tuple[ResolvedAlgorithm, ResolvedAlgorithm | None] | None:
+    """Resolve an algorithm and its delegate, to which go the options and weights that are not its own."""
+    cls = _lookup(zoo.algorithm, name, "name", report)
+    if cls is None:
+        return None
+    own = {key: value for key, value in options.items() if key in cls.Options.model_fields}
+    rest = {key: value for key, value in options.items() if key not in own}
+    validated = _options(cls.Options, own, "options", report) if cls.delegate else None
+    if cls.delegate and validated is None:
+        return None
+    via = getattr(validated, cls.delegate) if cls.delegate else None
+    delegate = _lookup(zoo.algorithm, via, f"options.{cls.delegate}", report) if via is not None else None
+    if via is not None and delegate is None:
+        return None
+    if delegate is not None and delegate.delegate is not None:
+        report(f"options.{cls.delegate}", f"'{via}' hands its work to another algorithm itself; name that one")
+        return None
+    if delegate is not None and plans_stages(delegate):
+        report(f"options.{cls.delegate}", f"'{via}' plans stages of its own; name one that is a single stage")
+        return None
+    known = [*cls.Options.model_fields, *(delegate.Options.model_fields if delegate else ())]
+    for key in [key for key in rest if key not in known]:
+        report(f"options.{key}", unknown_key(key, known))
+        del rest[key]
+    terms = {**(delegate.default_weights if delegate else {}), **cls.default_weights}
+    for term in loss_weights:
+        if term not in terms:
+            report(f"loss_weights.{term}", unknown_key(term, list(terms), "loss term"))
+    chosen = _bind(cls, own, loss_weights, zoo, report)
+    delegated = _bind(delegate, rest, loss_weights, zoo, report) if delegate is not None else None
+    if chosen is None or (delegate is not None and delegated is None):
+        return None
+    return chosen, delegated
+
+
+def plans_stages(cls: type[Algorithm]) -> bool:
+    """Whether an algorithm overrides the topmost rung, so that it cannot be a stage of another."""
+    from kdzoo.contract.algorithm import Algorithm
+
+    return cls.stages.__func__ is not Algorithm.stages.__func__  # type: ignore[attr-defined]
+
+
+def _bind(
+    cls: type[Algorithm], options: Mapping[str, Any], loss_weights: Mapping[str, float], zoo: Zoo, report: Report
+) -> ResolvedAlgorithm | None:
+    validated = _options(cls.Options, options, "options", report)
+    if validated is None:
+        return None
+    given = {term: weight for term, weight in loss_weights.items() if term in cls.default_weights}
+    choice = AlgorithmChoice(cls.name, dict(options), given)
+    return ResolvedAlgorithm(cls, validated, {**cls.default_weights, **given}, choice, zoo.algorithms[cls.name])
+
+
+# --- needs ------------------------------------------------------------------------------------------
+
+
+def unmet_needs(cls: type[Algorithm], recipe: Recipe) -> list[tuple[str, str]]:
+    """Return (path, message) for each declared number, of models or of samples, that the recipe does not meet."""
+    models, unmet = recipe.models, _unmet_batch(cls, recipe)
+    for kind, group in (("teacher", models.all_teachers), ("assistant", models.assistants), ("peer", models.peers)):
+        least, most = bounds(getattr(cls.needs, f"{kind}s"))
+        if len(group) < least or (most is not None and len(group) > most):
+            path = "models.teacher" if kind == "teacher" and models.teacher else f"models.{kind}s"
+            names = f"the recipe names {len(group) or 'none'}"
+            unmet.append((path, f"'{cls.name}' takes {_count(least, most, kind)}, {names}"))
+    return unmet
+
+
+def _count(least: int, most: int | None, kind: str) -> str:
+    if most is None:
+        return f"at least {least} {kind}{'s' if least != 1 else ''}"
+    if least == most:
+        return f"exactly {least} {kind}{'s' if least != 1 else ''}" if least else f"no {kind}s"
+    return f"{least} to {most} {kind}s"
+
+
+def _unmet_batch(cls: type[Algorithm], recipe: Recipe) -> list[tuple[str, str]]:
+    least, size = cls.needs.min_batch, recipe.data.batch_size
+    message = f"'{cls.name}' needs at least {least} samples in a batch, got {size}"
+    return [("data.batch_size", message)] if size < least else []
+
+
+# --- the rest -----------------------------------------------------------------------------------------
+
+
+def _source(data: DataRecipe, zoo: Zoo, problems: RecipeProblems) -> DataSource | None:
+    cls = _lookup(zoo.dataset, data.name, "data.name", problems.add)
+    return _made(cls, data.options, _below("data", problems)) if cls is not None else None
+
+
+def _exporters(recipe: Recipe, zoo: Zoo, problems: RecipeProblems) -> list[Exporter]:
+    exporters: list[Exporter] = []
+    chosen = zoo.algorithms.get(recipe.algorithm.name)
+    floats = chosen is not None and chosen.thing.quantizer is None
+    files: dict[str, str] = {}
+    for index, wanted in enumerate(recipe.export):
+        path = f"export.{index}"
+        cls = _lookup(zoo.exporter, wanted.format, f"{path}.format", problems.add)
+        if cls is None:
+            continue
+        options = dict(wanted.options)
+        if "quantize" in options:
+            problems.add(f"{path}.options.quantize", f"belongs one level up, at {path}.quantize")
+            continue
+        if wanted.quantize is not None and "quantize" not in cls.Options.model_fields:
+            problems.add(f"{path}.quantize", f"'{wanted.format}' does not quantize")
+            continue
+        if wanted.quantize is not None:
+            options["quantize"] = wanted.quantize
+        exporter = _made(cls, options, _below_export(path, problems))
+        if exporter is None:
+            continue
+        file = f"{exporter.label}{exporter.suffix}"
+        if file in files:
+            problems.add(path, f"writes the same file as {files[file]}")
+        files.setdefault(file, path)
+        if exporter.needs_quantizer and floats:
+            able = ", ".join(sorted(name for name, offer in zoo.algorithms.items() if offer.thing.quantizer))
+            problems.add(
+                path,
+                f"writes the quantizer that the student was trained in, and '{recipe.algorithm.name}' trains it in "
+                f"floats; algorithms that do not: {able or 'none'}",
+            )
+        exporters.append(exporter)
+    return exporters
+
+
+def _made(cls: type[Any], options: Mapping[str, Any], report: Report) -> Any:
+    """Return an instance of a data set or an export format; what its constructor refuses is a problem too."""
+    validated = _options(cls.Options, options, "options", report)
+    if validated is None:
+        return None
+    try:
+        return cls(validated)
+    except KdzooError as error:
+        report("options", str(error))
+        return None
+
+
+def _lookup(find: Callable[[str], Any], name: str, path: str, report: Report) -> Any:
+    try:
+        return find(name)
+    except (UnknownName, PluginError) as error:
+        report(path, str(error))
+        return None
+
+
+def _options(model: type[BaseModel], options: Mapping[str, Any], path: str, report: Report) -> Any:
+    """Validate a plugin's options as strictly as the recipe itself: true is no number, "0.1" is none either.
+
+    They go through JSON because pydantic's strict mode takes a list for a tuple, and text for a path, only there.
+    """
+    try:
+        return model.model_validate_json(json.dumps(dict(options)), strict=True)
+    except ValidationError as error:
+        for below, message in explain(error, model, options):
+            report(f"{path}.{below}".strip("."), message)
+    except TypeError as error:  # only a plugin's stage can hand over what no recipe holds
+        report(path, f"must be plain values, got {shown(dict(options))}: {error}")
+    return None
+
+
+def _below(prefix: str, problems: RecipeProblems) -> Report:
+    return lambda path, message: problems.add(f"{prefix}.{path}", message)
+
+
+def _below_export(path: str, problems: RecipeProblems) -> Report:
+    """Report below an export, whose quantize is an option that is written beside the others."""
+    return lambda below, message: problems.add(f"{path}.{below.replace('options.quantize', 'quantize')}", message)
+
+
+def spec_of(model: ModelRecipe) -> ModelSpec:
+    """A recipe's model as stages and algorithms know it."""
+    train = model.train or {}
+    settings = model.mean, model.std, model.size, model.finetune, model.modality
+    return ModelSpec(model.name, model.weights, model.args, train, *settings)
+
+
+def _provenance(recipe: Recipe, chosen: tuple[ResolvedAlgorithm | None, ...], zoo: Zoo) -> dict[str, dict[str, str]]:
+    offers = [resolved.offer for resolved in chosen if resolved is not None]
+    offers += [zoo.models[model.name] for _, model in recipe.models.each() if model.name in zoo.models]
+    offers.append(zoo.datasets[recipe.data.name])
+    offers += [zoo.exporters[wanted.format] for wanted in recipe.export]
+    offers += [zoo.trackers[name] for name in recipe.trackers]
+    return {offer.plugin: {"distribution": offer.distribution, "version": offer.version} for offer in offers}

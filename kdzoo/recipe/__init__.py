@@ -1,0 +1,1 @@
+"""Recipes: read, validated, written and compared, without torch and without plugins."""

@@ -1,0 +1,98 @@
+"""Reading, writing and comparing recipes. Needs neither torch nor any plugin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import (
+    ValidationError,
+)
+
+from kdzoo.errors import RecipeError, nearest, plain, shown
+from kdzoo.recipe.problems import Positions, RecipeProblems
+from kdzoo.recipe.sections import Recipe
+from kdzoo.recipe.yaml_text import override, read_yaml, write_yaml
+from kdzoo.types import stable_hash
+
+MAX_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A valid recipe, with where it was written."""
+
+    recipe: Recipe
+    path: Path
+    positions: Positions = field(compare=False)
+
+    def problems(self) -> RecipeProblems:
+        """Return an empty collector for what is found wrong later."""
+        return RecipeProblems(self.path, self.positions)
+
+
+#: Adds problems that only the plugins know of to those found in the raw content of an invalid recipe.
+Also = Callable[[Mapping[str, Any], RecipeProblems], None]
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = (), also: Also | None = None) -> LoadedRecipe:
+    """Read a recipe and apply ``overrides`` (``train.epochs=2``); raise RecipeError with every problem.
+
+    ``also`` is asked for further problems when there is one, so that one error says them all.
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        close = nearest(path.name, [near.name for near in path.parent.glob("*.yaml")])
+        raise RecipeError(f"{plain(str(path), 1000)}: no such file{close}") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RecipeError(f"{plain(str(path), 1000)}: cannot be read: {reason}") from None
+    return parse_recipe(content, path, overrides, also)
+
+
+def parse_recipe(content: bytes, path: Path, overrides: Sequence[str] = (), also: Also | None = None) -> LoadedRecipe:
+    """Read a recipe from the bytes of the file at ``path``; as ``load_recipe``."""
+    positions = Positions()
+    problems = RecipeProblems(path, positions)
+
+    def mark(below: str, line: int, column: int) -> None:
+        positions.marks[below] = (line, column)
+
+    data = None
+    if len(content) > MAX_BYTES:
+        problems.add("", f"larger than {MAX_BYTES // 1024} KiB; a recipe is a page long")
+    else:
+        try:
+            data = read_yaml(content.decode("utf-8-sig"), problems, mark)
+        except UnicodeDecodeError as error:
+            mark("", content.count(b"\n", 0, error.start) + 1, 1)
+            problems.add("", f"not UTF-8 text: byte 0x{content[error.start]:02x}")
+    if not isinstance(data, dict) and not problems:
+        problems.add("", f"must be a mapping of keys to values, got {shown(data)}")
+    if not isinstance(data, dict):
+        raise RecipeError(str(problems))
+    for text in overrides:
+        override(data, text, problems)
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        problems.add_invalid(error, Recipe, data)
+    if problems and also is not None:
+        also(data, problems)
+    problems.raise_if_any()
+    return LoadedRecipe(recipe, path, positions)
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Return the whole recipe with its defaults as YAML that ``load_recipe`` reads back."""
+    return write_yaml(recipe.model_dump(mode="json"))
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """Hash the whole recipe, defaults included; the order of keys does not count (64 hex digits)."""
+    return stable_hash(recipe.model_dump(mode="json"))

@@ -1,0 +1,346 @@
+"""What a recipe holds: one model a section, with ranges on everything. Needs neither torch nor any plugin."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    Strict,
+    ValidationError,
+    create_model,
+    model_validator,
+)
+
+from kdzoo.errors import CONTROL, RecipeError, shown
+from kdzoo.recipe.problems import explain, misfits, requirement
+from kdzoo.types import NAME
+
+
+def _matching(pattern: str, must_be: str) -> Any:
+    """Return the type of text that matches ``pattern``, which ``must_be`` says in words."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise requirement(must_be)
+        return text
+
+    return Annotated[str, Strict(), AfterValidator(check), Field(json_schema_extra={"pattern": pattern})]
+
+
+def _one_line(text: str) -> str:
+    if CONTROL.search(text):
+        raise requirement("one line without control characters")
+    return text
+
+
+def _printable(text: str) -> str:
+    _one_line(text.replace("\n", "").replace("\t", ""))
+    return text
+
+
+# Strict, so that true is no number, "0.1" is no number and 1 is no text; lists still become tuples.
+Whole = Annotated[int, Strict()]
+Real = Annotated[float, Strict(), Field(allow_inf_nan=False)]
+Flag = Annotated[bool, Strict()]
+Text = Annotated[str, Strict(), Field(max_length=10_000), AfterValidator(_printable)]
+Line = Annotated[str, Strict(), Field(min_length=1, max_length=4096), AfterValidator(_one_line)]
+Count = Annotated[Whole, Field(ge=1, le=1_000_000_000)]
+Percent = Annotated[Real, Field(ge=0, le=100)]
+Options = dict[Line, Any]
+if TYPE_CHECKING:
+    Name = str
+    Device = str
+else:
+    Name = _matching(rf"^{NAME}$", "1 to 64 of a-z, 0-9, '_', '.' and '-', the first a letter or digit")
+    Device = _matching(r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)$", "auto, cpu, cuda, cuda:N or mps")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class AlgorithmRecipe(_Section):
+    """Which algorithm, with which options and weights of its loss terms."""
+
+    name: Line = Field(description="Name of the algorithm; `kdzoo list` shows them.")
+    options: Options = Field({}, description="Options of the algorithm; `kdzoo show NAME` shows them.")
+    loss_weights: dict[Line, Annotated[Real, Field(ge=0, le=1e6)]] = Field(
+        {}, description="Weight of each loss term; what is left out keeps the algorithm's default."
+    )
+
+
+class OptimizerRecipe(_Section):
+    """An optimizer by timm's name."""
+
+    name: Line = Field("sgd", description="Name of the optimizer, as timm knows it.")
+    lr: Annotated[Real, Field(gt=0, le=1000)] = Field(0.05, description="Learning rate at its peak.")
+    momentum: Annotated[Real, Field(ge=0, lt=1)] | None = Field(
+        0.9, description="Momentum, or first beta; null leaves the optimizer's own."
+    )
+    weight_decay: Annotated[Real, Field(ge=0, le=10)] = Field(5e-4, description="Weight decay.")
+    options: Options = Field({}, description="Further arguments of the optimizer.")
+
+
+class ScheduleRecipe(_Section):
+    """How the learning rate changes over the epochs."""
+
+    name: Literal["cosine", "step", "multistep", "constant"] = Field("cosine", description="Shape of the schedule.")
+    warmup_epochs: Annotated[Whole, Field(ge=0, le=100_000)] = Field(0, description="Epochs of linear warm-up.")
+    milestones: tuple[Annotated[Whole, Field(ge=1, le=100_000)], ...] = Field(
+        (), description="multistep: epochs at which lr is multiplied by decay_rate; step: one number, every so many."
+    )
+    decay_rate: Annotated[Real, Field(gt=0, le=1)] = Field(0.1, description="Factor of step and multistep.")
+    min_lr: Annotated[Real, Field(ge=0, le=1000)] = Field(0.0, description="Learning rate that cosine ends at.")
+
+    @model_validator(mode="after")
+    def _milestones_fit(self) -> ScheduleRecipe:
+        if self.name == "multistep" and not self.milestones:
+            raise misfits(("milestones", "multistep needs at least one milestone"))
+        if self.name == "step" and len(self.milestones) != 1:
+            raise misfits(("milestones", f"step needs exactly one number of epochs, got {len(self.milestones)}"))
+        if self.name in ("cosine", "constant") and self.milestones:
+            raise misfits(("milestones", f"{self.name} has no milestones; they belong to step and multistep"))
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise misfits(("milestones", f"must increase, got {shown(list(self.milestones))}"))
+        return self
+
+
+class TrainRecipe(_Section):
+    """The training budget, the same for teacher, control and student unless a model overrides it."""
+
+    epochs: Annotated[Whole, Field(ge=1, le=100_000)] = Field(30, description="Passes over the training split.")
+    optimizer: OptimizerRecipe = Field(OptimizerRecipe(), description="The optimizer.")
+    schedule: ScheduleRecipe = Field(ScheduleRecipe(), description="The learning rate's schedule.")
+    label_smoothing: Annotated[Real, Field(ge=0, lt=1)] = Field(0.0, description="Smoothing of the task's targets.")
+    grad_clip_norm: Annotated[Real, Field(gt=0, le=1e6)] | None = Field(
+        None, description="Largest norm of the gradient; null does not clip."
+    )
+    accumulate: Annotated[Whole, Field(ge=1, le=10_000)] = Field(
+        1, description="Parts that a batch is split into to save memory; one optimizer step a batch all the same."
+    )
+    steps_per_epoch: Annotated[Whole, Field(ge=1, le=10_000_000)] | None = Field(
+        None, description="Fewer steps an epoch, or their number for an algorithm without data; null: the split's."
+    )
+    ema_decay: Annotated[Real, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="Decay of a moving average of the student's weights, which is then kept; nothing else is averaged. "
+        "null: none.",
+    )
+    channels_last: Flag | None = Field(None, description="Memory format; null chooses what pays.")
+    compile: Flag = Field(False, description="Use torch.compile; repays after about 1000 steps.")
+    select: Literal["last", "best"] = Field("last", description="Keep the last epoch, or the best on validation.")
+    checkpoint_seconds: Annotated[Real, Field(ge=0, le=86_400)] = Field(
+        60.0, description="Seconds between checkpoints; 0 saves after each step."
+    )
+
+    def merged(self, overrides: Mapping[str, Any] | None) -> TrainRecipe:
+        """Return this section with a model's or a stage's overrides; raise RecipeError if they do not fit."""
+        data = _merge(self.model_dump(), overrides or {})
+        try:
+            return TrainRecipe.model_validate(data)
+        except ValidationError as error:
+            found = explain(error, TrainRecipe, data)
+            raise RecipeError("\n".join(f"train.{path}: {message}" for path, message in found)) from None
+
+
+def _merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in overrides.items():
+        nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping) and key != "options"
+        merged[key] = _merge(merged[key], value) if nested else value
+    return merged
+
+
+def _partial(model: type[BaseModel]) -> type[BaseModel]:
+    """Return ``model`` with every key optional and without its checks between keys."""
+    fields: dict[str, Any] = {}
+    for name, info in model.model_fields.items():
+        kind: Any = info.annotation
+        nested = isinstance(kind, type) and issubclass(kind, BaseModel)
+        kind = _partial(kind) if nested else info.rebuild_annotation()
+        fields[name] = (kind, Field(None, description=info.description))
+    return create_model(f"Partial{model.__name__}", __base__=_Section, __doc__=model.__doc__, **fields)
+
+
+if TYPE_CHECKING:
+    TrainOverrides = dict[str, Any]
+else:
+    TrainOverrides = Annotated[
+        _partial(TrainRecipe),
+        AfterValidator(lambda part: part.model_dump(exclude_unset=True)),
+        PlainSerializer(lambda part: part),
+    ]
+
+
+class ModelRecipe(_Section):
+    """One model."""
+
+    name: Line = Field(description="Name of the model, as timm knows it once the plugins are loaded.")
+    weights: Line = Field(
+        "train", description="train, pretrained, hf-hub:..., a file, or teacher: start from the first teacher's."
+    )
+    finetune: Flag = Field(
+        False, description="Of a teacher: train it from its ready weights, rather than use them as they are."
+    )
+    args: Options = Field({}, description="Arguments of the model, e.g. its depth.")
+    train: TrainOverrides | None = Field(None, description="What this model's training does otherwise.")
+    mean: tuple[Annotated[Real, Field(ge=-1000, le=1000)], ...] | None = Field(
+        None, description="Its own normalisation, a number a channel, of pixels in [0, 1]; null: the data set's."
+    )
+    std: tuple[Annotated[Real, Field(gt=0, le=1000)], ...] | None = Field(None, description="Goes with mean.")
+    size: Annotated[Whole, Field(ge=1, le=16_384)] | None = Field(
+        None, description="Its own input size in pixels; null: the data set's."
+    )
+    modality: Line | None = Field(None, description="The modality it takes, where the data set declares several.")
+
+    @model_validator(mode="after")
+    def _normalisation_is_whole(self) -> ModelRecipe:
+        if len(self.mean or ()) != len(self.std or ()):
+            raise misfits(("mean", "mean and std must have one number a channel each, or both be left out"))
+        return self
+
+
+class ModelsRecipe(_Section):
+    """All models of the run."""
+
+    teacher: ModelRecipe | None = Field(None, description="The teacher.")
+    teachers: tuple[ModelRecipe, ...] = Field((), max_length=64, description="Several teachers, instead of teacher.")
+    assistants: tuple[ModelRecipe, ...] = Field((), max_length=64, description="Models between teacher and student.")
+    peers: tuple[ModelRecipe, ...] = Field((), max_length=64, description="Models trained along with the student.")
+    student: ModelRecipe = Field(description="The student, the model that is exported.")
+
+    @model_validator(mode="after")
+    def _one_way_of_naming_teachers(self) -> ModelsRecipe:
+        if self.teacher and self.teachers:
+            raise misfits(("teachers", "teacher and teachers exclude each other; list them all under teachers"))
+        return self
+
+    @property
+    def all_teachers(self) -> tuple[ModelRecipe, ...]:
+        return (self.teacher,) if self.teacher else self.teachers
+
+    def each(self) -> Iterator[tuple[str, ModelRecipe]]:
+        """Yield (path below models, model) for every model."""
+        if self.teacher:
+            yield "teacher", self.teacher
+        for group in ("teachers", "assistants", "peers"):
+            for index, model in enumerate(getattr(self, group)):
+                yield f"{group}.{index}", model
+        yield "student", self.student
+
+
+class DataRecipe(_Section):
+    """Which data, and how it is fed."""
+
+    name: Line = Field(description="Name of the data set.")
+    options: Options = Field({}, description="Options of the data set.")
+    root: Line | None = Field(None, description="Folder of the data set's files; null: the usual place.")
+    batch_size: Annotated[Whole, Field(ge=1, le=65_536)] = Field(128, description="Samples in a training batch.")
+    eval_batch_size: Annotated[Whole, Field(ge=1, le=65_536)] = Field(
+        512, description="Samples in an evaluation batch."
+    )
+    augment: Literal["none", "flip", "crop_flip"] = Field("none", description="Augmentation of the training split.")
+    validation: Annotated[Real, Field(ge=0, lt=1)] | Annotated[Whole, Field(ge=0, le=1_000_000_000)] = Field(
+        0.1, description="Share below 1, or number, of training samples that are held out for validation."
+    )
+    train_limit: Count | None = Field(None, description="Train on so many samples only; null: all.")
+    labelled: Count | None = Field(
+        None, description="Only so many training samples have a label for student and control; null: all."
+    )
+    workers: Annotated[Whole, Field(ge=0, le=256)] = Field(0, description="Processes that read files.")
+    timeout_s: Annotated[Real, Field(gt=0, le=86_400)] = Field(120.0, description="Seconds to wait for a worker.")
+
+
+class CacheRecipe(_Section):
+    """Teacher outputs kept for reuse: exact, as augmentation is a function of sample and view."""
+
+    views: Annotated[Whole, Field(ge=1, le=100_000)] = Field(description="Augmented views of each sample; they recur.")
+    verify_fraction: Annotated[Real, Field(ge=0, le=1)] = Field(0.01, description="Share of hits computed again.")
+    max_gib: Annotated[Real, Field(gt=0, le=1_000_000)] = Field(4.0, description="Largest size on disk, GiB.")
+
+
+class ExportRecipe(_Section):
+    """One exported file."""
+
+    format: Line = Field("onnx", description="Name of the export format.")
+    quantize: Line | None = Field(None, description="Quantisation of the format, e.g. int8; null: none.")
+    options: Options = Field({}, description="Further options of the format.")
+    teacher: Flag = Field(False, description="Also export the teacher, to compare both in one runtime.")
+
+
+class ExpectedRecipe(_Section):
+    """The published result, which `kdzoo verify` re-checks."""
+
+    top1_percent: Percent = Field(description="Mean top-1 accuracy of the student on the test split, percent.")
+    std: Percent = Field(description="Standard deviation over the seeds, points.")
+    seeds: Annotated[Whole, Field(ge=1, le=10_000)] = Field(description="Number of seeds behind the mean.")
+    control_top1_percent: Percent | None = Field(None, description="The same mean of the control student.")
+
+
+class Recipe(_Section):
+    """A whole recipe, with every default filled in."""
+
+    version: Literal[1] = Field(description="Version of the recipe format.")
+    name: Name = Field(description="Name of the recipe and its run folders.")
+    description: Text = Field("", description="What the recipe shows.")
+    algorithm: AlgorithmRecipe = Field(description="The algorithm.")
+    models: ModelsRecipe = Field(description="The models.")
+    data: DataRecipe = Field(description="The data.")
+    train: TrainRecipe = Field(TrainRecipe(), description="The training.")
+    cache: CacheRecipe | None = Field(None, description="Keep teacher outputs for reuse; null: do not.")
+    control: Flag = Field(True, description="Also train the student alone, under the same budget.")
+    export: tuple[ExportRecipe, ...] = Field((), max_length=64, description="Files to export.")
+    trackers: tuple[Line, ...] = Field(("tensorboard",), max_length=64, description="Names of the trackers.")
+    device: Device = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="Precision of training.")
+    threads: Annotated[Whole, Field(ge=1, le=1024)] | None = Field(None, description="CPU threads; null: as torch.")
+    jobs: Annotated[Whole, Field(ge=1, le=256)] = Field(
+        1, description="Processes that train independent stages, e.g. several teachers, side by side; same bits."
+    )
+    seed: Annotated[Whole, Field(ge=0, le=2**63 - 1)] = Field(0, description="Seed of everything random.")
+    min_teacher_top1_percent: Percent | None = Field(
+        None, description="A teacher worse than this on the validation split stops the run; null: none does."
+    )
+    expected: ExpectedRecipe | None = Field(None, description="The published result; null: never reproduced.")
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Recipe:
+        problems = []
+        for path, model in self.models.each():
+            data = _merge(self.train.model_dump(), model.train or {})
+            try:
+                TrainRecipe.model_validate(data)
+            except ValidationError as error:
+                found = explain(error, TrainRecipe, data)
+                problems += [(f"models.{path}.train.{below}", message) for below, message in found]
+        problems += self._beginnings()
+        for group in (self.export, self.trackers):
+            name = "export" if group is self.export else "trackers"
+            for index, item in enumerate(group):
+                if item in group[:index]:
+                    problems.append((f"{name}.{index}", f"repeats {name}.{group.index(item)}"))
+        if problems:
+            raise misfits(*problems)
+        return self
+
+    def _beginnings(self) -> list[tuple[str, str]]:
+        """What is wrong with where models start from: each (path, message)."""
+        problems = []
+        for path, model in self.models.each():
+            taught = path.split(".")[0] in ("student", "assistants")
+            if model.weights == "teacher" and not taught:
+                problems.append((f"models.{path}.weights", "only the student and assistants start from the teacher"))
+            elif model.weights == "teacher" and not self.models.all_teachers:
+                problems.append((f"models.{path}.weights", "starts from the teacher, but the recipe names none"))
+            if model.finetune and not path.startswith("teacher"):
+                problems.append((f"models.{path}.finetune", "is for teachers; any other model is trained anyway"))
+            elif model.finetune and model.weights == "train":
+                problems.append((f"models.{path}.finetune", "needs ready weights to start from, got weights: train"))
+        return problems

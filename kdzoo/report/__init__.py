@@ -1,0 +1,1 @@
+"""A run folder becomes report.html, a model card and tables."""

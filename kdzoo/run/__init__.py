@@ -1,0 +1,1 @@
+"""A plan becomes a run folder: stages, delivery, and what they are keyed by."""

@@ -1,0 +1,416 @@
+"""Plan to objects: networks, teachers, the job of a stage, and the key that identifies its result."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+
+from kdzoo.contract.algorithm import Algorithm
+from kdzoo.contract.stage import Costs, ModelSpec, Stage, StageResult
+from kdzoo.contract.step import Outputs
+from kdzoo.data.data_set import DataSet, open_data
+from kdzoo.data.loader import Loader
+from kdzoo.errors import ContractError, DistributedError, NeedsError, UnknownName, nearest
+from kdzoo.evaluation.measuring import measure_latency, predict, timed_forward
+from kdzoo.models.building import build_network
+from kdzoo.models.levels import Pairing, pair_levels, shapes_of
+from kdzoo.models.network import Network, evaluating
+from kdzoo.models.weights import count_parameters, start_from, weights_sha256
+from kdzoo.plan.resolve import Plan, ResolvedAlgorithm
+from kdzoo.recipe.problems import explain
+from kdzoo.recipe.sections import Recipe, TrainRecipe
+from kdzoo.run.keys import STAGE_FORMAT, core_hash, model_hash, source_hash
+from kdzoo.storage.atomic import write_json
+from kdzoo.storage.sealed import read_tensors
+from kdzoo.storage.store import Store
+from kdzoo.training.device import Precision, choose_precision, environment, pick_device, set_threads
+from kdzoo.training.engine import Job, Plain
+from kdzoo.training.parallel import Ranks
+from kdzoo.training.teacher import CachedTeacher, Teacher
+from kdzoo.types import derive_seed, stable_hash
+
+#: Steps of an epoch for an algorithm that is handed no data, unless train.steps_per_epoch says otherwise.
+DATA_FREE_STEPS = 100
+
+
+class Builder:
+    """Builds what a plan's stages train with, on one device and one data set."""
+
+    def __init__(self, plan: Plan, store: Store, ranks: Ranks) -> None:
+        self.plan, self.store, self.ranks = plan, store, ranks
+        self.recipe: Recipe = plan.recipe
+        self.device = pick_device(self.recipe.device)
+        set_threads(self.recipe.threads)
+        self.environment = environment(self.device)
+        self.data: DataSet = open_data(plan.source, self.recipe.data, self.recipe.seed)
+        self._tokens = self.data.token_args()
+        if self.recipe.data.batch_size % ranks.world:
+            raise NeedsError(
+                f"data.batch_size: {self.recipe.data.batch_size} samples cannot be shared evenly by {ranks.world} "
+                "processes"
+            )
+        self.loader = self.data.loader(
+            self.device,
+            self.recipe.data.batch_size,
+            self.recipe.data.augment,
+            self.recipe.seed,
+            self.recipe.data.workers,
+            self.recipe.data.timeout_s,
+            self._channels_last(),
+        )
+
+    def train_section(self, stage: Stage) -> TrainRecipe:
+        """The recipe's train section with the model's and the stage's overrides."""
+        return self.recipe.train.merged(stage.model.train).merged(stage.train)
+
+    def network(self, spec: ModelSpec, salt: str = "", load: bool = True) -> Network:
+        """Build a network; ``load=False`` leaves out its ready weights, for a caller that has others."""
+        return build_network(
+            spec,
+            num_classes=len(self.data.classes),
+            channels=self.data.channels,
+            size=(spec.size, spec.size) if spec.size else self.data.size,
+            mean=spec.mean,
+            std=spec.std,
+            data_mean=self.data.mean,
+            data_std=self.data.std,
+            seed=derive_seed(self.recipe.seed, "init", salt),
+            load=load,
+            tokens=self._tokens,
+            modalities=self.data.modalities,
+            floats=self.data.floats,
+        )
+
+    def _channels_last(self) -> bool:
+        """Whether batches are laid out channels last: when the student runs so, they need not be turned."""
+        return self.precision(self.network(self.plan.student, load=False)).channels_last
+
+    def precision(self, network: Network) -> Precision:
+        return choose_precision(self.recipe.precision, self.recipe.train.channels_last, network, self.device)
+
+    def trained_network(self, result: StageResult, which: str = "student", spec: ModelSpec | None = None) -> Network:
+        """The stored network of a stage, its weights checked against the store's manifest."""
+        network = self.network(spec or result.model, load=False)
+        network.model.load_state_dict(read_tensors(result.weights[which]), strict=True)
+        return network
+
+    def quantized_network(self, result: StageResult) -> Network:
+        """The stored student of a stage in the quantizer that it was trained in."""
+        network = self.quantized(self.network(result.model, load=False), result.model)
+        network.model.load_state_dict(read_tensors(result.weights["student_quantized"]), strict=True)
+        return network
+
+    def quantized(self, network: Network, spec: ModelSpec) -> Network:
+        """A network in its model's quantizer; as it is where there is none."""
+        if spec.quantizer is None:
+            return network
+        known = self.plan.quantizers
+        if spec.quantizer not in known:
+            raise UnknownName(
+                f"model '{spec.name}': unknown quantizer '{spec.quantizer}'{nearest(spec.quantizer, list(known))} "
+                f"known: {', '.join(sorted(known)) or 'none'}"
+            )
+        cls = known[spec.quantizer]
+        try:
+            options = cls.Options.model_validate(dict(spec.quantizer_options))
+        except ValidationError as error:
+            told = "; ".join(f"{path}: {words}" for path, words in explain(error, cls.Options, spec.quantizer_options))
+            raise ContractError(f"model '{spec.name}': options of quantizer '{spec.quantizer}': {told}") from error
+        return network.quantized(cls(options))
+
+    def job(
+        self,
+        stage: Stage,
+        chosen: ResolvedAlgorithm | None,
+        train: TrainRecipe,
+        taught: Sequence[Network] | None = None,
+    ) -> tuple[Job, Pairing | None]:
+        """Everything one stage trains with, built and checked against what its algorithm declares.
+
+        ``taught`` are the teachers' networks where there are no stored ones yet, for a dry run.
+        """
+        cls: type[Algorithm] = chosen.cls if chosen else Plain
+        self._check_needs(cls, train)
+        needs = cls.needs
+        loader = self._loader(stage, needs.data)
+        student = self.network(stage.model, stage.salt)
+        if stage.start is not None and stage.model.weights == "teacher":
+            start_from(student, self.trained_network(stage.start))
+        elif stage.start is not None:
+            cls.load_start(student.model, read_tensors(stage.start.weights["student"]))
+        elif stage.model.weights == "teacher" and taught:  # a dry run, which has no stored teacher to start from
+            start_from(student, taught[0])
+        peers = [self.network(spec, f"{stage.salt}peer_{i}") for i, spec in enumerate(stage.peers)]
+        taught = [self.trained_network(teacher) for teacher in stage.teachers] if taught is None else taught
+        pairing = pair_levels(student, [*taught, *peers]) if needs.features else None
+        levels = pairing.indices if pairing else [()] * (1 + len(taught) + len(peers))
+        handed = needs.data != "none"
+        image = (self.data.channels, self.data.size[0], self.data.size[1])
+        shapes = shapes_of(student, taught, peers, pairing, self.data.num_train if handed else 0, image)
+        shapes = replace(shapes, classes=self._classes(stage), earlier=stage.earlier)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(self.recipe.seed, "algorithm", stage.salt))
+            algorithm = cls(chosen.options if chosen else cls.Options(), shapes)
+        precision = self.precision(student)
+        if stage.model.quantizer is not None and self.ranks.world > 1:
+            raise DistributedError(
+                f"algorithm '{cls.name}': trains the student in '{stage.model.quantizer}', whose ranges and BatchNorm "
+                f"each of the {self.ranks.world} processes would learn from its own samples; run one process"
+            )
+        if stage.model.quantizer is not None and train.ema_decay is not None:
+            raise NeedsError(
+                f"train.ema_decay: averages floats, and '{cls.name}' trains the student in "
+                f"'{stage.model.quantizer}', whose ranges are no averages; null would be right"
+            )
+        if stage.model.quantizer is not None:  # half precision would round what the quantizer is to round
+            student, precision = self.quantized(student, stage.model), Precision(self.device, None, False)
+        teachers = [
+            self._teacher_object(network, levels[1 + i], needs.pre_logits, handed, self._share // train.accumulate)
+            for i, network in enumerate(taught)
+        ]
+        steps = loader.steps_per_epoch if handed else (train.steps_per_epoch or DATA_FREE_STEPS)
+        if train.steps_per_epoch is not None and handed:
+            steps = min(steps, train.steps_per_epoch)
+        job = Job(
+            name=stage.name,
+            algorithm=algorithm,
+            loss_weights=chosen.loss_weights if chosen else Plain.default_weights,
+            student=student,
+            precision=precision,
+            train=train,
+            seed=derive_seed(self.recipe.seed, "stage", stage.salt),
+            batch_size=self._share,
+            steps_per_epoch=steps,
+            loader=loader if handed else None,
+            teachers=teachers,
+            peers=peers,
+            student_levels=tuple(levels[0]),
+            peer_levels=[tuple(level) for level in levels[1 + len(taught) :]],
+            views=self.recipe.cache.views if self.recipe.cache else None,
+            validate=self.validator(precision, stage.classes),
+            task_classes=self._task_classes(stage, shapes.classes),
+            ranks=self.ranks,
+        )
+        return job, pairing
+
+    @property
+    def _share(self) -> int:
+        """Samples of a batch that this process trains on."""
+        return self.recipe.data.batch_size // self.ranks.world
+
+    def _check_needs(self, cls: type[Algorithm], train: TrainRecipe) -> None:
+        """Raise NeedsError where data, batch or training section are not what the algorithm needs."""
+        needs, part = cls.needs, self._share // train.accumulate
+        if part < needs.min_batch and needs.data != "none":
+            raise NeedsError(
+                f"algorithm '{cls.name}': needs at least {needs.min_batch} samples at a time, got {part} "
+                f"(data.batch_size {self.recipe.data.batch_size}, {self.ranks.world} processes, train.accumulate "
+                f"{train.accumulate})"
+            )
+        if self._share % train.accumulate:
+            raise NeedsError(
+                f"train.accumulate: {self._share} samples cannot be split into {train.accumulate} parts of one size"
+            )
+        if train.select == "best" and not self.data.split_sizes.get("validation"):
+            raise NeedsError("train.select: 'best' is chosen on the validation split, and data.validation leaves none")
+        other = "text" if self.data.tokens is not None else "measurements" if self.data.floats else None
+        if other and (needs.makes_images or needs.data == "none"):
+            raise NeedsError(f"algorithm '{cls.name}': makes up its inputs, which are images; the data set has {other}")
+        if len(self.data.classes) < needs.min_classes:
+            raise NeedsError(
+                f"algorithm '{cls.name}': needs at least {needs.min_classes} classes, the data set has "
+                f"{len(self.data.classes)}"
+            )
+
+    def _classes(self, stage: Stage) -> tuple[int, ...]:
+        """The classes that a stage knows; ContractError where there are none such, or it has samples of others."""
+        everything = tuple(range(len(self.data.classes)))
+        known = everything if stage.classes is None else stage.classes
+        if not known or len(set(known)) < len(known) or not set(known) <= set(everything):
+            raise ContractError(f"a stage's classes must be different ones of 0..{everything[-1]}, got {list(known)}")
+        if not set(stage.earlier) < set(known):
+            raise ContractError(
+                f"a stage's earlier classes must be some of its classes {list(known)}, got {list(stage.earlier)}"
+            )
+        strange = sorted(self._sampled(stage) - set(known)) if stage.classes is not None else []
+        if strange:
+            raise ContractError(f"a stage that knows the classes {list(known)} has samples of {strange}")
+        return known
+
+    def _loader(self, stage: Stage, needed: str) -> Loader:
+        """What feeds a stage. The few samples that have a label recur, so that its epoch is as long as one over all."""
+        if stage.samples is None and needed == "labelled" and self.data.labelled is not None:
+            return self.loader.only(self.data.labelled, self.data.num_train)
+        return self.loader if stage.samples is None else self.loader.only(stage.samples)
+
+    def _sampled(self, stage: Stage) -> set[int]:
+        targets = self.data.part("train").targets
+        return set((targets if stage.samples is None else targets[list(stage.samples)]).tolist())
+
+    def _task_classes(self, stage: Stage, known: Sequence[int]) -> tuple[int, ...] | None:
+        """The classes among which the task loss tells samples apart: None for all, () where it cannot."""
+        if stage.classes is None and not stage.earlier:
+            return None
+        return (
+            tuple(k for k in known if k not in stage.earlier) if not self._sampled(stage) & set(stage.earlier) else ()
+        )
+
+    def _teacher_object(
+        self, network: Network, levels: Sequence[int], pre_logits: bool, handed: bool, part: int
+    ) -> Teacher:
+        precision = self.precision(network)
+        cache = None if os.environ.get("KDZOO_CACHE") == "off" else self.recipe.cache  # the same bits, computed live
+        if cache is None or not handed:
+            return Teacher(network, levels, pre_logits, precision)
+        identity = {"data": self.data_identity(), "seed": self.recipe.seed, "environment": self.environment}
+        teacher = CachedTeacher(
+            network,
+            levels,
+            pre_logits,
+            precision,
+            store=self.store,
+            loader=self.loader,
+            identity=identity,
+            verify_fraction=cache.verify_fraction,
+            seed=self.recipe.seed,
+            batch_size=part,
+        )
+        size = teacher.gib_of_a_view(self.data.num_train) * cache.views
+        if size > cache.max_gib:
+            raise NeedsError(
+                f"cache: {cache.views} views of the teacher's outputs take {size:.3g} GiB, above cache.max_gib: "
+                f"{cache.max_gib:g}; lower cache.views, raise cache.max_gib, or leave out the cache"
+            )
+        return teacher
+
+    def validator(
+        self, precision: Precision, classes: Sequence[int] | None = None
+    ) -> Callable[[Network], dict[str, float]] | None:
+        """What judges a network on the validation split, or on some classes of it; None where there is no sample."""
+        if not self.data.split_sizes.get("validation"):
+            return None
+        known = np.arange(len(self.data.classes)) if classes is None else np.unique(classes)
+        rows = np.flatnonzero(np.isin(self.data.part("validation").targets, known))
+        if not len(rows):
+            return None
+
+        def validate(network: Network) -> dict[str, float]:
+            precision.place(network)
+            batches = self.loader.eval_batches("validation", self.recipe.data.eval_batch_size, rows)
+            logits, targets = predict(network, batches, precision.autocast)
+            return {"top1_percent": float((known[logits[:, known].argmax(1)] == targets).mean() * 100)}
+
+        return validate
+
+    def outputs(self, result: StageResult, samples: Sequence[int]) -> Outputs:
+        """A trained network's logits and pre_logits of rows of the training split, on the CPU."""
+        network = self.trained_network(result).to(self.device)
+        batches = self.loader.eval_batches("train", self.recipe.data.eval_batch_size, samples)
+        with evaluating(network), torch.no_grad():
+            parts = [network(batch.inputs, pre_logits=network.pre_logits_width > 0) for batch in batches]
+        embedding: Any = None
+        if network.pre_logits_width:
+            embedding = torch.cat([part.pre_logits for part in parts]).float().cpu()
+        return Outputs(torch.cat([part.logits for part in parts]).float().cpu(), (), embedding)
+
+    def costs(self, spec: ModelSpec) -> Costs:
+        network = self.network(spec, load=False)
+        return Costs(count_parameters(network.model) / 1e6, network.macs / 1e9)
+
+    def latency(self, spec: ModelSpec) -> float:
+        """Median time of one sample's forward pass, milliseconds; timed once a machine, and from then on stored."""
+        key = stable_hash(
+            {
+                "model": asdict(spec),
+                "architecture": model_hash(spec.name),
+                "data": self.data.fingerprint,  # for the size of a sample
+                "environment": self.environment,
+            }
+        )
+        if self.store.find("latency", key) is None and self.ranks.first:
+            network = self.network(spec, load=False).to(self.device).eval()
+            sample = next(iter(self.loader.eval_batches("train", 1, (0,)))).inputs
+            times = measure_latency({"": timed_forward(network.model, network.preprocess(sample))})[""]
+
+            def write(folder: Path) -> None:
+                write_json(folder / "latency.json", times)
+
+            self.store.publish("latency", key, write)
+        self.ranks.barrier()
+        folder = self.store.find("latency", key)
+        assert folder is not None, "published above"
+        return float(json.loads((folder / "latency.json").read_text())["p50"])
+
+    # --- identity -----------------------------------------------------------------------------
+
+    def data_identity(self) -> dict[str, Any]:
+        data = self.recipe.data
+        return {
+            "fingerprint": self.data.fingerprint,
+            "batch_size": data.batch_size,
+            "augment": data.augment,
+            "validation": data.validation,
+            "train_limit": data.train_limit,
+        }
+
+    def stage_key(self, stage: Stage, chosen: ResolvedAlgorithm | None, train: TrainRecipe) -> str:
+        """Hash everything that determines a stage's bits; its name is not among them."""
+        algorithm: dict[str, Any] | None = None
+        if chosen is not None:
+            algorithm = {
+                "name": chosen.cls.name,
+                "options": chosen.options.model_dump(mode="json"),
+                "loss_weights": dict(chosen.loss_weights),
+                "source": source_hash(chosen.cls),
+            }
+        ignored = {"checkpoint_seconds"}
+        return stable_hash(
+            {
+                "format": STAGE_FORMAT,
+                "model": asdict(stage.model),
+                "architectures": [model_hash(spec.name) for spec in (stage.model, *stage.peers)],
+                "algorithm": algorithm,
+                "teachers": [teacher.key for teacher in stage.teachers],
+                "peers": [asdict(peer) for peer in stage.peers],
+                "start": stage.start.key if stage.start else None,
+                "quantizer": self._quantizer_hash(stage.model),
+                "samples": stable_hash(stage.samples) if stage.samples is not None else None,
+                "labelled": self.recipe.data.labelled if stage.samples is None else None,
+                "classes": stage.classes,
+                "earlier": stage.earlier,
+                "initial": self._initial(stage),
+                "salt": stage.salt,
+                "train": {k: v for k, v in train.model_dump(mode="json").items() if k not in ignored},
+                "data": self.data_identity(),
+                "views": self.recipe.cache.views if self.recipe.cache else None,
+                "seed": self.recipe.seed,
+                "precision": self.recipe.precision,
+                "environment": self.environment,
+                "processes": self.ranks.world,
+                "code": core_hash(),
+            }
+        )
+
+    def _initial(self, stage: Stage) -> str | None:
+        """Hash of the weights that a stage begins from, where more than the seed and the model's source decides them.
+
+        What a model for text is made of, its configuration and the pieces of its table, lies outside of both.
+        """
+        ready = stage.model.weights not in ("train", "teacher")
+        if not ready and self.data.tokens is None:
+            return None
+        network = self.network(stage.model, stage.salt, load=ready)
+        made_of = {key: value for key, value in network.create_args.items() if key != "tokens"}
+        return stable_hash([weights_sha256(network.model), made_of])
+
+    def _quantizer_hash(self, spec: ModelSpec) -> str | None:
+        found = self.plan.quantizers.get(spec.quantizer or "")
+        return None if found is None else source_hash(found)

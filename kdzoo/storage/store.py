@@ -1,0 +1,75 @@
+"""The store: results under the hash of all that determines them, written once, then only read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdzoo.errors import CorruptError
+
+if TYPE_CHECKING:
+    pass
+from kdzoo.storage.atomic import rename_new, sync_folder, writing
+from kdzoo.storage.owner import discarded, sweep, temporary_in
+from kdzoo.storage.sealed import differences, listed, read_sealed, record_files, write_sealed
+
+ENTRY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+
+
+class Store:
+    """Results under the hash of all that determines them: ``<root>/<kind>/<key>/``, written once, then only read.
+
+    Several processes may publish one key at a time, on several machines: each writes a folder of its own and
+    renames it into place; one wins, the others take its result. No lock is involved.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+
+    def find(self, kind: str, key: str) -> Path | None:
+        """Return the folder of a result after checking each of its files, or None; raise CorruptError if damaged."""
+        place = self._place(kind, key)
+        if not place.exists():
+            return None
+        try:
+            manifest = read_sealed(place / "manifest.json")
+            if (manifest["kind"], manifest["key"]) != (kind, key):
+                raise CorruptError(f"{place}: holds {manifest['kind']} {manifest['key']}")
+            problems = differences(place, manifest["files"])
+        except CorruptError as error:
+            problems = [str(error)]
+        if problems:
+            raise CorruptError(f"stored {kind}: damaged{listed(problems)}\ndelete {place} and run again")
+        return place
+
+    def publish(self, kind: str, key: str, write: Callable[[Path], None]) -> Path:
+        """Let ``write`` fill an empty folder and store it under ``key``; return its place.
+
+        When another process was first, its result is returned and ours dropped.
+        """
+        place = self._place(kind, key)
+        with writing(place):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            sweep(place.parent)
+            temporary = temporary_in(place.parent)
+            temporary.mkdir()
+        with discarded(temporary):
+            write(temporary)
+            with writing(place):
+                files = record_files(temporary)
+            write_sealed(temporary / "manifest.json", {"kind": kind, "key": key, "files": files})
+            with writing(place):
+                for folder in (path for path in temporary.rglob("*") if path.is_dir()):
+                    sync_folder(folder)
+                rename_new(temporary, place)
+        found = self.find(kind, key)
+        assert found is not None
+        return found
+
+    def _place(self, kind: str, key: str) -> Path:
+        for name in (kind, key):
+            if not ENTRY.fullmatch(name):
+                raise ValueError(f"a kind or key of the store must be a plain name, got {name!r}")
+        return self.root / kind / key

@@ -1,0 +1,57 @@
+"""Hold measured results against what a recipe says it reaches."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kdzoo.recipe.sections import ExpectedRecipe
+
+#: Standard errors of the difference of two means that still count as the same result.
+STANDARD_ERRORS = 3.0
+
+#: Points of accuracy below which a difference is rounding, not a result.
+LEAST_TOLERANCE = 0.1
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """Whether the mean was reproduced, and a few lines that say so with the numbers."""
+
+    reproduced: bool
+    text: str
+
+
+def hold_against(expected: ExpectedRecipe, results: Sequence[Mapping[str, Any]]) -> Reproduction:
+    """Compare the mean top-1 over seeds with the published mean; better than published also counts.
+
+    The tolerance is three standard errors of the difference, from the published and the measured spread.
+    """
+    students = [result["student"]["top1_percent"] for result in results]
+    mean, spread = statistics.fmean(students), statistics.stdev(students) if len(students) > 1 else expected.std
+    error = (expected.std**2 / expected.seeds + max(spread, expected.std) ** 2 / len(students)) ** 0.5
+    tolerance = max(STANDARD_ERRORS * error, LEAST_TOLERANCE)
+    reproduced = mean >= expected.top1_percent - tolerance
+    lines = [
+        f"student   {mean:.2f} +- {spread:.2f} % over {len(students)} seeds; "
+        f"expected {expected.top1_percent:.2f} +- {expected.std:.2f} over {expected.seeds} (tolerance {tolerance:.2f})"
+    ]
+    controls = [result["control"]["top1_percent"] for result in results if result.get("control")]
+    bound = results[0].get("upper_bound")
+    if len(controls) == len(students) and bound:
+        lines.append(
+            f"control   {statistics.fmean(controls):.2f} %, an upper bound: the same network trained {bound}; the "
+            f"student's mean is {mean - statistics.fmean(controls):+.2f} points from it"
+        )
+    elif len(controls) == len(students):
+        gains = [s - c for s, c in zip(students, controls, strict=True)]
+        wins = sum(gain > 0 for gain in gains)
+        lines.append(
+            f"control   {statistics.fmean(controls):.2f} %; gain {statistics.fmean(gains):+.2f} points, "
+            f"{min(gains):+.2f} to {max(gains):+.2f}, better on {wins} of {len(gains)} seeds"
+        )
+    lines.append("reproduced" if reproduced else f"NOT reproduced: {expected.top1_percent - mean:.2f} points below")
+    return Reproduction(reproduced, "\n".join(lines))

@@ -1,0 +1,1 @@
+"""For authors of algorithms: the conformance suite, tiny pieces, scaffold and card."""

@@ -1,0 +1,569 @@
+"""The conformance suite: what every algorithm keeps, third-party ones included.
+
+Each check is a sentence and a function of a ``Harness``. An algorithm states an exception itself, with the reason, in
+``skip_checks``; there is no ignore list here.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from kdzoo.contract.algorithm import Algorithm
+from kdzoo.contract.stage import Stage, StageResult
+from kdzoo.contract.step import Batch, Clock, Outputs, StepContext
+from kdzoo.errors import KdzooError, NeedsError
+from kdzoo.models.weights import weights_sha256
+from kdzoo.plan.resolve import plans_stages, unmet_needs
+from kdzoo.run.delivery import delivered_spec
+from kdzoo.run.runner import Runner
+from kdzoo.storage.checkpoints import Checkpoints
+from kdzoo.storage.run_folder import RunFolder
+from kdzoo.storage.sealed import read_tensors
+from kdzoo.testing.card import docstring_parts, rung
+from kdzoo.testing.tiny import STUDENT, TEACHER, least, tiny_recipe, tiny_runner
+from kdzoo.training.engine import Engine, Job, Progress
+from kdzoo.zoo.loading import Zoo, load_zoo
+
+TASK = "task"
+
+
+class CheckFailed(AssertionError):
+    """A sentence of the contract that does not hold, with what was seen."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One check of one algorithm: passed, failed, skipped (by the algorithm) or vacuous (nothing to check)."""
+
+    name: str
+    status: str
+    text: str = ""
+
+
+class Vacuous(Exception):
+    """Raised by a check that says nothing about this kind of algorithm, with the reason."""
+
+
+def ensure(condition: bool, text: str) -> None:
+    if not condition:
+        raise CheckFailed(text)
+
+
+class Harness:
+    """One algorithm on tiny real models and data."""
+
+    def __init__(self, cls: type[Algorithm], zoo: Zoo, root: Path) -> None:
+        self.cls, self.zoo, self.root = cls, zoo, root
+
+    def runner(self, **changes: Any) -> Runner:
+        return tiny_runner(self.cls, self.zoo, self.root, changes)
+
+    @property
+    def trains(self) -> bool:
+        """Whether the class itself has a step; one that only plans stages is checked through whole runs."""
+        return rung(self.cls) != "stages"
+
+    def job(self, runner: Runner) -> Job:
+        """The job of the stage that the algorithm's own step is checked by."""
+        if not self.trains:
+            raise Vacuous("it only plans stages, each trained by an algorithm with checks of its own")
+        teachers = tuple(runner.train(Stage(f"teacher_{i}", spec)) for i, spec in enumerate(runner.plan.teachers))
+        stage = own_stage(self.cls, runner, teachers)
+        chosen = runner.plan.algorithm
+        job, _ = runner.build.job(stage, chosen, runner.build.train_section(stage))
+        return job
+
+    def engine(self, **changes: Any) -> Engine:
+        return Engine(self.job(self.runner(**changes)))
+
+    def context(self, engine: Engine, size: int | None = None) -> StepContext:
+        """The context of the first step, of ``size`` samples or a whole batch."""
+        job = engine.job
+        batch = None
+        if job.loader is not None:
+            batch = next(iter(job.loader.train_batches(0, 0, 0, 0, 1, job.algorithm.needs.views > 1)))
+            if size is not None:
+                batch = cut(batch, size)
+        return engine.context(batch, Clock(0, job.train.epochs, 0, job.steps_per_epoch))
+
+    @cached_property
+    def terms(self) -> tuple[str, ...]:
+        return tuple(name for name in self.cls.default_weights if name != TASK)
+
+
+def cut(batch: Batch, size: int) -> Batch:
+    second = None if batch.second_view is None else batch.second_view[:size]
+    return replace(
+        batch, inputs=batch.inputs[:size], targets=batch.targets[:size], index=batch.index[:size], second_view=second
+    )
+
+
+def own_stage(cls: type[Algorithm], runner: Runner, teachers: tuple[StageResult, ...]) -> Stage:
+    """The first stage of a plan that runs the algorithm itself and has a teacher or peer, else the first that runs it.
+
+    Earlier ones are really trained.
+    """
+    generator = cls.stages(runner.stage_plan(teachers))
+    wanted = next(generator)
+    own: Stage | None = None
+    while True:
+        for stage in wanted if isinstance(wanted, list) else [wanted]:
+            if stage.algorithm is not None and stage.algorithm.name == cls.name:
+                if stage.teachers or stage.peers:
+                    return stage
+                own = own or stage
+        if own is not None and not plans_stages(cls):
+            return own  # its only stage
+        done = [runner.train(stage) for stage in wanted] if isinstance(wanted, list) else runner.train(wanted)
+        try:
+            wanted = generator.send(done)
+        except StopIteration:
+            if own is not None:
+                return own
+            raise CheckFailed("stages() never runs the algorithm's own step") from None
+
+
+def run_steps(engine: Engine, count: int) -> dict[str, Tensor]:
+    """Run optimizer steps and return the student's weights."""
+    limit = engine.step + count
+    engine.run(lambda engine: None, lambda: engine.step >= limit)
+    return {key: value.clone() for key, value in engine.job.student.model.state_dict().items()}
+
+
+def updates_of(engine: Engine, ctx: StepContext) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+    """The updates of one step, without taking any optimizer step."""
+    engine.job.algorithm.train(True)
+    for update in engine.job.algorithm.step(ctx):
+        yield update.network, update.loss
+
+
+# --- declared -------------------------------------------------------------------------------
+
+
+def options_are_documented(harness: Harness) -> None:
+    """Every option has a description and a default."""
+    for name, field in harness.cls.Options.model_fields.items():
+        ensure(bool(field.description), f"option '{name}' has no description")
+        ensure(not field.is_required(), f"option '{name}' has no default")
+
+
+def refuses_unknown_options(harness: Harness) -> None:
+    """An option that does not exist is an error."""
+    try:
+        harness.cls.Options.model_validate({"no_such_option": 1})
+    except ValidationError:
+        return
+    raise CheckFailed("Options accepts the unknown key 'no_such_option'")
+
+
+def card_is_complete(harness: Harness) -> None:
+    """The docstring has the labels that make the card."""
+    parts = docstring_parts(harness.cls)
+    for label in ("Reads", "Loss terms", "Trains", "Source", "Differs from the paper", "Defaults from"):
+        ensure(bool(parts.get(label)), f"the docstring has no '{label}:'")
+    ensure(bool(harness.cls.paper.title and harness.cls.paper.url), "the paper has no title or no address")
+
+
+# --- terms ----------------------------------------------------------------------------------
+
+
+def terms_match_weights(harness: Harness) -> None:
+    """The terms of a step are exactly those that default_weights names."""
+    engine = harness.engine()
+    seen = {name for _, loss in updates_of(engine, harness.context(engine)) for name in loss}
+    ensure(
+        seen == set(harness.cls.default_weights),
+        f"terms {sorted(seen)}, default_weights {sorted(harness.cls.default_weights)}",
+    )
+
+
+def terms_are_finite_scalars(harness: Harness) -> None:
+    """Every term is a finite scalar in float32."""
+    engine = harness.engine()
+    for _, loss in updates_of(engine, harness.context(engine)):
+        assert_finite(loss)
+
+
+def assert_finite(loss: Mapping[str, Tensor]) -> None:
+    for name, term in loss.items():
+        ensure(term.dim() == 0, f"term '{name}' has shape {tuple(term.shape)}, not ()")
+        ensure(term.dtype == torch.float32, f"term '{name}' is {term.dtype}, not float32")
+        ensure(bool(torch.isfinite(term)), f"term '{name}' is {term.item()}")
+
+
+def perfect_student_scores_zero(harness: Harness) -> None:
+    """A student that answers exactly as its teachers scores zero on every distillation term."""
+    if harness.cls.needs.teachers == 0 and harness.cls.needs.peers == 0:
+        raise Vacuous("it has neither teacher nor peer to be equal to")
+    args = {"name": "test_resnet", "args": STUDENT}
+    runner = harness.runner(models={"student": args, "teachers": [args] * least(harness.cls.needs.teachers)})
+    engine = Engine(harness.job(runner))
+    ctx = harness.context(engine)
+    if ctx.student is None:
+        raise Vacuous("it is handed no batch to be equal on")
+    perfect = ctx.teachers[0] if ctx.teachers else ctx.student
+    same = Outputs(
+        perfect.logits.detach().requires_grad_(),
+        tuple(feature.detach().requires_grad_() for feature in perfect.features),
+        None if perfect.pre_logits is None else perfect.pre_logits.detach().requires_grad_(),
+    )
+    ctx = replace(ctx, student=same, teachers=(perfect,) * len(ctx.teachers), peers=(same,) * len(ctx.peers))
+    for _, loss in updates_of(engine, ctx):
+        for name, term in loss.items():
+            if name != TASK:
+                ensure(
+                    abs(term.item()) < 1e-4, f"term '{name}' is {term.item():.3g} for a student equal to its teacher"
+                )
+
+
+def losses_is_pure(harness: Harness) -> None:
+    """Calling losses twice gives the same numbers and changes no state."""
+    if rung(harness.cls) != "losses":
+        raise Vacuous("it has no losses() of its own")
+    engine = harness.engine()
+    ctx, algorithm = harness.context(engine), engine.job.algorithm
+    before = {key: value.clone() for key, value in algorithm.state_dict().items()}
+    algorithm.train()
+    first, second = algorithm.losses(ctx), algorithm.losses(ctx)
+    for name in first:
+        ensure(
+            torch.equal(first[name], second[name]),
+            f"term '{name}' was {first[name].item()}, then {second[name].item()}",
+        )
+    normalised = ("running_mean", "running_var", "num_batches_tracked")  # BatchNorm's own statistics move in forward
+    for key, value in algorithm.state_dict().items():
+        if key.split(".")[-1] not in normalised:
+            ensure(torch.equal(before[key], value), f"losses() changed '{key}'; state changes belong in update()")
+
+
+def extreme_logits(harness: Harness) -> None:
+    """Logits of +-200 and 10,000 give finite terms and finite gradients, in float32 and from networks in bf16."""
+    engine = harness.engine()
+    ctx = harness.context(engine)
+    if ctx.student is None:
+        raise Vacuous("it is handed no logits")
+    signs = torch.randn(ctx.student.logits.shape, generator=torch.Generator().manual_seed(0)).sign()
+    for kind, size in product((torch.float32, torch.bfloat16), (200.0, 1e4)):
+        extreme = (signs * size).to(kind)
+        logits = extreme.clone().requires_grad_()  # what a network gives; a loss is handed it in float32
+        wild = replace(ctx.student, logits=logits.float())
+        taught = tuple(replace(teacher, logits=-extreme.float()) for teacher in ctx.teachers)
+        peers = tuple(replace(peer, logits=(-extreme.float()).requires_grad_()) for peer in ctx.peers)
+        for _, loss in updates_of(engine, replace(ctx, student=wild, teachers=taught, peers=peers)):
+            assert_finite(loss)
+            terms = [term for name, term in loss.items() if name != TASK and term.requires_grad]
+            if terms:
+                gradient = torch.autograd.grad(torch.stack(terms).sum(), logits, retain_graph=True, allow_unused=True)[
+                    0
+                ]
+                ensure(
+                    gradient is None or bool(gradient.isfinite().all()),
+                    f"the gradient is not finite for logits of {size:g} in {kind}",
+                )
+
+
+# --- who is trained ------------------------------------------------------------------------------
+
+
+def teacher_is_untouched(harness: Harness) -> None:
+    """Training leaves every weight and buffer of the teacher as it was, and in eval mode."""
+    engine = harness.engine()
+    if not engine.job.teachers:
+        raise Vacuous("it has no teacher")
+    before = [weights_sha256(teacher.network.model) for teacher in engine.job.teachers]
+    run_steps(engine, 3)
+    for teacher, sha256 in zip(engine.job.teachers, before, strict=True):
+        ensure(weights_sha256(teacher.network.model) == sha256, "the teacher's weights or buffers changed")
+        ensure(not any(p.grad is not None for p in teacher.network.parameters()), "the teacher received a gradient")
+        ensure(not any(m.training for m in teacher.network.modules()), "the teacher was left in training mode")
+
+
+def student_gets_gradient_from_distillation_alone(harness: Harness) -> None:
+    """Without the task term the student still gets a gradient."""
+    engine = harness.engine()
+    parameters = [p for p in engine.job.student.model.parameters() if p.requires_grad]
+    for network, loss in updates_of(engine, harness.context(engine)):
+        terms = [
+            engine.job.loss_weights[name] * term for name, term in loss.items() if name != TASK and term.requires_grad
+        ]
+        if network == "student" and terms:
+            gradients = torch.autograd.grad(torch.stack(terms).sum(), parameters, retain_graph=True, allow_unused=True)
+            if any(gradient is not None and bool(gradient.abs().max() > 0) for gradient in gradients):
+                return
+    raise CheckFailed("no distillation term reaches any weight of the student")
+
+
+def own_parameters_all_train(harness: Harness) -> None:
+    """The algorithm's parameters are registered in its constructor, and a gradient reaches each of its modules."""
+    engine = harness.engine()
+    algorithm = engine.job.algorithm
+    own = dict(algorithm.named_parameters())
+    moved: set[str] = set()
+
+    def note(progress: Progress) -> None:  # weight decay moves a parameter too, so it is the gradient that counts
+        moved.update(part_of(name) for name, value in own.items() if value.grad is not None and value.grad.any())
+
+    engine.on_progress = note
+    run_steps(engine, 4)
+    late = [name for name, _ in algorithm.named_parameters() if name not in own]
+    ensure(not late, f"made during training, so in no optimizer: {', '.join(late)}")
+    of_torch = vars(nn.Module()).keys()
+    unregistered = [name for name, value in vars(algorithm).items() if name not in of_torch and holds_modules(value)]
+    ensure(not unregistered, f"holds modules in a plain list or dict, so in no optimizer: {', '.join(unregistered)}")
+    if not own:
+        raise Vacuous("it has no parameters of its own")
+    unreached = [name for name, value in own.items() if value.requires_grad and value.grad is None]
+    ensure(not unreached, f"reached by no gradient: {', '.join(unreached)}")
+    still = {part_of(name) for name, value in own.items() if value.requires_grad} - moved
+    ensure(not still, f"its gradient is always zero: {', '.join(sorted(still))}")
+
+
+def part_of(parameter: str) -> str:
+    return parameter.split(".")[0]
+
+
+def holds_modules(value: Any) -> bool:
+    """Whether a plain list or dict holds modules or parameters, which torch does not see there."""
+    content = list(value.values()) if isinstance(value, dict) else value
+    return isinstance(content, list | tuple) and any(isinstance(part, nn.Module | nn.Parameter) for part in content)
+
+
+# --- the same again ---------------------------------------------------------------------------
+
+
+def same_seed_same_numbers(harness: Harness) -> None:
+    """Two runs with one seed end in the same bits, whatever the global random state is."""
+    torch.manual_seed(1)
+    first = run_steps(harness.engine(), 3)
+    torch.manual_seed(2)
+    torch.rand(7)
+    assert_same(first, run_steps(harness.engine(), 3), "two runs with one seed")
+
+
+def assert_same(first: Mapping[str, Tensor], second: Mapping[str, Tensor], what: str) -> None:
+    for key, value in first.items():
+        ensure(torch.equal(value, second[key]), f"{what} differ in '{key}'")
+
+
+def state_round_trips(harness: Harness) -> None:
+    """The algorithm's state_dict holds all of its state."""
+    engine = harness.engine()
+    run_steps(engine, 2)
+    other = harness.engine()
+    other.job.algorithm.load_state_dict(engine.job.algorithm.state_dict())
+    assert_same(
+        engine.job.algorithm.state_dict(), other.job.algorithm.state_dict(), "state before and after a round trip"
+    )
+
+
+def killed_run_resumes_bit_identically(harness: Harness) -> None:
+    """A run stopped in the middle of an epoch and continued from disk ends in the same bits."""
+    whole = harness.engine()
+    expected = run_steps(whole, 4)
+    stopped = harness.engine()
+    run_steps(stopped, 3)
+    tensors, state = stopped.state()
+    with tempfile.TemporaryDirectory(dir=harness.root) as place:
+        Checkpoints(Path(place)).save(tensors, state)
+        loaded = Checkpoints(Path(place)).load()
+    assert loaded is not None, "the checkpoint just written is not there"
+    resumed = harness.engine()
+    resumed.restore(*loaded)
+    assert_same(expected, run_steps(resumed, 1), "a run and a resumed run")
+    ensure(whole.rows == resumed.rows, "a run and a resumed run differ in their metrics")
+
+
+# --- sizes and types ----------------------------------------------------------------------------
+
+
+def batch_of_one(harness: Harness) -> None:
+    """A batch of one sample works, or the algorithm declares its least batch and less is refused."""
+    needs = harness.cls.needs
+    large = {"size": (64, 64)}  # maps of one pixel have nothing to normalise over
+    engine = harness.engine(data={"options": large})
+    if needs.data == "none":
+        raise Vacuous("it makes its own batches")
+    if needs.min_batch > 1:
+        try:
+            harness.job(harness.runner(data={"batch_size": needs.min_batch - 1, "options": large}))
+        except NeedsError:
+            pass
+        else:
+            raise CheckFailed(f"a batch below the declared least of {needs.min_batch} was accepted")
+    for network in (engine.job.student, *engine.job.peers):
+        network.eval()  # BatchNorm of a network itself cannot train on one sample
+    for _, loss in updates_of(engine, harness.context(engine, needs.min_batch)):
+        assert_finite(loss)
+
+
+def odd_sizes(harness: Harness) -> None:
+    """Images that are neither square nor even work."""
+    engine = harness.engine(data={"batch_size": 5, "options": {"size": (19, 23)}})
+    for _, loss in updates_of(engine, harness.context(engine)):
+        assert_finite(loss)
+
+
+def two_classes(harness: Harness) -> None:
+    """Two classes work, or the algorithm declares that it needs more and they are refused."""
+    changes = {"data": {"options": {"classes": 2}}}
+    if harness.cls.needs.min_classes <= 2:
+        engine = harness.engine(**changes)
+        for _, loss in updates_of(engine, harness.context(engine)):
+            assert_finite(loss)
+        return
+    try:
+        harness.job(harness.runner(**changes))
+    except NeedsError:
+        return
+    raise CheckFailed(f"two classes were accepted although {harness.cls.needs.min_classes} are declared as the least")
+
+
+def bf16(harness: Harness) -> None:
+    """Under bf16 autocast the terms are float32 and finite, and a step can be taken."""
+    # 32 pixels: oneDNN's bf16 weight gradient is garbage for a 3x3 convolution of a 1x1 map (torch 2.15)
+    changes = {"precision": "bf16", "data": {"options": {"size": (32, 32)}}}
+    engine = harness.engine(**changes)
+    for _, loss in updates_of(engine, harness.context(engine)):
+        assert_finite(loss)
+    run_steps(harness.engine(**changes), 1)
+
+
+# --- whole runs -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def whole_run(harness: Harness) -> Iterator[tuple[Runner, dict[str, Any], Path]]:
+    with (
+        tempfile.TemporaryDirectory(dir=harness.root) as place,
+        RunFolder.start(
+            Path(place),
+            name="conformance",
+            seed=0,
+            recipe_text="",
+            recipe_hash="0",
+            recipe_fields={},
+            new=True,
+            resume=False,
+        ) as folder,
+    ):
+        runner = tiny_runner(harness.cls, harness.zoo, harness.root, {}, folder=folder)
+        yield runner, runner.run(), folder.path("")
+
+
+def student_on_disk_is_the_plain_model(harness: Harness) -> None:
+    """What a run delivers has exactly the weights of the plain student: no wrapper, projector or teacher.
+
+    Of the recipe's student, or of the network that student.json names where the algorithm chooses one.
+    """
+    with whole_run(harness) as (runner, _, folder):
+        told = json.loads((folder / "student.json").read_text())
+        delivered = read_tensors(folder / "student.safetensors", told["sha256"])
+        spec = delivered_spec(told) if harness.cls.chooses_student else runner.plan.student
+        plain = runner.build.network(spec).model.state_dict()
+        ensure(delivered.keys() == plain.keys(), f"keys differ: {sorted(set(delivered) ^ set(plain))[:5]}")
+        for key, value in plain.items():
+            ensure(delivered[key].shape == value.shape, f"'{key}' has shape {tuple(delivered[key].shape)}")
+
+
+def runs_on_declared_needs(harness: Harness) -> None:
+    """A run with exactly the declared models ends with results, and one teacher fewer is refused."""
+    recipe = tiny_recipe(harness.cls)
+    ensure(not unmet_needs(harness.cls, recipe), "the declared needs are refused")
+    if least(harness.cls.needs.teachers) > 0:
+        fewer = tiny_recipe(harness.cls, {"models": {"teachers": recipe.model_dump()["models"]["teachers"][:-1]}})
+        ensure(bool(unmet_needs(harness.cls, fewer)), "a recipe with a teacher too few is accepted")
+    with whole_run(harness) as (_, results, _folder):
+        ensure(results["student"]["top1_percent"] >= 0, "the run gave no result")
+
+
+def beats_its_own_start(harness: Harness) -> None:
+    """On a task that is easy the student ends better than it began."""
+    changes = {
+        "train": {"epochs": 8, "steps_per_epoch": 12, "optimizer": {"lr": 0.05}},
+        "data": {"options": {"samples": 128}},
+        "models": {"teachers": [{"name": "test_resnet", "args": TEACHER}] * least(harness.cls.needs.teachers)},
+    }
+    runner = harness.runner(**changes)
+    teachers = tuple(runner.train(Stage(f"teacher_{i}", spec)) for i, spec in enumerate(runner.plan.teachers))
+    start = runner.build.job(Stage("start", runner.plan.student), None, runner.recipe.train)[0]
+    assert start.validate is not None
+    before = start.validate(start.student)["top1_percent"]
+    after = runner.drive(teachers).metrics["top1_percent"]
+    ensure(after > before, f"validation accuracy {before:.1f} % before training, {after:.1f} % after")
+
+
+ALL: tuple[Callable[[Harness], None], ...] = (
+    options_are_documented,
+    refuses_unknown_options,
+    card_is_complete,
+    terms_match_weights,
+    terms_are_finite_scalars,
+    perfect_student_scores_zero,
+    losses_is_pure,
+    extreme_logits,
+    teacher_is_untouched,
+    student_gets_gradient_from_distillation_alone,
+    own_parameters_all_train,
+    same_seed_same_numbers,
+    state_round_trips,
+    killed_run_resumes_bit_identically,
+    batch_of_one,
+    odd_sizes,
+    two_classes,
+    bf16,
+    student_on_disk_is_the_plain_model,
+    runs_on_declared_needs,
+    beats_its_own_start,
+)
+
+
+def run_check(
+    check: Callable[[Harness], None], cls: type[Algorithm], zoo: Zoo | None = None, root: Path | None = None
+) -> Outcome:
+    """Run one check over one algorithm. ``root`` keeps trained teachers for the next check."""
+    name = check.__name__
+    reason = cls.skip_checks.get(name)
+    if reason is not None:
+        return Outcome(name, "skipped", reason)
+    with tempfile.TemporaryDirectory() as place:
+        try:
+            check(Harness(cls, zoo or load_zoo(), root or Path(place)))
+        except Vacuous as reason_given:
+            return Outcome(name, "vacuous", str(reason_given))
+        except (CheckFailed, KdzooError) as error:
+            return Outcome(name, "failed", str(error))
+        except Exception as error:  # whatever an algorithm raises is its failure, and the other checks still run
+            return Outcome(name, "failed", f"{type(error).__name__}: {error}{_place(error, cls)}")
+    return Outcome(name, "passed")
+
+
+def _place(error: Exception, cls: type[Algorithm]) -> str:
+    """Where in the algorithm's own source an error came from."""
+    own = inspect.getsourcefile(cls)
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == own]
+    return f" ({own}, line {lines[-1]})" if lines else ""
+
+
+def run_checks(cls: type[Algorithm], zoo: Zoo | None = None) -> Iterator[Outcome]:
+    """Run the whole suite over one algorithm; also checks that every exemption names a check."""
+    known = {check.__name__ for check in ALL}
+    for name in cls.skip_checks:
+        if name not in known:
+            yield Outcome(name, "failed", f"skip_checks names no check; known: {', '.join(sorted(known))}")
+    with tempfile.TemporaryDirectory() as place:
+        for check in ALL:
+            yield run_check(check, cls, zoo, Path(place))

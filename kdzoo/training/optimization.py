@@ -1,0 +1,152 @@
+"""One network's optimizer and learning-rate schedule, by timm's factories."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
+from timm.scheduler import MultiStepLRScheduler, create_scheduler_v2
+from torch import Tensor, nn
+
+from kdzoo.errors import RecipeError, nearest
+from kdzoo.recipe.sections import OptimizerRecipe, TrainRecipe
+from kdzoo.training.device import Precision
+
+#: Learning rate of the first step of a warm-up, as in timm.
+WARMUP_LR = 1e-5
+
+
+class Optimized:
+    """One network's parameters with their optimizer, schedule and, under fp16, gradient scaler."""
+
+    def __init__(
+        self,
+        modules: nn.Module,
+        settings: Mapping[str, Any],
+        train: TrainRecipe,
+        steps_per_epoch: int,
+        precision: Precision,
+        where: str = "train.optimizer",
+    ) -> None:
+        self.parameters = [p for p in modules.parameters() if p.requires_grad]
+        self.optimizer = _optimizer(modules, dict(settings), where)
+        self.schedule = _schedule(self.optimizer, train, steps_per_epoch)
+        self.scaler = torch.amp.GradScaler(precision.device.type, enabled=precision.dtype is torch.float16)
+
+    def to_step(self, step: int) -> None:
+        """Set the learning rate of optimizer step ``step``."""
+        if self.schedule is not None:
+            self.schedule.step_update(step)
+
+    @property
+    def lr(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The optimizer's slots and group settings as JSON, their tensors apart by place, and the scaler."""
+        tensors: dict[str, Tensor] = {}
+        content = self.optimizer.state_dict()
+        groups = [{key: value for key, value in group.items() if _plain(value)} for group in content["param_groups"]]
+        return tensors, {
+            "slots": _packed(content["state"], "slots", tensors),
+            "groups": _packed(groups, "groups", tensors),  # where some optimizers count their steps
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor], saved: Mapping[str, Any]) -> None:
+        """Take up a saved state."""
+        fresh = self.optimizer.state_dict()["param_groups"]
+        groups = [{**old, **new} for old, new in zip(fresh, _unpacked(saved["groups"], tensors), strict=True)]
+        self.optimizer.load_state_dict({"state": _unpacked(saved["slots"], tensors), "param_groups": groups})
+        if saved["scaler"]:
+            self.scaler.load_state_dict(saved["scaler"])
+
+
+def settings_of(optimizer: OptimizerRecipe) -> dict[str, Any]:
+    """A recipe's optimizer as timm takes it."""
+    settings = {"name": optimizer.name, "lr": optimizer.lr, "weight_decay": optimizer.weight_decay}
+    settings |= optimizer.options
+    if optimizer.momentum is not None:
+        settings["momentum"] = optimizer.momentum
+    return settings
+
+
+def _plain(value: Any) -> bool:
+    """Whether a setting of an optimizer can change and be written down; types and functions are as they were made."""
+    return value is None or isinstance(value, bool | int | float | str | list | tuple | Tensor)
+
+
+def _packed(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
+    """A nested value as JSON; its tensors go to ``tensors``, by their place in it."""
+    if isinstance(value, Tensor):
+        tensors[place] = value
+        return {"tensor": place}
+    if isinstance(value, Mapping):
+        return {"map": [[key, _packed(inner, f"{place}/{key}", tensors)] for key, inner in value.items()]}
+    if isinstance(value, list | tuple):
+        inside = [_packed(inner, f"{place}/{i}", tensors) for i, inner in enumerate(value)]
+        return {"tuple": inside} if isinstance(value, tuple) else inside
+    return value
+
+
+def _unpacked(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_unpacked(inner, tensors) for inner in value]
+    if not isinstance(value, Mapping):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "map":
+        return {key: _unpacked(inner, tensors) for key, inner in content}
+    return tuple(_unpacked(inner, tensors) for inner in content)
+
+
+def _optimizer(modules: nn.Module, settings: dict[str, Any], where: str) -> torch.optim.Optimizer:
+    name = str(settings.pop("name", ""))
+    known = [str(name) for name in list_optimizers()]
+    if name not in known:
+        raise RecipeError(
+            f"{where}.name: unknown optimizer '{name}'{nearest(name, known) or ';'} timm knows {len(known)}"
+        )
+    if get_optimizer_info(name).second_order:
+        raise RecipeError(f"{where}.name: '{name}' needs second derivatives, which are not taken; choose another")
+    if name == "sgd" and settings.get("momentum") == 0:
+        settings.setdefault("nesterov", False)  # on by default, and refused without momentum
+    try:
+        return create_optimizer_v2(modules, opt=name, **settings)
+    except (TypeError, ValueError) as error:  # an argument that this optimizer does not take
+        shown = ", ".join(f"{key}={value!r}" for key, value in settings.items())
+        raise RecipeError(f"{where}: '{name}' cannot be made with {shown}: {error}") from error
+
+
+def _schedule(optimizer: torch.optim.Optimizer, train: TrainRecipe, steps_per_epoch: int) -> Any:
+    schedule = train.schedule
+    if schedule.name == "constant" and not schedule.warmup_epochs:
+        return None
+    if schedule.name in ("multistep", "constant"):
+        return MultiStepLRScheduler(
+            optimizer,
+            decay_t=[milestone * steps_per_epoch + 1 for milestone in schedule.milestones],  # timm's come a step early
+            decay_rate=schedule.decay_rate,
+            warmup_t=schedule.warmup_epochs * steps_per_epoch,
+            warmup_lr_init=WARMUP_LR,
+            warmup_prefix=False,
+            t_in_epochs=False,
+        )
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        sched=schedule.name,
+        num_epochs=train.epochs,
+        decay_epochs=schedule.milestones[0] if schedule.milestones else None,
+        decay_rate=schedule.decay_rate,
+        min_lr=schedule.min_lr,
+        warmup_lr=WARMUP_LR,
+        warmup_epochs=schedule.warmup_epochs,
+        warmup_prefix=False,
+        step_on_epochs=False,
+        updates_per_epoch=steps_per_epoch,
+    )
+    return scheduler

@@ -1,0 +1,1 @@
+"""The zoo: plugins are found, loaded, checked and listed."""
