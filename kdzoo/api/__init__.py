@@ -4,15 +4,35 @@ The other readers have modules of their own: ``kdzoo.api.models``, ``kdzoo.api.d
 imports these four and nothing deeper.
 """
 
-from kdzoo.contract.algorithm import Algorithm, AlgorithmName, AlgorithmOptions, Stages, Temperature
-from kdzoo.contract.classification import agreement_percent, top1_percent
-from kdzoo.contract.declared import Level, ModelShapes, Needs, OwnNetwork, Paper, Shapes
-from kdzoo.contract.hookspecs import hookimpl
-from kdzoo.contract.report_items import FinishedRun, HeatMap, Images, Point, ReportItem, Scatter, Table
-from kdzoo.contract.stage import AlgorithmChoice, Costs, ModelSpec, Stage, StagePlan, StageResult
-from kdzoo.contract.step import Outputs, StepContext, Update
-from kdzoo.errors import KdzooError, NeedsError
-from kdzoo.losses import mean_prediction, sample_distances, soft_target_loss
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kdzoo.contract.algorithm import Algorithm, AlgorithmName, AlgorithmOptions, Stages, Temperature
+    from kdzoo.contract.classification import agreement_percent, top1_percent
+    from kdzoo.contract.declared import Level, ModelShapes, Needs, OwnNetwork, Paper, Shapes
+    from kdzoo.contract.hookspecs import hookimpl
+    from kdzoo.contract.report_items import FinishedRun, HeatMap, Images, Point, ReportItem, Scatter, Table
+    from kdzoo.contract.stage import AlgorithmChoice, Costs, ModelSpec, Stage, StagePlan, StageResult
+    from kdzoo.contract.step import Outputs, StepContext, Update
+    from kdzoo.errors import KdzooError, NeedsError
+    from kdzoo.losses import mean_prediction, sample_distances, soft_target_loss
+
+#: Where each name is defined. It is imported when it is first asked for, as an export format needs no torch.
+_HOMES = {
+    "kdzoo.contract.algorithm": "Algorithm AlgorithmName AlgorithmOptions Stages Temperature",
+    "kdzoo.contract.classification": "agreement_percent top1_percent",
+    "kdzoo.contract.declared": "Level ModelShapes Needs OwnNetwork Paper Shapes",
+    "kdzoo.contract.hookspecs": "hookimpl",
+    "kdzoo.contract.report_items": "FinishedRun HeatMap Images Point ReportItem Scatter Table",
+    "kdzoo.contract.stage": "AlgorithmChoice Costs ModelSpec Stage StagePlan StageResult",
+    "kdzoo.contract.step": "Outputs StepContext Update",
+    "kdzoo.errors": "KdzooError NeedsError",
+    "kdzoo.losses": "mean_prediction sample_distances soft_target_loss",
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
     "Algorithm",
@@ -51,3 +71,15 @@ __all__ = [
     "soft_target_loss",
     "top1_percent",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'kdzoo.api' has no attribute '{name}'")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -23,7 +23,7 @@ import pytest
 import torch
 
 from kdzoo.errors import CorruptError, LockedError, OutputError
-from kdzoo.storage import atomic, owner, sealed
+from kdzoo.storage import atomic, checkpoints, owner, sealed
 from kdzoo.storage.checkpoints import Checkpoints
 from kdzoo.storage.lock import _held
 from kdzoo.storage.run_folder import RunFolder
