@@ -10,7 +10,8 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from kdzoo.api import Batch, Clock, ModelShapes, Outputs, Shapes, StepContext
+from kdzoo.api import ModelShapes, Outputs, Shapes, StepContext
+from kdzoo.contract.step import Batch, Clock
 from kdzoo_adversarial.adversarial_features import (
     AdversarialFeatures,
     adversarial_features_discriminator_loss,

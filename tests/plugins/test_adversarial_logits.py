@@ -8,7 +8,8 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdzoo.api import Batch, Clock, ModelShapes, Outputs, Shapes, StepContext
+from kdzoo.api import ModelShapes, Outputs, Shapes, StepContext
+from kdzoo.contract.step import Batch, Clock
 from kdzoo_adversarial.adversarial_logits import (
     AdversarialLogits,
     Discriminator,

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional as F
 
-from kdzoo.api import Batch, Clock, Level, ModelShapes, Outputs, Shapes, StepContext, soft_target_loss
+from kdzoo.api import Level, ModelShapes, Outputs, Shapes, StepContext, soft_target_loss
+from kdzoo.contract.step import Batch, Clock
 from kdzoo_adversarial.afd_online import (
     AFDOnline,
     MapDiscriminator,

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdzoo.api import Batch, Clock, Level, ModelShapes, NeedsError, Outputs, Shapes, StepContext
+from kdzoo.api import Level, ModelShapes, NeedsError, Outputs, Shapes, StepContext
+from kdzoo.contract.step import Batch, Clock
 from kdzoo.recipe.reading import recipe_hash
 from kdzoo.storage.run_folder import RunFolder
 from kdzoo.testing.tiny import tiny_recipe, tiny_runner

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdzoo.api import AlgorithmChoice, Batch, Clock, ModelShapes, ModelSpec, NeedsError, Outputs, Shapes, StepContext
+from kdzoo.api import AlgorithmChoice, ModelShapes, ModelSpec, NeedsError, Outputs, Shapes, StepContext
+from kdzoo.contract.step import Batch, Clock
 from kdzoo.testing.tiny import bare_plan, tiny_runner
 from kdzoo.zoo.loading import load_zoo
 from kdzoo_online.codistill import Codistill, codistill_loss

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from kdzoo.api import Batch, Clock, ModelShapes, NeedsError, Outputs, Shapes, StepContext
+from kdzoo.api import ModelShapes, NeedsError, Outputs, Shapes, StepContext
+from kdzoo.contract.step import Batch, Clock
 from kdzoo.testing import tiny as testing
 from kdzoo.zoo.loading import load_zoo
 from kdzoo_relation.crd import CRD, crd_loss

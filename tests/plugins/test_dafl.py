@@ -10,7 +10,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from kdzoo.api import Clock, ModelShapes, Outputs, Shapes, StepContext
+from kdzoo.api import ModelShapes, Outputs, Shapes, StepContext
+from kdzoo.contract.step import Clock
 from kdzoo.testing import tiny as testing
 from kdzoo.zoo.loading import load_zoo
 from kdzoo_data_free.dafl import (

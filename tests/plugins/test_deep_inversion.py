@@ -11,7 +11,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from kdzoo.api import Clock, ModelShapes, NeedsError, Outputs, Shapes, StepContext
+from kdzoo.api import ModelShapes, NeedsError, Outputs, Shapes, StepContext
+from kdzoo.contract.step import Clock
 from kdzoo.testing import tiny as testing
 from kdzoo.testing.checks import run_steps
 from kdzoo.training.engine import Engine

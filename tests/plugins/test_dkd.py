@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from kdzoo.api import Batch, Clock, ModelShapes, Outputs, Shapes, StepContext, soft_target_loss
+from kdzoo.api import ModelShapes, Outputs, Shapes, StepContext, soft_target_loss
+from kdzoo.contract.step import Batch, Clock
 from kdzoo_response.dkd import DKD, dkd_non_target_loss, dkd_target_loss
 
 

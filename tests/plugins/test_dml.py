@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdzoo.api import AlgorithmOptions, Batch, Clock, ModelShapes, Outputs, Shapes, StepContext, Update
+from kdzoo.api import AlgorithmOptions, ModelShapes, Outputs, Shapes, StepContext, Update
+from kdzoo.contract.step import Batch, Clock
 from kdzoo_online.dml import DML, dml_loss
 
 

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdzoo.api import Batch, Clock, ModelShapes, Outputs, Shapes, StepContext, soft_target_loss
+from kdzoo.api import ModelShapes, Outputs, Shapes, StepContext, soft_target_loss
+from kdzoo.contract.step import Batch, Clock
 from kdzoo.testing import tiny as testing
 from kdzoo.zoo.loading import load_zoo
 from kdzoo_adversarial.gan_augment import (

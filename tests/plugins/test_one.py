@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdzoo.api import Batch, Clock, Level, ModelShapes, NeedsError, Outputs, Shapes, StepContext
+from kdzoo.api import Level, ModelShapes, NeedsError, Outputs, Shapes, StepContext
+from kdzoo.contract.step import Batch, Clock
 from kdzoo.testing.tiny import tiny_runner
 from kdzoo.zoo.loading import load_zoo
 from kdzoo_online.one import ONE, Branch, Gate, gated, one_loss, one_rampup

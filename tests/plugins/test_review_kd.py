@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kdzoo.api import Clock, Level, ModelShapes, Outputs, Shapes
+from kdzoo.api import Level, ModelShapes, Outputs, Shapes
+from kdzoo.contract.step import Clock
 from kdzoo_feature.review_kd import Fusion, ReviewKD, review_kd_loss
 
 

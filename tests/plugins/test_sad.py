@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdzoo.api import Clock, Level, ModelShapes, NeedsError, Shapes
+from kdzoo.api import Level, ModelShapes, NeedsError, Shapes
+from kdzoo.contract.step import Clock
 from kdzoo_self.sad import SAD, sad_attention, sad_loss
 
 

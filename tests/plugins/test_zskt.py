@@ -10,7 +10,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from kdzoo.api import Clock, Level, ModelShapes, Outputs, Shapes, StepContext
+from kdzoo.api import Level, ModelShapes, Outputs, Shapes, StepContext
+from kdzoo.contract.step import Clock
 from kdzoo.testing import tiny as testing
 from kdzoo.zoo.loading import load_zoo
 from kdzoo_data_free.zskt import ZSKT, zskt_attention_loss, zskt_divergence_loss
