@@ -1,7 +1,7 @@
-"""Write the pages that the code knows best: command line, recipe, errors, a card per algorithm, a page per recipe.
+"""Write the pages that are made from the code: command line, recipe, errors, cards, a page per recipe.
 
-Run ``python docs/generate.py`` before the site is built. ``docs/reference/`` is under version control, so that a
-change of the command line or of the recipe shows in review; the folders in GENERATED_FOLDERS are not.
+Run ``python docs/generate.py`` before the site is built. ``docs/reference/`` is under version control: a change
+of the command line or of the recipe shows in review. The folders in GENERATED_FOLDERS are not.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ RESULTS = DOCS / "results"
 README = DOCS.parent / "README.md"
 GENERATED_FOLDERS = ("algorithms", "exporters", "recipes")
 
-#: The hand-written half of a card, in the order of the page; the generated half stands in between.
+#: The hand-written half of a card, in the order of the page; the generated half comes in between.
 IN_BRIEF, WHEN, DIFFERS, NOTES = HAND_WRITTEN = (
     "In one paragraph",
     "When to use it, when not",
@@ -56,7 +56,7 @@ def table(head: Row, rows: Iterable[Row]) -> str:
 
 
 def _cell(text: str) -> str:
-    """A bar in a cell would end it, and Markdown dialects disagree on escaping one in code."""
+    """A bar would end the cell, and Markdown dialects escape one in code differently."""
     text = re.sub(r"`([^`]*\|[^`]*)`", lambda found: f"<code>{html.escape(found.group(1))}</code>", text)
     return text.replace("|", "&#124;").replace("\n", " ")
 
@@ -109,10 +109,10 @@ def cli_page() -> str:
     return page(
         "# Command line",
         (root.help or "").strip(),
-        "This page is written from the program itself (`python docs/generate.py`), and a test compares the two. "
+        "This page is generated from the program (`python docs/generate.py`), and a test compares the two. "
         "Every command also takes `--help`.",
         fenced((cli.__doc__ or "").split("\n\n")[1]),
-        "What each exit code means is on the page [errors and exit codes](errors.md).",
+        "[Errors and exit codes](errors.md) explains the exit codes.",
         *sections,
     )
 
@@ -173,17 +173,17 @@ def recipe_page() -> str:
 
 RECIPE_INTRODUCTION = """# Recipe
 
-Every key of a recipe: its type and range, its default, what it does. This page is written from the class
+Every key of a recipe: its type and range, its default, what it does. This page is generated from the class
 `kdzoo.recipe.sections.Recipe` (`python docs/generate.py`), and a test compares the two. `kdzoo show RECIPE` prints a
-recipe with every default filled in, `kdzoo schema` prints a JSON Schema with the options of every installed plugin in
-it, for editors, and `-o KEY=VALUE` overrides any key through the same validation.
+recipe with every default filled in. `kdzoo schema` prints a JSON Schema for editors; it includes the options of every
+installed plugin. `-o KEY=VALUE` overrides any key and is validated like the file.
 
 ## How it is read
 
 A recipe is one YAML document of names and numbers, at most 256 KiB and 32 levels deep. It cannot run code: there are no
-tags, anchors, aliases, merge keys, includes or import paths. Unknown keys, and a key that is written twice, are errors.
-`1e-3` is a number; `no`, `on` and `yes` are text; `012` and `1:30`, which YAML readers disagree about, are refused.
-Every number has a range, and `.inf` and `.nan` are in none. All that is wrong with a recipe comes out at once, e.g.:
+tags, anchors, aliases, merge keys, includes or import paths. An unknown key is an error, and so is a key written twice.
+`1e-3` is a number; `no`, `on` and `yes` are text; `012` and `1:30`, which YAML readers understand differently, are
+refused. Every number has a range; none includes `.inf` or `.nan`. All problems of a recipe are reported at once:
 
 ```text
 recipes/x.yaml: 3 problems
@@ -278,19 +278,19 @@ def errors_page() -> str:
 
 ERRORS_INTRODUCTION = """# Errors and exit codes
 
-Whatever a user can cause ends in one of these: a message of what was wrong, where, what was got and what would be
-right, on standard error, without a traceback. `--debug` (or the environment variable `KDZOO_DEBUG`) shows the traceback
-too. Anything else that ends a command is a bug of kdzoo or of a plugin.
+Every mistake that a user can make ends in one of these errors. The message says what is wrong, where, what was found
+and what would be right. It goes to standard error, without a traceback. `--debug` (or the environment variable
+`KDZOO_DEBUG`) shows the traceback too. If a command ends in any other way, it is a bug of kdzoo or of a plugin.
 
-This page is written from `kdzoo.errors` (`python docs/generate.py`), and a test compares the two. Exit codes do not
+This page is generated from `kdzoo.errors` (`python docs/generate.py`), and a test compares the two. Exit codes do not
 change their meaning.
 """
 
-ERRORS_END = """Exit code 0 is done; a run that had already finished counts as done. Exit code 1 also stands for an
-algorithm that `kdzoo test-plugin` found not to keep the contract.
+ERRORS_END = """Exit code 0 means done; a run that had already finished counts as done. `kdzoo test-plugin` ends with
+exit code 1 if an algorithm breaks the contract.
 
-`kdzoo run` ends with 130 after SIGINT (Ctrl-C) and with 143 after SIGTERM, when the step under way is finished and the
-state is saved; the same command resumes. A second signal ends it at once, and it resumes from its last checkpoint.
+`kdzoo run` ends with 130 after SIGINT (Ctrl-C) and with 143 after SIGTERM. It first finishes the current step and saves
+the state; the same command resumes. A second signal ends it at once, and it resumes from its last checkpoint.
 """
 
 
@@ -302,7 +302,7 @@ def _first(thing: Any) -> str:
 # --- results ----------------------------------------------------------------------------------------
 
 
-#: The keys of what a network costs, as benchmarks/measure.py keeps them, and what stands above each.
+#: The keys of what a network costs, as benchmarks/measure.py keeps them, and the heading of each.
 COST_COLUMNS = (
     ("top1_percent", "accuracy %"),
     ("params_m", "parameters, millions"),
@@ -314,7 +314,7 @@ COST_COLUMNS = (
 
 
 class Measured:
-    """What was measured for one recipe, a number a seed; everything else is computed from them here."""
+    """What was measured for one recipe, one number per seed; everything else is computed from these."""
 
     def __init__(self, path: Path) -> None:
         data = json.loads(path.read_text())
@@ -355,33 +355,33 @@ class Measured:
         rows.append(["**mean, std**", *(mean_std(values, sign) for values, sign in columns)])
         return table(("seed", "teacher %", "control %", "student %", "student - control"), rows)
 
-    def beside(self) -> str:
-        """What the algorithm measures besides, e.g. other sizes of the student; empty where there is nothing."""
+    def further(self) -> str:
+        """What else the algorithm measures, e.g. other sizes of the student; empty if nothing."""
         rows = [(prose(label), mean_std(values)) for label, values in self.variants.items()]
         title = "Measured on the same split, by the algorithm itself:"
         return page(title, table(("", "mean, std %"), rows)) if rows else ""
 
     def what_it_costs(self) -> str:
-        """Networks and exported files with their sizes and times; empty where they were not kept."""
+        """Networks and exported files with their sizes and times; empty if they were not kept."""
         rows = [
             [prose(label), *(significant(values.get(key, [])) for key, _ in COST_COLUMNS)]
             for label, values in self.costs.items()
         ]
-        title = "Networks and exported files; a time is the median of calls in turn, of one sample each:"
+        title = "Networks and exported files. Times are medians of calls in turn, of one sample each:"
         return page(title, table(("", *(head for _, head in COST_COLUMNS)), rows)) if rows else ""
 
     def shown(self) -> str:
-        """The tables that the algorithm shows, mean and deviation over the seeds; empty where there is none."""
+        """The tables that the algorithm shows, mean and deviation over the seeds; empty if there are none."""
         parts = []
-        for told in self.tables:
-            rows = [[prose(str(row[0])), *map(_told, row[1:])] for row in told["rows"]]
-            head = tuple(prose(str(column)) for column in told["columns"])
-            parts.append(page(f"**{prose(told['title'])}.** {prose(told['note'])}", table(head, rows)))
+        for item in self.tables:
+            rows = [[prose(str(row[0])), *map(_item_cell, row[1:])] for row in item["rows"]]
+            head = tuple(prose(str(column)) for column in item["columns"])
+            parts.append(page(f"**{prose(item['title'])}.** {prose(item['note'])}", table(head, rows)))
         return page(*parts) if parts else ""
 
 
-def _told(cell: str | Sequence[float] | None) -> str:
-    """A cell of an algorithm's table: words that are the same for every seed, or a number a seed."""
+def _item_cell(cell: str | Sequence[float] | None) -> str:
+    """A cell of an algorithm's table: words that are the same for every seed, or one number per seed."""
     if isinstance(cell, str):
         return prose(cell)
     return f"{cell[0]:g}" if cell and len(set(cell)) == 1 else mean_std(cell or [])
@@ -392,7 +392,7 @@ def _at(values: Sequence[float], index: int, sign: str) -> str:
 
 
 def mean_std(values: Sequence[float], sign: str = "") -> str:
-    """Mean and sample standard deviation; one value has no spread to show, and none has neither."""
+    """Mean and sample standard deviation; without the latter for one value, empty for none."""
     if not values:
         return ""
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
@@ -400,7 +400,7 @@ def mean_std(values: Sequence[float], sign: str = "") -> str:
 
 
 def significant(values: Sequence[float]) -> str:
-    """The same in four significant digits, whatever the unit; values that are all one have no spread to show."""
+    """The same in four significant digits, for any unit; without a deviation if all values are equal."""
     if not values:
         return ""
     spread = f" ± {statistics.stdev(values):.2g}" if len(set(values)) > 1 else ""
@@ -470,7 +470,7 @@ def _result(recipe: Recipe, here: str) -> str:
         "Top-1 accuracy on the test split, read once after training. The control is the recipe's student under the "
         + (f"same budget, trained {found.upper_bound}." if found.upper_bound else "same budget without the teacher."),
         found.table(),
-        found.beside(),
+        found.further(),
         found.what_it_costs(),
         found.shown(),
         f"In short: {found.summary()}.",
@@ -499,9 +499,9 @@ def _recipe_index(recipes: Mapping[str, Recipe]) -> str:
 
 RECIPES_INTRODUCTION = """# Recipes
 
-The recipes that come with kdzoo. Run one with `kdzoo run NAME`; `kdzoo new recipe NAME --algorithm ALGORITHM` writes
-one to start from. Accuracies are top-1 percent on the test split, mean and standard deviation over seeds; the control
-is the same student under the same budget without the teacher.
+The recipes that come with kdzoo. `kdzoo run PATH` runs one; `kdzoo new recipe NAME --algorithm ALGORITHM` writes
+a new one to start from. Accuracies are top-1 percent on the test split, mean and standard deviation over seeds. The
+control is the same student under the same budget without the teacher.
 """
 
 
@@ -523,8 +523,8 @@ def evidence_page(zoo: Zoo, recipes: Mapping[str, Recipe]) -> str:
         if bounded:
             parts += [EVIDENCE_BOUNDED, table(EVIDENCE_HEAD, [_evidence_row(*row, zoo) for row in bounded])]
         sections.append(page(f"## {data}", *parts))
-    told = {recipe.algorithm.name for rows in by_data.values() for _, recipe, _ in rows}
-    missing = sorted(set(zoo.algorithms) - told)
+    shown = {recipe.algorithm.name for rows in by_data.values() for _, recipe, _ in rows}
+    missing = sorted(set(zoo.algorithms) - shown)
     if missing:
         sections.append(page("## Not measured yet", ", ".join(code(name) for name in missing)))
     return page(EVIDENCE_INTRODUCTION, *sections)
@@ -547,19 +547,19 @@ def _evidence_row(name: str, recipe: Recipe, found: Measured, zoo: Zoo) -> Row:
 
 EVIDENCE_HEAD = ("recipe", "algorithm", "teacher %", "control %", "student %", "student - control", "better on", "step")
 EVIDENCE_BOUNDED = (
-    "Held against an upper bound, a control that the student is not expected to beat; the recipe's page has the lower "
-    "bound too:"
+    "Held against an upper bound: a control that the student is not expected to beat. The recipe's page has the lower "
+    "bound too."
 )
 EVIDENCE_INTRODUCTION = """# Evidence
 
-Was distillation worth it? Every measured recipe, by data set, the largest gain first. What does not beat its control
-stands here as such. All numbers are top-1 percent on the test split, read once after training: mean and standard
-deviation over seeds. The control is the same student under the same budget without the teacher, trained from the same
-seed, so that the difference is paired; for some algorithms it means something else, and their cards say what. "Step"
-is the time of one training step of the student's stage over that of the control, as both were trained.
+Was distillation worth it? This page lists every measured recipe by data set, the largest gain first. It does not leave
+out algorithms that do not beat their control. All numbers are top-1 percent on the test split, read once after
+training: mean and standard deviation over seeds. The control is the same student under the same budget without the
+teacher. It is trained from the same seed, so the difference is paired. For some algorithms the control is another one;
+their cards say which. "Step" is the time of one training step of the student, divided by that of the control.
 
-`make evidence` measures all of it again, three seeds each. It may be killed at any point and goes on from there; the
-pages of the recipes have every seed, the command and the commit.
+`make evidence` measures all of it again, with three seeds each. It may be killed at any point and goes on from there.
+The pages of the recipes have every seed, the command and the commit.
 """
 
 
@@ -573,7 +573,7 @@ def algorithm_pages(zoo: Zoo, recipes: Mapping[str, Recipe]) -> dict[str, str]:
 
 
 def hand_written(cls: type) -> dict[str, str]:
-    """The sections of ``<name>.md`` beside a class; empty where its plugin ships none."""
+    """The sections of ``<name>.md`` next to a class; empty if its plugin has none."""
     path = Path(inspect.getfile(cls)).with_name(f"{cls.name}.md")  # type: ignore[attr-defined]
     if not path.is_file():
         return {}
@@ -582,7 +582,7 @@ def hand_written(cls: type) -> dict[str, str]:
 
 
 def uses(name: str, recipes: Mapping[str, Recipe], zoo: Zoo) -> list[str]:
-    """The recipes that use an algorithm, themselves or as the one that theirs hands its work to."""
+    """The recipes that use an algorithm, directly or as the delegate of another one."""
     return [path for path, recipe in recipes.items() if name in (recipe.algorithm.name, _delegate(recipe, zoo))]
 
 
@@ -654,12 +654,12 @@ def _recipe_form(cls: type[Algorithm]) -> str:
     for name, words, _, text in card.option_rows(cls):
         rows.append([code(name), prose(words), code(flow(options[name])), prose(text)])
     delegate = (
-        f"Options and loss weights that are not listed here go to the algorithm that `{cls.delegate}` names."
+        f"Options and loss weights that are not listed here go to the algorithm named by `{cls.delegate}`."
         if cls.delegate
         else ""
     )
     return page(
-        "With every default written out:",
+        "With every default:",
         fenced("\n".join(lines), "yaml"),
         table(("option", "type and range", "default", "what it does"), rows) if rows else "It has no options.",
         delegate,
@@ -672,7 +672,7 @@ def _recipes_of(name: str, recipes: Mapping[str, Recipe], zoo: Zoo, here: str) -
 
 
 def _functions(cls: type[Algorithm]) -> str:
-    """The pure functions that the class's module has or shares with others."""
+    """The pure functions that the class's module defines or imports from the core."""
     module = cls.__module__
     functions = inspect.getmembers(sys.modules[module], inspect.isfunction)
     found = [f for name, f in functions if name.endswith("_loss") and f.__module__ in (module, losses.__name__)]
@@ -754,7 +754,7 @@ def _overview(cls: type[Algorithm], recipes: Mapping[str, Recipe], zoo: Zoo) -> 
 
 
 def readme(text: str, zoo: Zoo, recipes: Mapping[str, Recipe]) -> str:
-    """The README with its list of algorithms as the zoo has them, and what was measured of them."""
+    """The README with the list of algorithms and their measured results."""
     written = {"algorithms": _families_and_algorithms(zoo), "results": _worth(recipes, zoo)}
     for what, content in written.items():
         begin, end = f"<!-- {what}: written by docs/generate.py -->", f"<!-- end of {what} -->"
@@ -774,7 +774,7 @@ def _families_and_algorithms(zoo: Zoo) -> str:
 
 
 def _worth(recipes: Mapping[str, Recipe], zoo: Zoo) -> str:
-    """The algorithms measured on Fashion-MNIST by how often the student beat its control, the largest gain first."""
+    """The algorithms measured on Fashion-MNIST by how often the student beats its control, the largest gain first."""
     gains = {}
     for recipe in recipes.values():
         found = measured(recipe.name)
@@ -824,7 +824,7 @@ def reference_pages() -> dict[str, str]:
 
 
 def built_in() -> Zoo:
-    """The zoo without what third parties have added to this environment."""
+    """The zoo without third-party plugins of this environment."""
     zoo = load_zoo()
     own = {name: offer for name, offer in zoo.algorithms.items() if offer.distribution == BUILT_IN}
     exporters = {name: offer for name, offer in zoo.exporters.items() if offer.distribution == BUILT_IN}
