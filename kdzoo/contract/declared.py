@@ -35,7 +35,6 @@ class Needs:
     features: bool = False  # paired levels of teacher and student, (N, C, H, W)
     pre_logits: bool = False  # the embedding before the classifier, (N, D)
     sample_index: bool = False  # a stable index of each training sample
-    views: int = 1  # differently augmented views of each sample
     data: Literal["labelled", "unlabelled", "none"] = "labelled"
     min_classes: int = 2
     min_batch: int = 1  # samples in a step, for losses between samples

@@ -25,7 +25,6 @@ class Batch:
     targets: Tensor  # (N,), int64
     index: Tensor  # (N,), int64, position in the training split
     view: int = 0  # which augmentation of the samples this is
-    second_view: Tensor | None = None  # (N, C, H, W), when ``needs.views`` is 2
 
 
 @dataclass(frozen=True)

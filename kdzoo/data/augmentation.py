@@ -40,15 +40,14 @@ def _shift(bits: Tensor, by: int) -> Tensor:
     return (bits >> by) & ((1 << (64 - by)) - 1)
 
 
-def augment(images: Tensor, index: Tensor, kind: Augment, seed: int, view: int, stream: str = "first") -> Tensor:
+def augment(images: Tensor, index: Tensor, kind: Augment, seed: int, view: int) -> Tensor:
     """Return the batch as augmentation ``kind`` shows it at ``view``.
 
-    Shapes: (N, C, H, W) of any dtype and (N,) int64 on the same device -> (N, C, H, W). ``stream`` separates the two
-    views that one batch may hold.
+    Shapes: (N, C, H, W) of any dtype and (N,) int64 on the same device -> (N, C, H, W).
     """
     if kind == "none":
         return images
-    bits = hash_index(derive_seed(seed, "augment", stream, view), index)
+    bits = hash_index(derive_seed(seed, "augment", "first", view), index)
     images = _flip(images, bits & 1)
     if kind == "crop_flip":
         images = _crop(images, _below(2 * PADDING + 1, bits, 16), _below(2 * PADDING + 1, bits, 32))

@@ -115,21 +115,22 @@ class Loader:
         start_step: int = 0,
         rank: int = 0,
         world: int = 1,
-        second_view: bool = False,
     ) -> Iterator[Batch]:
         """Yield an epoch's batches from ``start_step`` on; with ``world`` processes, this rank's share of each."""
         steps = self.steps_per_epoch
         batches = self.order(epoch)[: steps * self.batch_size].reshape(steps, world, self.batch_size // world)
         widths = self._widths(batches[start_step:].reshape(-1, self.batch_size)) if world > 1 else None
-        return self._batches("train", list(batches[start_step:, rank]), view, second_view, widths)
+        return self._batches("train", list(batches[start_step:, rank]), view, widths)
 
     def _widths(self, batches: np.ndarray) -> list[int] | None:
         """How wide each batch of text is for all processes, whose shares are put together again."""
         reader = self._reader("train")
         return reader.lengths[batches].max(axis=1).tolist() if isinstance(reader, TokenReader) else None
 
-    def canonical_batches(self, view: int, batch_size: int | None = None) -> Iterator[Batch]:
-        """Yield the training split in index order as ``view`` shows it.
+    def canonical_batches(
+        self, view: int, batch_size: int | None = None, numbers: Sequence[int] | None = None
+    ) -> Iterator[Batch]:
+        """Yield the training split in index order as ``view`` shows it; of its batches only ``numbers``, if given.
 
         Every ``inputs`` has exactly ``batch_size`` samples (None: a training batch's): the last batch is filled by
         repeating samples, so that the same kernels run as in training. ``index`` and ``targets`` hold the samples
@@ -137,13 +138,12 @@ class Loader:
         """
         samples, batch_size = self.data.num_train, batch_size or self.batch_size
         steps = -(-samples // batch_size)
-        rows = np.arange(steps * batch_size) % samples
-        valid = samples
+        numbers = range(steps) if numbers is None else numbers
+        rows = (np.arange(steps * batch_size) % samples).reshape(steps, batch_size)[list(numbers)]
         reader = self._reader("train")
-        widths = [int(reader.lengths.max())] * steps if isinstance(reader, TokenReader) else None
-        for batch in self._batches("train", list(rows.reshape(steps, batch_size)), view, False, widths):
-            count = min(valid, batch_size)
-            valid -= count
+        widths = [int(reader.lengths.max())] * len(rows) if isinstance(reader, TokenReader) else None
+        for number, batch in zip(numbers, self._batches("train", list(rows), view, widths), strict=True):
+            count = min(samples - number * batch_size, batch_size)
             yield Batch(batch.inputs, batch.targets[:count], batch.index[:count], view)
 
     def eval_batches(
@@ -151,30 +151,25 @@ class Loader:
     ) -> Iterator[Batch]:
         """Yield a split, or some rows of it, in order, without augmentation; the last batch may be short."""
         rows = np.arange(len(self.data.part(split))) if samples is None else np.asarray(samples, dtype=np.int64)
-        return self._batches(split, np.split(rows, range(batch_size, len(rows), batch_size)), None, False)
+        return self._batches(split, np.split(rows, range(batch_size, len(rows), batch_size)), None)
 
     def _batches(
         self,
         split: SplitName,
         batches: Sequence[np.ndarray],
         view: int | None,
-        second_view: bool,
         widths: Sequence[int] | None = None,
     ) -> Iterator[Batch]:
         reader = self._reader(split)
         if isinstance(reader, TokenReader):
             for ids, rows in zip(reader.batches(batches, widths), batches, strict=True):
                 index = torch.from_numpy(rows).to(self.device)
-                yield Batch(ids, reader.targets[index], index, view or 0, ids if second_view else None)
+                yield Batch(ids, reader.targets[index], index, view or 0)
             return
         for images, rows in zip(reader.batches(batches), batches, strict=True):
             index = torch.from_numpy(rows).to(self.device)
-            first = images if view is None else augment(images, index, self._augment, self._seed, view)
-            second = None
-            if second_view:
-                assert view is not None, "evaluation has one view"
-                second = self._pixels(augment(images, index, self._augment, self._seed, view, "second"))
-            yield Batch(self._pixels(first), reader.targets[index], index, view or 0, second)
+            shown = images if view is None else augment(images, index, self._augment, self._seed, view)
+            yield Batch(self._pixels(shown), reader.targets[index], index, view or 0)
 
     def _pixels(self, images: Tensor) -> Tensor:
         pixels = images if images.dtype == torch.float32 else images.float().div_(255)

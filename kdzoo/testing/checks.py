@@ -95,7 +95,7 @@ class Harness:
         job = engine.job
         batch = None
         if job.loader is not None:
-            batch = next(iter(job.loader.train_batches(0, 0, 0, 0, 1, job.algorithm.needs.views > 1)))
+            batch = next(iter(job.loader.train_batches(0, 0)))
             if size is not None:
                 batch = cut(batch, size)
         return engine.context(batch, Clock(0, job.train.epochs, 0, job.steps_per_epoch))
@@ -106,10 +106,7 @@ class Harness:
 
 
 def cut(batch: Batch, size: int) -> Batch:
-    second = None if batch.second_view is None else batch.second_view[:size]
-    return replace(
-        batch, inputs=batch.inputs[:size], targets=batch.targets[:size], index=batch.index[:size], second_view=second
-    )
+    return replace(batch, inputs=batch.inputs[:size], targets=batch.targets[:size], index=batch.index[:size])
 
 
 def own_stage(cls: type[Algorithm], runner: Runner, teachers: tuple[StageResult, ...]) -> Stage:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -216,8 +216,7 @@ class Engine:
             yield from [None] * (job.steps_per_epoch - start)
             return
         view = epoch if job.views is None else epoch % job.views
-        second = job.algorithm.needs.views > 1
-        batches = job.loader.train_batches(epoch, view, start, job.ranks.rank, job.ranks.world, second)
+        batches = job.loader.train_batches(epoch, view, start, job.ranks.rank, job.ranks.world)
         yield from islice(batches, job.steps_per_epoch - start)
 
     def _timed_data(self, batches: Iterator[Batch | None]) -> Iterator[Batch | None]:
@@ -697,11 +696,7 @@ def _split(batch: Batch | None, parts: int) -> list[Batch | None]:
     if batch is None or parts == 1:
         return [batch] * parts
     fields = {name: getattr(batch, name).chunk(parts) for name in ("inputs", "targets", "index")}
-    seconds: Iterable[Any] = [None] * parts if batch.second_view is None else batch.second_view.chunk(parts)
-    return [
-        replace(batch, inputs=i, targets=t, index=n, second_view=s)
-        for i, t, n, s in zip(*fields.values(), seconds, strict=True)
-    ]
+    return [replace(batch, **dict(zip(fields, part, strict=True))) for part in zip(*fields.values(), strict=True)]
 
 
 def _rest(algorithm: Algorithm, own: Mapping[str, Any]) -> nn.Module:

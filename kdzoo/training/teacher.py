@@ -1,12 +1,16 @@
 """A frozen teacher in a training step, and the exact store of its outputs.
 
-Augmentation is a pure function of (seed, view, sample index), so a view's pixels repeat for ever and the teacher
-need never see them twice. Outputs are kept per (teacher, sample, view) and reused only for the very same pixels.
+Augmentation is a pure function of (seed, view, sample index), so the pixels of a view repeat and the teacher need never
+see them twice. Outputs are kept per (teacher, sample, view) and reused only for the very same pixels.
+
+The bits of an output depend on the batch that it is computed in: other numbers of rows run other kernels. So outputs
+are computed, and later verified, in the same chunks: ``batch_size`` samples in index order, text as wide as the longest
+row of the split.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,14 +73,14 @@ class Teacher:
 
 @dataclass
 class Hits:
-    """How often the store answered, and how many answers were recomputed and compared."""
+    """How many samples were answered from the store, and how many of these answers were recomputed and compared."""
 
     samples: int = 0
     verified: int = 0
 
 
 class CachedTeacher(Teacher):
-    """A teacher whose outputs come from the store, view by view; a missing view is computed once."""
+    """A teacher that answers from the store, view by view; a view that the store lacks is computed once."""
 
     def __init__(
         self,
@@ -92,7 +96,10 @@ class CachedTeacher(Teacher):
         seed: int,
         batch_size: int | None = None,
     ) -> None:
-        """``batch_size``: of the parts training asks about, as the size decides the last bits; None: whole ones."""
+        """``batch_size`` is that of one forward pass in training, as the size decides the last bits; None: a batch's.
+
+        ``verify_fraction`` is the share of the answers that are compared with new ones, in [0, 1].
+        """
         super().__init__(network, levels, pre_logits, precision)
         self._batch_size = batch_size or loader.batch_size
         self.hits = Hits()
@@ -112,20 +119,27 @@ class CachedTeacher(Teacher):
             "folded": True,
         }
         self._views: dict[int, dict[str, Tensor]] = {}
+        self._verified: set[tuple[int, int]] = set()  # (view, chunk)
 
     def outputs(self, batch: Batch) -> Outputs:
+        """Answer a training batch from the store. Raises CorruptError where a verified answer is wrong."""
         if batch.view not in self._views:
             self._views[batch.view] = self._load(batch.view)
         stored = self._views[batch.view]
-        index = batch.index
-        pre_logits: Any = stored["pre_logits"][index] if self.pre_logits else None
-        features = tuple(stored[f"features_{i}"][index] for i in range(len(self.levels)))
+        self._verify(batch, stored)
+        self.hits.samples += len(batch.index)
+        answers = {name: tensor[batch.index] for name, tensor in stored.items()}
+        features = tuple(answers[f"features_{i}"] for i in range(len(self.levels)))
         if self.network.tokens is not None:  # stored as wide as the longest text
             features = tuple(feature[:, :, : batch.inputs.shape[1]] for feature in features)
-        outputs = Outputs(stored["logits"][index], features, pre_logits)
-        self.hits.samples += len(index)
-        self._verify(batch, outputs)
-        return outputs
+        return Outputs(answers["logits"], features, answers.get("pre_logits"))  # type: ignore[arg-type]
+
+    def gib_of_a_view(self, samples: int) -> float:
+        """Room that one view of ``samples`` samples takes."""
+        shown = [self.network.levels[i] for i in self.levels]
+        numbers = self.network.num_classes + sum(level.channels * level.height * level.width for level in shown)
+        numbers += self.network.pre_logits_width if self.pre_logits else 0
+        return samples * numbers * 4 / 2**30
 
     def _load(self, view: int) -> dict[str, Tensor]:
         key = stable_hash(self._identity | {"view": view})
@@ -138,61 +152,69 @@ class CachedTeacher(Teacher):
     def _fill(self, folder: Path, view: int) -> None:
         """Answer the whole training split at one view, in index order."""
         parts: dict[str, list[Tensor]] = {}
-        for batch in self._loader.canonical_batches(view, self._batch_size):
-            valid = len(batch.index)
-            outputs = self.live(batch.inputs)
-            parts.setdefault("logits", []).append(outputs.logits[:valid].cpu())
-            for i, feature in enumerate(outputs.features):
-                parts.setdefault(f"features_{i}", []).append(feature[:valid].cpu())
-            if outputs.pre_logits is not None:
-                parts.setdefault("pre_logits", []).append(outputs.pre_logits[:valid].cpu())
+        for chunk in self._loader.canonical_batches(view, self._batch_size):
+            for name, answers in self._answers(chunk).items():
+                parts.setdefault(name, []).append(answers.cpu())
         write_tensors(folder / "outputs.safetensors", {n: torch.cat(p).contiguous() for n, p in parts.items()}, {})
 
-    def gib_of_a_view(self, samples: int) -> float:
-        """Room that one view of ``samples`` samples takes."""
-        shown = [self.network.levels[i] for i in self.levels]
-        numbers = self.network.num_classes + sum(level.channels * level.height * level.width for level in shown)
-        numbers += self.network.pre_logits_width if self.pre_logits else 0
-        return samples * numbers * 4 / 2**30
+    def _answers(self, chunk: Batch) -> dict[str, Tensor]:
+        """Outputs of a chunk by their name in the store, without those of the samples that only fill it up."""
+        outputs = self.live(chunk.inputs)
+        named = {"logits": outputs.logits}
+        named |= {f"features_{i}": feature for i, feature in enumerate(outputs.features)}
+        if outputs.pre_logits is not None:
+            named["pre_logits"] = outputs.pre_logits
+        return {name: tensor[: len(chunk.index)] for name, tensor in named.items()}
 
-    def _verify(self, batch: Batch, stored: Outputs) -> None:
-        """Recompute a share of the hits, chosen by the seed, and compare them with what was stored."""
-        draw = derive_seed(self._seed, "verify", self.hits.samples, batch.view) / 2**63
-        if draw >= self._verify_fraction:
+    def _verify(self, batch: Batch, stored: Mapping[str, Tensor]) -> None:
+        """Compute a share of the batch's chunks again and compare; a chunk that was right stays so in this process.
+
+        The seed decides which chunks: others each time that training has gone through as many samples as there are.
+        """
+        if self._verify_fraction == 0:
             return
-        samples = len(batch.index)
-        # As many samples as when they were stored, whatever the batch has.
-        rows = torch.arange(max(samples, self._batch_size), device=batch.inputs.device) % samples
-        fresh = _first(self.live(batch.inputs[rows]), samples)
-        self.hits.verified += samples
-        pairs = [
-            ("logits", fresh.logits, stored.logits),
-            *zip(self._names(), fresh.features, stored.features, strict=True),
-        ]
-        if fresh.pre_logits is not None:
-            pairs.append(("pre_logits", fresh.pre_logits, stored.pre_logits))
-        for name, new, old in pairs:
+        number = batch.index // self._batch_size
+        passes = self.hits.samples // self._loader.data.num_train
+        chosen = [chunk for chunk in number.unique().tolist() if self._chosen(passes, batch.view, chunk)]
+        self.hits.verified += int(torch.isin(number, torch.tensor(chosen, device=number.device)).sum())
+        missing = [chunk for chunk in chosen if (batch.view, chunk) not in self._verified]
+        if not missing:
+            return
+        for fresh in self._loader.canonical_batches(batch.view, self._batch_size, missing):
+            self._check_inputs(batch, fresh)
+            self._check_answers(fresh, stored)
+        self._verified.update((batch.view, chunk) for chunk in missing)
+
+    def _chosen(self, passes: int, view: int, chunk: int) -> bool:
+        return derive_seed(self._seed, "verify", passes, view, chunk) / 2**63 < self._verify_fraction
+
+    def _check_inputs(self, batch: Batch, fresh: Batch) -> None:
+        """Raise CorruptError where training sees other inputs than those that the stored answers belong to."""
+        rows = batch.index - fresh.index[0]
+        for row in ((rows >= 0) & (rows < len(fresh.index))).nonzero()[:, 0].tolist():
+            ours = batch.inputs[row]
+            theirs = fresh.inputs[rows[row]]
+            if not torch.equal(ours, theirs[: len(ours)] if self.network.tokens is not None else theirs):
+                raise CorruptError(
+                    f"teacher outputs in the store belong to other data: sample {int(batch.index[row])}, view "
+                    f"{batch.view}, was read twice with two results. Has the data set changed during the run?"
+                )
+
+    def _check_answers(self, fresh: Batch, stored: Mapping[str, Tensor]) -> None:
+        """Raise CorruptError where the answers to a chunk are not those in the store."""
+        for name, new in self._answers(fresh).items():
+            old = stored[name][fresh.index]
             if not self._same(new, old):
                 bad = int((new != old).flatten(1).any(1).nonzero()[0])
                 raise CorruptError(
                     f"teacher outputs in the store differ from the teacher's own: {name} of sample "
-                    f"{int(batch.index[bad])}, view {batch.view}. Delete the folder teacher_outputs of the store "
+                    f"{int(fresh.index[bad])}, view {fresh.view}. Delete the folder teacher_outputs of the store "
                     f"({self._store.root}) and run again"
                 )
 
-    def _names(self) -> list[str]:
-        return [f"features_{i}" for i in range(len(self.levels))]
-
     def _same(self, new: Tensor, old: Tensor) -> bool:
-        # On the CPU a sample's outputs do not depend on the others of its batch, bit for bit; on a GPU they are close,
-        # and so are those of text, which was filled up to another width when they were stored.
-        if self.precision.device.type == "cpu" and self.network.tokens is None:
+        # The CPU gives the same chunk the same bits; a GPU may choose another kernel, which is close.
+        if self.precision.device.type == "cpu":
             return torch.equal(new, old)
         tolerance = 1e-4 if self.precision.dtype is None else 3e-2
         return torch.allclose(new, old, rtol=tolerance, atol=tolerance * float(old.abs().max()))
-
-
-def _first(outputs: Outputs, samples: int) -> Outputs:
-    features = tuple(feature[:samples] for feature in outputs.features)
-    pre_logits: Any = None if outputs.pre_logits is None else outputs.pre_logits[:samples]
-    return Outputs(outputs.logits[:samples], features, pre_logits)

@@ -63,10 +63,10 @@ def as_files(splits: DataSplits) -> DataSplits:
 
 def all_bits(data: DataSet, workers: int = 0, augment: str = "crop_flip") -> list[torch.Tensor]:
     loader = data.loader(CPU, 7, augment, seed=3, workers=workers, timeout_s=60)
-    batches = [*loader.train_batches(1, 1, second_view=True), *loader.canonical_batches(2)]
+    batches = [*loader.train_batches(1, 1), *loader.canonical_batches(2)]
     batches += loader.eval_batches("validation", 3)
-    tensors = [t for b in batches for t in (b.inputs, b.targets, b.index, b.second_view) if t is not None]
-    assert len(tensors) == 3 * len(batches) + 4
+    tensors = [t for b in batches for t in (b.inputs, b.targets, b.index)]
+    assert len(tensors) == 3 * len(batches)
     return tensors
 
 
@@ -318,13 +318,6 @@ def test_evaluation_goes_through_a_split_in_order_and_does_not_augment() -> None
     assert torch.cat([batch.index for batch in batches]).tolist() == list(range(8))
     plain = torch.from_numpy(data._splits.train.images[data.parts["validation"].rows]).permute(0, 3, 1, 2) / 255
     assert torch.equal(torch.cat([batch.inputs for batch in batches]), plain)
-
-
-def test_the_second_view_is_another_draw() -> None:
-    batch = next(opened().loader(CPU, 16, "crop_flip").train_batches(0, 0, second_view=True))
-    assert batch.second_view is not None
-    assert batch.second_view.shape == batch.inputs.shape
-    assert not torch.equal(batch.second_view, batch.inputs)
 
 
 def test_channels_last_changes_the_layout_and_no_bit() -> None:

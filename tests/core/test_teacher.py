@@ -242,11 +242,20 @@ def test_another_view_is_another_question(shelf: Shelf) -> None:
     assert not torch.equal(outputs[0].logits, outputs[1].logits)
 
 
-def swapped(shelf: Shelf, key: str) -> None:
-    """Store the first view of one teacher with two samples' answers swapped, as a wrong index would."""
+def swap(tensor: Tensor) -> None:
+    """Exchange two samples' answers, as a wrong index would."""
+    tensor[[3, 4]] = tensor[[4, 3]]
+
+
+def flip_a_bit(tensor: Tensor) -> None:
+    tensor.view(torch.int32)[3, 0] ^= 1
+
+
+def spoil(shelf: Shelf, key: str, change: Callable[[Tensor], None]) -> None:
+    """Change the answers of the one view that is stored; every digest is right."""
     (folder,) = shelf.views
     tensors = read_tensors(folder / "outputs.safetensors")
-    tensors[key][[3, 4]] = tensors[key][[4, 3]]
+    change(tensors[key])
     name = folder.name
     store = Store(shelf.root)
     for path in folder.iterdir():
@@ -263,18 +272,71 @@ def test_swapped_answers_are_found_out(key: str, shelf: Shelf) -> None:
 
     batches = list(shelf.loader.train_batches(0, view=0))
     teacher(0.0).outputs(batches[0])
-    swapped(shelf, key)
+    spoil(shelf, key, swap)
     trusting = teacher(0.0)
     for batch in batches:
         trusting.outputs(batch)
     checking = teacher(1.0)
     with pytest.raises(CorruptError) as caught:
         all(map(checking.outputs, batches))
-    bad = next(i for batch in batches for i in batch.index.tolist() if i in (3, 4))
     assert str(caught.value) == (
-        f"teacher outputs in the store differ from the teacher's own: {key} of sample {bad}, view 0. Delete the "
+        f"teacher outputs in the store differ from the teacher's own: {key} of sample 3, view 0. Delete the "
         f"folder teacher_outputs of the store ({shelf.root}) and run again"
     )
+
+
+def moody(teacher: CachedTeacher) -> CachedTeacher:
+    """A teacher that answers a sample by the batch it comes in, as a CPU does in the last bits.
+
+    The number of samples, the place among them and their mean all count.
+    """
+
+    def depend(module: nn.Module, inputs: Any, outputs: Outputs) -> Outputs:
+        rows = torch.arange(len(outputs.logits))[:, None]
+        return Outputs(outputs.logits + 1e-3 * len(rows) + 1e-4 * rows + outputs.logits.mean())
+
+    teacher._fast.register_forward_hook(depend)
+    return teacher
+
+
+@pytest.mark.parametrize("chunk", [4, 8, 30])
+def test_what_is_verified_is_the_chunk_that_was_stored(chunk: int, shelf: Shelf) -> None:
+    def teacher() -> CachedTeacher:
+        return moody(shelf(network(), batch_size=chunk))
+
+    cached = teacher()
+    batches = list(shelf.loader.train_batches(0, view=0))
+    for batch in batches:
+        stored, live = cached.outputs(batch).logits, cached.live(batch.inputs).logits
+        assert not torch.equal(stored, live), "this teacher's answers do not depend on the batch"
+    assert cached.hits.samples == cached.hits.verified == 3 * BATCH
+    spoil(shelf, "logits", flip_a_bit)
+    with pytest.raises(CorruptError, match="logits of sample 3, view 0"):
+        all(map(teacher().outputs, batches))
+
+
+def test_a_chunk_is_computed_again_at_most_once(shelf: Shelf) -> None:
+    shelf(network(), verify_fraction=0.0).outputs(first(shelf.loader))
+    cached = shelf(network())
+    runs = counted(cached)
+    for _ in range(2):
+        for batch in shelf.loader.train_batches(0, view=0):
+            cached.outputs(batch)
+    assert runs() == 4  # chunks of 8 in 30 samples
+
+
+def test_other_inputs_than_those_that_were_stored_are_found(shelf: Shelf) -> None:
+    cached = shelf(network())
+    batch = first(shelf.loader)
+    other = batch.inputs.clone()
+    other[2, 0, 0, 0] += 1e-6
+    with pytest.raises(CorruptError) as caught:
+        cached.outputs(dataclasses.replace(batch, inputs=other))
+    assert str(caught.value) == (
+        f"teacher outputs in the store belong to other data: sample {int(batch.index[2])}, view 0, was read twice with "
+        "two results. Has the data set changed during the run?"
+    )
+    cached.outputs(batch)
 
 
 @pytest.mark.parametrize("precision", [FP32, dataclasses.replace(FP32, channels_last=True)], ids=["nchw", "nhwc"])
