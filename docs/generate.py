@@ -499,7 +499,7 @@ def _recipe_index(recipes: Mapping[str, Recipe]) -> str:
 
 RECIPES_INTRODUCTION = """# Recipes
 
-The recipes that come with kdzoo. `kdzoo run PATH` runs one; `kdzoo new recipe NAME --algorithm ALGORITHM` writes
+The recipes that come with kdzoo. `kdzoo run RECIPE` runs one; `kdzoo new recipe NAME --algorithm ALGORITHM` writes
 a new one to start from. Accuracies are top-1 percent on the test split, mean and standard deviation over seeds. The
 control is the same student under the same budget without the teacher.
 """
