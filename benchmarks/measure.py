@@ -122,7 +122,6 @@ def request_times(path: Path, exported: Path, result: dict[str, Any], rounds: in
     An image stands for all; of text each round takes the next of the validation split, at its own length.
     """
     from kdzoo.plan.resolve import resolve
-    from kdzoo.run.delivery import TEXT_REQUESTS
     from kdzoo.run.runner import Runner
     from kdzoo.storage.store import Store
     from kdzoo.zoo.loading import load_zoo
@@ -135,7 +134,7 @@ def request_times(path: Path, exported: Path, result: dict[str, Any], rounds: in
     exporters = {" ".join(part for part in (each.name, each.label) if part): each for each in plan.exporters}
     with tempfile.TemporaryDirectory() as folder:
         build = Runner(plan, zoo, None, Store(Path(folder))).build
-        requests = 1 if build.data.tokens is None else TEXT_REQUESTS
+        requests = build.data.inputs.timed_samples
         samples = [batch.inputs for batch in itertools.islice(build.loader.eval_batches("validation", 1), requests)]
         calls, inputs = {}, {}
         for each in files:

@@ -22,6 +22,7 @@ from step_time import Stopwatch
 from torch import Tensor
 
 from kdzoo.contract.stage import ModelSpec
+from kdzoo.data.inputs import Pixels
 from kdzoo.models.building import build_network
 from kdzoo.models.folding import fold_batchnorm
 from kdzoo.models.network import Network, freeze
@@ -78,9 +79,7 @@ class Candidate:
 def measure(name: str, side: int, channels: int, batch_size: int, rounds: int, watch: Stopwatch) -> dict[str, Any]:
     """Median milliseconds of a training step and of an answer in each way, all in turn."""
     half = (0.5,) * channels
-    network = build_network(
-        ModelSpec(name), num_classes=10, channels=channels, size=(side, side), data_mean=half, data_std=half, seed=0
-    )
+    network = build_network(ModelSpec(name), inputs=Pixels(channels, (side, side), half, half), num_classes=10, seed=0)
     inputs = torch.rand(batch_size, channels, side, side, generator=torch.Generator().manual_seed(0))
     candidates = {way: Candidate(network, precision, inputs) for way, precision in WAYS.items()}
     picked = choose_precision("auto", None, network, CPU)

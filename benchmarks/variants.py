@@ -23,6 +23,7 @@ from step_time import PAIRS, Pair, Stopwatch
 from torch import Tensor, nn
 
 from kdzoo.contract.stage import ModelSpec
+from kdzoo.data.inputs import Pixels
 from kdzoo.models.building import build_network
 from kdzoo.models.folding import fold_batchnorm
 from kdzoo.models.network import Network, freeze
@@ -37,11 +38,8 @@ def network(name: str, pair: Pair) -> Network:
     half = (0.5,) * channels
     return build_network(
         ModelSpec(name),
+        inputs=Pixels(channels, (height, width), half, half),
         num_classes=pair.classes,
-        channels=channels,
-        size=(height, width),
-        data_mean=half,
-        data_std=half,
         seed=0,
     )
 

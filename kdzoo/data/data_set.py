@@ -19,6 +19,7 @@ import torch
 
 from kdzoo.contract.extension_points import ArraySplit, DataSource, DataSplits, FileSplit, Split, TokenSplit
 from kdzoo.data.augmentation import Augment
+from kdzoo.data.inputs import TokenIds, inputs_of
 from kdzoo.data.loader import Loader
 from kdzoo.errors import ContractError, DataError
 from kdzoo.types import derive_seed, stable_hash
@@ -87,35 +88,36 @@ class DataSet:
     def __init__(self, source: DataSource, splits: DataSplits, recipe: DataRecipe, seed: int) -> None:
         self.name = source.name
         self.classes = tuple(splits.classes)
-        self.channels, self.size = splits.channels, (splits.size[0], splits.size[1])
-        self.mean, self.std = tuple(splits.mean), tuple(splits.std)
-        self.tokens = splits.tokens
+        #: The form of its samples: pixels, measurements or ids of tokens.
+        self.inputs = inputs_of(splits)
+        self.channels, self.size = self.inputs.channels, self.inputs.size
+        self.mean, self.std = self.inputs.mean, self.inputs.std
         self.modalities = dict(splits.modalities)
-        #: Whether samples are measurements in float32, which come as they are, and no pixels in [0, 1].
-        self.floats = isinstance(splits.train, ArraySplit) and splits.train.images.dtype == np.float32
         self._augmented = recipe.augment != "none"
         self.source, self.licence = splits.source, splits.licence
         self.notes: list[str] = []
         self.test_gate = TestGate(self)
         self._splits, self._seed = splits, seed
         self._check_header()
-        if self.tokens is not None and recipe.augment != "none":
+        if self.inputs.kind == "text" and recipe.augment != "none":
             raise DataError(f"{self._title}: data.augment: '{recipe.augment}' is for images; none is right for text")
         whole = self._checked(splits.train, "train")
-        self._pad = 0 if self.tokens is None else self.tokens.pad
-        self._digests = {"train": digests(splits.train, self._pad)}
-        content: list[Any] = [] if self.tokens is None else [self._token_content()]
-        content += [
+        self._digests = {"train": digests(splits.train, self.inputs.pad or 0)}
+        content: list[Any] = [
+            *self.inputs.content(),
             source.name,
             source.options.model_dump(mode="json", exclude_defaults=True),
             self.classes,
             self.channels,
+            self.size,
+            self.mean,
+            self.std,
+            self._content("train", splits.train),
         ]
-        content += [self.size, self.mean, self.std, self._content("train", splits.train)]
         self.parts: dict[str, Part] = {}
         if splits.validation is not None:
             self.parts["validation"] = self._checked(splits.validation, "validation")
-            self._digests["validation"] = digests(splits.validation, self._pad)
+            self._digests["validation"] = digests(splits.validation, self.inputs.pad or 0)
             content.append(self._content("validation", splits.validation))
             whole = self._limited(whole, recipe.train_limit)
         else:
@@ -125,6 +127,8 @@ class DataSet:
                 self._digests["validation"] = [self._digests["train"][row] for row in held_out.rows]
             whole = self._limited(whole, recipe.train_limit)
         self.parts["train"] = whole
+        if isinstance(self.inputs, TokenIds) and isinstance(whole.split, TokenSplit):
+            self.inputs = self.inputs.with_seen(np.asarray(whole.split.ids)[whole.rows])
         #: Rows of the training split that have a label for student and control; None: all.
         self.labelled = self._few_labels(whole, recipe.labelled)
         self._digests["train"] = [self._digests["train"][row] for row in whole.rows]
@@ -174,7 +178,7 @@ class DataSet:
     def _check_header(self) -> None:
         if len(self.classes) < 2 or len(set(self.classes)) < len(self.classes):
             raise DataError(f"{self._title}: needs at least 2 classes of different names, got {list(self.classes)}")
-        if self.tokens is not None and (self.channels != 1 or self.size[1] != 1):
+        if self.inputs.kind == "text" and (self.channels != 1 or self.size[1] != 1):
             raise DataError(
                 f"{self._title}: text with {self.channels} channels of size {self.size}; 1 of (L, 1) would be right"
             )
@@ -196,7 +200,7 @@ class DataSet:
         """The whole of a split, after checking its shape, type and targets."""
         where = f"{self._title}, split {name}"
         targets = np.asarray(split.targets)
-        if isinstance(split, TokenSplit) != (self.tokens is not None):
+        if isinstance(split, TokenSplit) != isinstance(self.inputs, TokenIds):
             raise DataError(f"{where}: text has TokenSplits and DataSplits.tokens; images have neither")
         samples = samples_of(split)
         if samples == 0:
@@ -206,7 +210,7 @@ class DataSet:
         if isinstance(split, ArraySplit):
             wanted = (samples, *self.size, self.channels)
             grey = self.channels == 1 and split.images.shape == wanted[:3]
-            dtype = np.dtype(np.float32 if self.floats else np.uint8)
+            dtype = np.dtype(self.inputs.stored_dtype)
             if split.images.dtype != dtype or (split.images.shape != wanted and not grey):
                 raise DataError(
                     f"{where}: images are {split.images.dtype} {split.images.shape}; {dtype} {wanted} would be right"
@@ -223,41 +227,20 @@ class DataSet:
         return Part(split, np.arange(samples))
 
     def _check_ids(self, where: str, split: TokenSplit) -> None:
-        assert self.tokens is not None
+        assert isinstance(self.inputs, TokenIds)
+        vocab_size, pad = self.inputs.vocab_size, self.inputs.fill
         ids = np.asarray(split.ids)
         if ids.dtype.kind not in "iu" or ids.ndim != 2 or ids.shape[1] < 1:
             raise DataError(f"{where}: ids are {ids.dtype} {ids.shape}; int (N, L) would be right")
-        if int(ids.min()) < 0 or int(ids.max()) >= self.tokens.vocab_size:
-            raise DataError(
-                f"{where}: ids lie in {ids.min()}..{ids.max()}; 0..{self.tokens.vocab_size - 1} would be right"
-            )
-        real = ids != self.tokens.pad
+        if int(ids.min()) < 0 or int(ids.max()) >= vocab_size:
+            raise DataError(f"{where}: ids lie in {ids.min()}..{ids.max()}; 0..{vocab_size - 1} would be right")
+        real = ids != pad
         wrong = np.flatnonzero(~real[:, 0] | (real[:, 1:] & ~real[:, :-1]).any(axis=1))
         if len(wrong):
             raise DataError(
-                f"{where}: row {int(wrong[0])} is empty or is filled up before its end with {self.tokens.pad}; tokens "
+                f"{where}: row {int(wrong[0])} is empty or is filled up before its end with {pad}; tokens "
                 "first, then only fill, would be right"
             )
-
-    def _token_content(self) -> Any:
-        """What a tokenizer is known by: its ids, and its files."""
-        assert self.tokens is not None
-        files = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(self.tokens.files.items())}
-        return [self.tokens.vocab_size, self.tokens.pad, self.tokens.unknown, files]
-
-    def token_args(self) -> dict[str, Any] | None:
-        """What a network that reads text is built from; None for images. ``seen`` are the ids of the training split."""
-        if self.tokens is None:
-            return None
-        train = self.parts["train"]
-        assert isinstance(train.split, TokenSplit)
-        seen = np.unique(np.asarray(train.split.ids)[train.rows]).tolist()
-        return {
-            "vocab_size": self.tokens.vocab_size,
-            "pad": self.tokens.pad,
-            "unknown": self.tokens.unknown,
-            "seen": seen,
-        }
 
     def _content(self, name: str, split: Split) -> str:
         """Hash of a whole split: each sample's digest and target, in order."""
@@ -272,14 +255,14 @@ class DataSet:
         known = set(self._digests[other])
         count = sum(digest in known for digest in self._digests[name])
         if count:
-            what = "image" if self.tokens is None else "text"
+            what = self.inputs.noun
             samples = f"1 {what}" if count == 1 else f"{count} {what}s"
             self.notes.append(f"{samples} of {name} {'is' if count == 1 else 'are'} also in {other}")
 
     def _read_test(self) -> None:
         test = self._splits.test()
         self.parts["test"] = self._checked(test, "test")
-        self._digests["test"] = digests(test, self._pad)
+        self._digests["test"] = digests(test, self.inputs.pad or 0)
         self._note_duplicates("test", "train")
         self._note_duplicates("test", "validation")
 

@@ -179,8 +179,9 @@ class Loader:
         part = self.data.part(split)
         if split not in self._readers:
             if isinstance(part.split, TokenSplit):
-                assert self.data.tokens is not None, "checked when the data set was opened"
-                self._readers[split] = TokenReader(part, part.split, self.data.tokens.pad, self.device)
+                pad = self.data.inputs.pad
+                assert pad is not None, "checked when the data set was opened"
+                self._readers[split] = TokenReader(part, part.split, pad, self.device)
             elif isinstance(part.split, ArraySplit):
                 self._readers[split] = MemoryReader(part, part.split, self.device)
             else:

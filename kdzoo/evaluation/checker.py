@@ -23,7 +23,7 @@ def run(request: dict[str, Any], samples: BinaryIO) -> None:
     cls = load_zoo().exporter(request["exporter"])
     logits_of = cls(cls.Options(**request["options"])).load(Path(request["path"]), request["threads"])
     shape, results = tuple(request["shape"]), Path(request["results"])
-    kind = np.dtype("<f4" if request["pad"] is None else "<i8")
+    kind = np.dtype(request["dtype"])
     size = kind.itemsize * int(np.prod(shape))
     answers: list[np.ndarray] = []
     while content := samples.read(BATCH * size):

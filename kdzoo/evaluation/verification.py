@@ -72,14 +72,13 @@ def export_and_verify(
     plain = plain_copy(network.model)  # the exporter gets another copy, so that it cannot change what counts as right
     with tempfile.TemporaryDirectory(prefix="kdzoo-export-") as scratch:
         made = Path(scratch) / name
-        example = torch.from_numpy(np.array(inputs[:2], dtype=dtype_of(network)))
-        exporter.export(
-            plain_copy(plain), example, made, file_metadata(network, inputs.shape[1:], classes), calibration
-        )
+        example = torch.from_numpy(np.array(inputs[:2], dtype=network.inputs.dtype))
+        exporter.export(plain_copy(plain), example, made, file_metadata(network, classes), calibration)
         if not made.is_file():
             raise ExportError(f"{exporter.name}: its exporter wrote no file; it should have written {name}")
-        pad = None if network.tokens is None else int(network.tokens["pad"])
-        problems, logits = check(exporter, made, plain, inputs, targets, student_logits, threads, Path(scratch), pad)
+        problems, logits = check(
+            exporter, made, plain, inputs, targets, student_logits, threads, Path(scratch), network.inputs.signature()
+        )
         content = made.read_bytes()
     folder.mkdir(parents=True, exist_ok=True)
     rejected = folder / f"{name}.rejected"
@@ -102,38 +101,21 @@ def export_and_verify(
     return {**entry, "file": name}
 
 
-def dtype_of(network: Network) -> type[np.generic]:
-    """What a network's inputs are made of."""
-    return np.float32 if network.tokens is None else np.int64
-
-
 def plain_copy(model: nn.Module) -> nn.Module:
     """Return the model as files hold it: on the CPU, in eval mode, float32, contiguous, without gradient."""
     plain = copy.deepcopy(model).to(device="cpu", dtype=torch.float32).eval().requires_grad_(False)
     return plain.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
-def file_metadata(network: Network, shape: Sequence[int], classes: Sequence[str]) -> dict[str, str]:
-    """Return what a file says of itself: all that a user needs to feed it with (C, H, W) inputs of this shape.
+def file_metadata(network: Network, classes: Sequence[str]) -> dict[str, str]:
+    """Return what a file says of itself: all that a user needs to feed it.
 
     Text comes out of the tokenizer that is delivered beside the student.
     """
-    preprocessing: dict[str, Any] = {
-        "layout": "NCHW",
-        "channels": shape[0],
-        "size": list(shape[1:]),
-        "range": None if network.floats else [0.0, 1.0],
-        "mean": list(network.mean),
-        "std": list(network.std),
-    }
-    if network.spec.modality is not None:
-        preprocessing["modality"] = network.spec.modality
-    if network.tokens is not None:
-        preprocessing = {"layout": "NL", **{key: network.tokens[key] for key in ("vocab_size", "pad", "unknown")}}
     return {
         "model": network.spec.name,
         "classes": json.dumps(list(classes)),
-        "preprocessing": json.dumps(preprocessing),
+        "preprocessing": json.dumps(network.inputs.metadata()),
         "kdzoo_version": __version__,
     }
 
@@ -147,14 +129,14 @@ def check(
     student_logits: np.ndarray,
     threads: int | None,
     scratch: Path,
-    pad: int | None = None,
+    signature: Mapping[str, Any],
 ) -> tuple[list[str], np.ndarray | None]:
     """Return what is wrong with the file, each with what was got and what would be right, and its logits (N, K).
 
-    ``pad`` is the id that fills text up, None for images.
+    ``signature`` is that of the inputs, see ``Inputs.signature``.
     """
     try:
-        got = answers(exporter, path, inputs, threads or torch.get_num_threads(), scratch, pad)
+        got = answers(exporter, path, inputs, threads or torch.get_num_threads(), scratch, signature)
     except ExportError as error:
         return [str(error)], None
     logits, where = got["whole"], f"all {len(targets)} test samples"
@@ -169,7 +151,7 @@ def check(
             problems.append(f"{what}: logits {furthest:.2g} of the largest away from those in a large batch")
     if exporter.tolerance_logits is not None:
         with torch.no_grad():
-            first = np.array(inputs[:SAMPLES], dtype=np.float32 if pad is None else np.int64)
+            first = np.array(inputs[:SAMPLES], dtype=np.dtype(signature["dtype"]).newbyteorder("="))
             expected = plain(torch.from_numpy(first)).numpy()
         furthest = distance(logits[:SAMPLES], expected)
         if not furthest <= exporter.tolerance_logits:
@@ -200,7 +182,12 @@ def distance(values: np.ndarray, expected: np.ndarray) -> float:
 
 
 def answers(
-    exporter: Exporter, path: Path, inputs: np.ndarray, threads: int, scratch: Path, pad: int | None = None
+    exporter: Exporter,
+    path: Path,
+    inputs: np.ndarray,
+    threads: int,
+    scratch: Path,
+    signature: Mapping[str, Any],
 ) -> dict[str, np.ndarray]:
     """Return the file's logits of the "whole" split, of one sample "alone" and of an "odd" batch of the first few."""
     request = {
@@ -209,7 +196,7 @@ def answers(
         "path": os.fspath(path),
         "threads": threads,
         "shape": list(inputs.shape[1:]),
-        "pad": pad,
+        **signature,
         "odd": odd_size(len(inputs)),
         "results": os.fspath(scratch),
     }
@@ -234,9 +221,10 @@ def run_in_fresh_process(request: Mapping[str, Any], inputs: np.ndarray, scratch
             watch.start()
             # A pipe that breaks is a process that ended early; its exit code and last words tell why.
             with contextlib.suppress(BrokenPipeError):
-                kind = "<f4" if request["pad"] is None else "<i8"
                 for start in range(0, len(inputs), BATCH):
-                    process.stdin.write(np.ascontiguousarray(inputs[start : start + BATCH], dtype=kind).data)
+                    process.stdin.write(
+                        np.ascontiguousarray(inputs[start : start + BATCH], dtype=request["dtype"]).data
+                    )
                 process.stdin.close()
             code = process.wait()
             watch.cancel()

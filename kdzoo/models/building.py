@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from timm.models import PretrainedCfg, load_model_config_from_hf
 from torch import nn
 
 from kdzoo.contract.stage import ModelSpec
+from kdzoo.data.inputs import Inputs, Pixels
 from kdzoo.errors import ModelError, UnknownName, nearest
 from kdzoo.models.network import Network
 from kdzoo.models.weights import in_words, load_weights
@@ -48,99 +49,71 @@ class Origin:
 def build_network(
     spec: ModelSpec,
     *,
+    inputs: Inputs,
     num_classes: int,
-    channels: int,
-    size: tuple[int, int],
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    data_mean: Sequence[float],
-    data_std: Sequence[float],
     seed: int,
     load: bool = True,
-    tokens: Mapping[str, Any] | None = None,
-    modalities: Mapping[str, tuple[int, int]] | None = None,
-    floats: bool = False,
 ) -> Network:
     """Build a network by name, initialised under ``seed``, and bring in its weights.
 
-    ``channels`` is the data set's, ``size`` the network's input (H, W). Its normalisation is ``mean`` and ``std``,
-    else that of its pretrained weights, else the data set's. ``load=False`` builds the very same network without
-    reading its weights, for a caller that has others. ``tokens`` are what a network that reads text is built from;
-    None for images. ``modalities`` are those of the data set, of which ``spec.modality`` is one. ``floats`` says that
-    its samples are no pixels. Raises UnknownName and ModelError.
+    ``inputs`` are the data set's. The network's size and normalisation are those of ``spec``; a size it does not name
+    is the data set's, a normalisation it does not name that of its pretrained weights, else the data set's.
+    ``load=False`` builds the very same network without reading its weights, for a caller that has others. Raises
+    UnknownName and ModelError.
     """
-    window = _window(spec, modalities or {}, channels)
-    if window is not None:
-        first, last, _ = window
-        channels, data_mean, data_std = last - first, data_mean[first:last], data_std[first:last]
+    inputs = _of_modality(spec, inputs)
     _check_spec(spec)
-    _check_inputs(spec, tokens)
+    _check_inputs(spec, inputs)
     origin = _origin(spec)
-    if tokens is not None:
-        args = {"tokens": tokens, **origin.args, **spec.args, "num_classes": num_classes}
+    if isinstance(inputs, Pixels):
+        network = _image_network(spec, inputs, num_classes, origin, seed, load)
+    else:
+        args = {**inputs.model_args(), **origin.args, **spec.args, "num_classes": num_classes}
         model = _create(spec, origin, args, seed, pretrained=load and origin.ready)
-        mean, std, length = tuple(data_mean), tuple(data_std), int(size[0])
-        network = Network(
-            model,
-            spec,
-            mean=mean,
-            std=std,
-            size=(length, 1),
-            channels=channels,
-            num_classes=num_classes,
-            create_args=args,
-            tokens=tokens,
-        )
-        _load_file(network, origin, load)
-        return network
+        network = Network(model, spec, inputs=inputs, num_classes=num_classes, create_args=args)
+    if load and not origin.ready and spec.weights not in ("train", "teacher"):
+        load_weights(network, Path(spec.weights).expanduser())
+    return network
+
+
+def _image_network(spec: ModelSpec, inputs: Pixels, num_classes: int, origin: Origin, seed: int, load: bool) -> Network:
+    """Build a network that takes maps (N, C, H, W), in the channels, size and normalisation that suit its weights."""
+    size = inputs.size if spec.size is None else (spec.size, spec.size)
     settings = origin.settings
     ready = settings if origin.ready else None
     # Ready weights see grey images as three equal channels; a fresh network has as many channels as the data.
-    own_channels = ready.input_size[0] if ready is not None and channels == 1 else channels
+    own_channels = ready.input_size[0] if ready is not None and inputs.channels == 1 else inputs.channels
     args = {"in_chans": own_channels, **origin.args, **spec.args, "num_classes": num_classes}
     if settings is not None and settings.fixed_input_size:
-        args.setdefault("img_size", tuple(size))
+        args.setdefault("img_size", size)
     model = _create(spec, origin, args, seed, pretrained=load and origin.ready)
     in_chans = int(args["in_chans"])
-    if channels not in (1, in_chans):
-        raise ModelError(f"model '{spec.name}': takes {in_chans} channels, the data has {channels}; leave out in_chans")
+    if inputs.channels not in (1, in_chans):
+        raise ModelError(
+            f"model '{spec.name}': takes {in_chans} channels, the data has {inputs.channels}; leave out in_chans"
+        )
+    mean, std = spec.mean, spec.std
     if mean is None or std is None:
         use_own = ready is not None and len(ready.mean) == in_chans
-        mean, std = (ready.mean, ready.std) if ready is not None and use_own else (data_mean, data_std)
+        mean, std = (ready.mean, ready.std) if ready is not None and use_own else (inputs.mean, inputs.std)
     if len(mean) not in (1, in_chans) or len(std) != len(mean):
         raise ModelError(
             f"model '{spec.name}': takes {in_chans} channels, its mean has {len(mean)} numbers and its std {len(std)}"
         )
     repeat = in_chans // len(mean)
-    network = Network(
-        model,
-        spec,
-        mean=tuple(mean) * repeat,
-        std=tuple(std) * repeat,
-        size=(int(size[0]), int(size[1])),
-        channels=in_chans,
-        num_classes=num_classes,
-        create_args=args,
-        window=window,
-        floats=floats,
-    )
+    taken = inputs.of_model(in_chans, size, tuple(mean) * repeat, tuple(std) * repeat)
+    network = Network(model, spec, inputs=taken, num_classes=num_classes, create_args=args)
     network.fresh_head = ready is not None and ready.num_classes != num_classes
-    _load_file(network, origin, load)
     return network
 
 
-def _load_file(network: Network, origin: Origin, load: bool) -> None:
-    """Bring in weights from a file, if that is where they are."""
-    if load and not origin.ready and network.spec.weights not in ("train", "teacher"):
-        load_weights(network, Path(network.spec.weights).expanduser())
-
-
-def _window(spec: ModelSpec, modalities: Mapping[str, tuple[int, int]], channels: int) -> tuple[int, int, int] | None:
-    """The channels that a model reads, (first, last + 1), of how many there are; None for all of them."""
+def _of_modality(spec: ModelSpec, inputs: Inputs) -> Inputs:
+    """Return what of a data set's inputs a model reads: one modality, or everything where there are none."""
+    modalities = inputs.modalities if isinstance(inputs, Pixels) else {}
     if spec.modality is None and not modalities:
-        return None
+        return inputs
     known = ", ".join(modalities)
-    if not modalities:
+    if not modalities or not isinstance(inputs, Pixels):
         raise ModelError(f"model '{spec.name}': reads '{spec.modality}', but the data set declares no modalities")
     if spec.modality is None:
         raise ModelError(f"model '{spec.name}': which modality it reads is not said; modality: one of {known}")
@@ -148,13 +121,13 @@ def _window(spec: ModelSpec, modalities: Mapping[str, tuple[int, int]], channels
         raise ModelError(
             f"model '{spec.name}': reads '{spec.modality}'{nearest(spec.modality, list(modalities))}; known: {known}"
         )
-    return (*modalities[spec.modality], channels)
+    return inputs.of_modality(spec.modality)
 
 
-def _check_inputs(spec: ModelSpec, tokens: Mapping[str, Any] | None) -> None:
+def _check_inputs(spec: ModelSpec, inputs: Inputs) -> None:
     """A network for text is made from ``tokens``, which one for images does not take."""
     reads_text = "tokens" in inspect.signature(timm.model_entrypoint(spec.name)).parameters
-    if reads_text != (tokens is not None):
+    if reads_text != (inputs.kind == "text"):
         raise ModelError(
             f"model '{spec.name}': reads {'text' if reads_text else 'images'}, the data set has "
             f"{'images' if reads_text else 'text'}; choose another model or data set"

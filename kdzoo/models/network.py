@@ -10,7 +10,6 @@ from typing import Any
 
 import timm
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -18,6 +17,7 @@ from kdzoo.contract.declared import Level
 from kdzoo.contract.extension_points import Quantizer
 from kdzoo.contract.stage import ModelSpec
 from kdzoo.contract.step import Outputs
+from kdzoo.data.inputs import Inputs
 from kdzoo.errors import KdzooError, ModelError
 from kdzoo.models.weights import in_words
 
@@ -29,10 +29,10 @@ class Network(nn.Module):
     """A plain timm model beside its own input normalisation, levels and costs.
 
     ``forward`` takes pixels in [0, 1] of any size, as the data set has them; ``model`` is what is trained, saved and
-    exported, and knows nothing of this class. One that reads text takes ids (N, L), fill included, as they are, its
-    features are (N, D, L, 1), and ``tokens`` is what it was built from. ``levels`` are all its levels, shallow to deep;
-    ``macs`` are the multiply-accumulates of one sample, of text the longest; ``overstrided`` names the convolutions
-    whose input map is smaller than their stride; ``create_args`` rebuild ``model`` by ``timm.create_model``.
+    exported, and knows nothing of this class. ``inputs`` says what ``model`` takes; one that reads text takes ids
+    (N, L), fill included, and its features are (N, D, L, 1). ``levels`` are all its levels, shallow to deep; ``macs``
+    are the multiply-accumulates of one sample, of text the longest; ``overstrided`` names the convolutions whose input
+    map is smaller than their stride; ``create_args`` rebuild ``model`` by ``timm.create_model``.
     """
 
     overstrided: tuple[str, ...]
@@ -44,30 +44,16 @@ class Network(nn.Module):
         model: nn.Module,
         spec: ModelSpec,
         *,
-        mean: Sequence[float],
-        std: Sequence[float],
-        size: tuple[int, int],
-        channels: int,
+        inputs: Inputs,
         num_classes: int,
         create_args: Mapping[str, Any],
-        tokens: Mapping[str, Any] | None = None,
-        window: tuple[int, int, int] | None = None,
-        floats: bool = False,
     ) -> None:
-        """``window`` are the channels of its modality, (first, last + 1), of how many there are; None: all of them.
-
-        ``floats`` says that its inputs are measurements that come as they are, no pixels.
-        """
         super().__init__()
-        self.floats = floats
         self.model = model
-        self.window = window
         self.spec = spec
-        self.mean, self.std = tuple(mean), tuple(std)
-        self.size = size
-        self.channels = channels
+        self.inputs = inputs
+        self.mean, self.std, self.size, self.channels = inputs.mean, inputs.std, inputs.size, inputs.channels
         self.num_classes = num_classes
-        self.tokens = tokens
         #: A model that was made from more than plain values knows itself by which it can be made again.
         self.create_args = dict(getattr(model, "create_args", create_args))
         #: Whether ready weights came for other classes, or without a classifier, so that it starts anew.
@@ -79,19 +65,8 @@ class Network(nn.Module):
         self.levels, self.pre_logits_width, self.macs = self._probe()
 
     def preprocess(self, inputs: Tensor) -> Tensor:
-        """Turn pixels (N, C, H, W) in [0, 1] into what ``model`` takes: its channels, its size, normalised.
-
-        Ids of tokens (N, L) stay as they are.
-        """
-        if self.tokens is not None:
-            return inputs
-        if self.window is not None:
-            inputs = inputs[:, self.window[0] : self.window[1]]
-        if inputs.shape[1] != self.channels:
-            inputs = inputs.expand(-1, self.channels, -1, -1)  # grey to as many equal channels
-        if tuple(inputs.shape[2:]) != self.size:
-            inputs = F.interpolate(inputs, self.size, mode="bilinear", antialias=True)
-        return (inputs - self._mean) / self._std
+        """Turn pixels (N, C, H, W) in [0, 1], or ids of tokens (N, L), into what ``model`` takes."""
+        return self.inputs.preprocess(inputs, self._mean, self._std)
 
     def forward(self, inputs: Tensor, levels: Sequence[int] = (), pre_logits: bool = False) -> Outputs:
         """Answer pixels (N, C, H, W) in [0, 1]; ``levels`` index ``self.levels``, features are (N, C, H, W)."""
@@ -111,12 +86,7 @@ class Network(nn.Module):
 
     def example(self, samples: int) -> Tensor:
         """Made-up inputs that are the same each time: pixels (N, C, H, W) in [0, 1], or ids (N, L) without fill."""
-        generator = torch.Generator().manual_seed(0)
-        if self.tokens is None:
-            channels = self.channels if self.window is None else self.window[2]
-            return torch.rand(samples, channels, *self.size, generator=generator)
-        ids = torch.randint(1, self.tokens["vocab_size"], (samples, self.size[0]), generator=generator)
-        return (ids + self.tokens["pad"]) % self.tokens["vocab_size"]
+        return self.inputs.example(samples)
 
     def level(self, name: str) -> int:
         """Which of ``levels`` has a name; raises ModelError where none has."""
@@ -147,10 +117,8 @@ class Network(nn.Module):
 
     def quantized(self, quantizer: Quantizer) -> Network:
         """The same network computed in ``quantizer``, with logits only."""
-        shape = (2, self.channels, *self.size)
-        example = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         try:
-            other = self.with_model(quantizer.prepare(self.model, example))
+            other = self.with_model(quantizer.prepare(self.model, self.inputs.model_example(2)))
         except KdzooError:
             raise
         except Exception as error:  # whatever a library raises that does not know this model
@@ -168,17 +136,14 @@ class Network(nn.Module):
     def _probe(self) -> tuple[tuple[Level, ...], int, int]:
         """Run one sample of noise: which levels there are, how wide the embedding is, what it costs."""
         model: Any = self.model
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(1, self.channels, *self.size, generator=generator)
-        inputs = noise if self.tokens is None else self.example(1)
+        inputs = self.inputs.model_example(1)
         with evaluating(model):
             try:
                 # The counter follows parameters that are handed on as arguments, which takes gradients.
                 with torch.enable_grad(), FlopCounterMode(display=False) as counter, _overstrided(model) as names:
                     logits = model(inputs).detach()
             except Exception as error:  # whatever a model raises, it does not run on such inputs
-                shape = f"{self.channels} x {self.size[0]} x {self.size[1]}"
-                shape = shape if self.tokens is None else f"{self.size[0]} tokens"
+                shape = self.inputs.shape_words
                 raise ModelError(f"{self._title}: does not run on inputs of {shape}: {in_words(error)}") from error
             if logits.shape != (1, self.num_classes):
                 shape = f"{tuple(logits.shape)}, not (1, {self.num_classes})"

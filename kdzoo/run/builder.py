@@ -51,7 +51,6 @@ class Builder:
         set_threads(self.recipe.threads)
         self.environment = environment(self.device)
         self.data: DataSet = open_data(plan.source, self.recipe.data, self.recipe.seed)
-        self._tokens = self.data.token_args()
         if self.recipe.data.batch_size % ranks.world:
             raise NeedsError(
                 f"data.batch_size: {self.recipe.data.batch_size} samples cannot be shared evenly by {ranks.world} "
@@ -75,18 +74,10 @@ class Builder:
         """Build a network; ``load=False`` leaves out its ready weights, for a caller that has others."""
         return build_network(
             spec,
+            inputs=self.data.inputs,
             num_classes=len(self.data.classes),
-            channels=self.data.channels,
-            size=(spec.size, spec.size) if spec.size else self.data.size,
-            mean=spec.mean,
-            std=spec.std,
-            data_mean=self.data.mean,
-            data_std=self.data.std,
             seed=derive_seed(self.recipe.seed, "init", salt),
             load=load,
-            tokens=self._tokens,
-            modalities=self.data.modalities,
-            floats=self.data.floats,
         )
 
     def _channels_last(self) -> bool:
@@ -221,9 +212,9 @@ class Builder:
             )
         if train.select == "best" and not self.data.split_sizes.get("validation"):
             raise NeedsError("train.select: 'best' is chosen on the validation split, and data.validation leaves none")
-        other = "text" if self.data.tokens is not None else "measurements" if self.data.floats else None
-        if other and (needs.makes_images or needs.data == "none"):
-            raise NeedsError(f"algorithm '{cls.name}': makes up its inputs, which are images; the data set has {other}")
+        kind = self.data.inputs.kind
+        if kind != "image" and (needs.makes_images or needs.data == "none"):
+            raise NeedsError(f"algorithm '{cls.name}': makes up its inputs, which are images; the data set has {kind}")
         if len(self.data.classes) < needs.min_classes:
             raise NeedsError(
                 f"algorithm '{cls.name}': needs at least {needs.min_classes} classes, the data set has "
@@ -405,7 +396,7 @@ class Builder:
         What a model for text is made of, its configuration and the pieces of its table, lies outside of both.
         """
         ready = stage.model.weights not in ("train", "teacher")
-        if not ready and self.data.tokens is None:
+        if not ready and not self.data.inputs.shapes_the_model:
             return None
         network = self.network(stage.model, stage.salt, load=ready)
         made_of = {key: value for key, value in network.create_args.items() if key != "tokens"}

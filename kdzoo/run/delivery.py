@@ -25,8 +25,6 @@ from kdzoo.storage.atomic import sha256_file, write_bytes, write_tensors
 from kdzoo.storage.run_folder import RunFolder
 from kdzoo.training.device import Precision
 
-#: Test sentences whose requests are timed, twice each.
-TEXT_REQUESTS = 100
 #: Training batches that a format may learn the ranges of activations from.
 CALIBRATION_BATCHES = 8
 
@@ -221,13 +219,9 @@ class Delivery:
         return done
 
     def _test_inputs(self, network: Network) -> np.ndarray:
-        """The whole test split as the model takes it; text is filled up to one width."""
+        """The whole test split as the model takes it."""
         batches = self.loader.eval_batches("test", self.recipe.data.eval_batch_size)
-        inputs = [network.preprocess(batch.inputs.cpu()).numpy() for batch in batches]
-        if network.tokens is not None:
-            width, pad = max(part.shape[1] for part in inputs), network.tokens["pad"]
-            inputs = [np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=pad) for part in inputs]
-        return np.concatenate(inputs)
+        return network.inputs.joined([network.preprocess(batch.inputs.cpu()).numpy() for batch in batches])
 
     def _latency(
         self,
@@ -239,8 +233,8 @@ class Delivery:
 
         Images are all of one size, so the first stands for them; of text each round takes the next, at its own length.
         """
-        requests = 1 if self.data.tokens is None else TEXT_REQUESTS
-        rounds = {} if self.data.tokens is None else {"repeats": 2 * requests, "warmup": requests}
+        requests = self.data.inputs.timed_samples
+        rounds = {} if requests == 1 else {"repeats": 2 * requests, "warmup": requests}
         samples = [batch.inputs for batch in itertools.islice(self.loader.eval_batches("test", 1), requests)]
         candidates: dict[str, Callable[[], Any]] = {}
         for label, network in networks.items():
@@ -270,28 +264,14 @@ class Delivery:
                 "args": network.create_args,
                 "imports": network.module_to_import,
                 "classes": list(self.data.classes),
-                "mean": list(network.mean),
-                "std": list(network.std),
-                "size": list(network.size),
-                "channels": network.channels,
-                "floats": network.floats,
-                **({"modality": network.spec.modality} if network.spec.modality else {}),
+                **network.inputs.record(),
                 "sha256": sha256_file(self.folder.path("student.safetensors")),
-                **self._deliver_tokenizer(),
             },
         )
-
-    def _deliver_tokenizer(self) -> dict[str, Any]:
-        """Put the tokenizer's files beside a student that reads text, and tell of them."""
-        tokens = self.data.tokens
-        if tokens is None or self.folder is None:
-            return {}
-        for name, content in tokens.files.items():
-            path = self.folder.path(f"tokenizer/{name}")
+        for name, content in network.inputs.files().items():
+            path = self.folder.path(name)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(path, content)
-        told = {"vocab_size": tokens.vocab_size, "pad": tokens.pad, "unknown": tokens.unknown}
-        return {"tokens": {**told, "files": [f"tokenizer/{name}" for name in sorted(tokens.files)]}}
 
 
 def by_label(

@@ -596,7 +596,7 @@ class Runner:
             parameters = count_parameters(network.model)
             lines.append(
                 f"{label:<9} {network.spec.name}: {parameters:,} parameters, {network.macs:,} MACs, "
-                f"{_inputs(network)}, {precision.name}{', channels last' if precision.channels_last else ''}"
+                f"{network.inputs.describe()}, {precision.name}{', channels last' if precision.channels_last else ''}"
             )
         job, pairing = self.rehearse(taught)
         lines += [f"paired    {line}" for line in (pairing.describe() if pairing else [])]
@@ -629,15 +629,3 @@ def begin_work(
     folder = None if place is None else RunFolder.view(place)
     runner = Runner(plan, zoo, folder, Store(store), Ranks(recipe.device), stop=stop, logs=False)
     return lambda stage: runner.train(stage).key
-
-
-def _inputs(network: Network) -> str:
-    if network.tokens is not None:
-        return f"up to {network.size[0]} tokens"
-    size = f"{network.size[0]}x{network.size[1]}"
-    size += f" of {network.spec.modality}" if network.spec.modality else ""
-    return f"input {size}, mean {_few(network.mean)}, std {_few(network.std)}"
-
-
-def _few(numbers: Sequence[float]) -> str:
-    return "/".join(f"{number:.3g}" for number in numbers)

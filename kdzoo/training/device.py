@@ -98,7 +98,7 @@ def choose_precision(wanted: str, channels_last: bool | None, network: Network, 
     convnets and bf16 for transformers that read text; depthwise convolutions train slower in bf16, and networks of a
     few thousand parameters lose to the casts. A network that bf16 gives wrong gradients stays in float32.
     """
-    text = network.tokens is not None
+    text = not network.inputs.has_channels
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
     plain = bool(convolutions) and all(module.groups == 1 for module in convolutions)
     large = network.macs >= AUTOCAST_MIN_MACS

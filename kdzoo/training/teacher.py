@@ -110,7 +110,7 @@ class CachedTeacher(Teacher):
             "mean": network.mean,
             "std": network.std,
             "size": network.size,
-            "window": network.window,
+            "window": network.inputs.window,
             "levels": self.levels,
             "pre_logits": pre_logits,
             "precision": precision.name,
@@ -130,8 +130,7 @@ class CachedTeacher(Teacher):
         self.hits.samples += len(batch.index)
         answers = {name: tensor[batch.index] for name, tensor in stored.items()}
         features = tuple(answers[f"features_{i}"] for i in range(len(self.levels)))
-        if self.network.tokens is not None:  # stored as wide as the longest text
-            features = tuple(feature[:, :, : batch.inputs.shape[1]] for feature in features)
+        features = self.network.inputs.as_wide_as(batch.inputs, features)  # stored as wide as the longest text
         return Outputs(answers["logits"], features, answers.get("pre_logits"))  # type: ignore[arg-type]
 
     def gib_of_a_view(self, samples: int) -> float:
@@ -194,7 +193,7 @@ class CachedTeacher(Teacher):
         for row in ((rows >= 0) & (rows < len(fresh.index))).nonzero()[:, 0].tolist():
             ours = batch.inputs[row]
             theirs = fresh.inputs[rows[row]]
-            if not torch.equal(ours, theirs[: len(ours)] if self.network.tokens is not None else theirs):
+            if not torch.equal(ours, theirs[: len(ours)]):  # of text, less the fill of the longest row
                 raise CorruptError(
                     f"teacher outputs in the store belong to other data: sample {int(batch.index[row])}, view "
                     f"{batch.view}, was read twice with two results. Has the data set changed during the run?"

@@ -17,6 +17,7 @@ from torch import nn
 
 import kdzoo
 from kdzoo.contract.stage import ModelSpec
+from kdzoo.data.inputs import Pixels
 from kdzoo.errors import DeviceError
 from kdzoo.models.building import build_network
 from kdzoo.models.network import Network
@@ -100,11 +101,8 @@ def test_a_device_that_is_not_there_is_an_error(name: str, cuda: int, text: str,
 def network(name: str, size: int = 64, **args: Any) -> Network:
     return build_network(
         ModelSpec(name, "train", args),
+        inputs=Pixels(3, (size, size), (0.5,) * 3, (0.25,) * 3),
         num_classes=4,
-        channels=3,
-        size=(size, size),
-        data_mean=(0.5,) * 3,
-        data_std=(0.25,) * 3,
         seed=0,
     )
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from kdzoo.contract import classification as metrics
 from kdzoo.contract.stage import ModelSpec
+from kdzoo.data.inputs import Pixels
 from kdzoo.errors import ExportError
 from kdzoo.evaluation import checker, verification
 from kdzoo.evaluation.verification import export_and_verify
@@ -69,12 +70,8 @@ def student():
     network = SimpleNamespace(
         model=model,
         spec=ModelSpec("tiny_net"),
-        mean=(0.5, 0.4, 0.3),
-        std=(0.2, 0.2, 0.1),
-        size=(8, 8),
+        inputs=Pixels(3, (8, 8), (0.5, 0.4, 0.3), (0.2, 0.2, 0.1)),
         macs=42_000,
-        tokens=None,
-        floats=False,
     )
     with torch.no_grad():
         logits = verification.plain_copy(model)(inputs).numpy()

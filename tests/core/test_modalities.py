@@ -14,13 +14,13 @@ import torch
 from kdzoo.contract.extension_points import ArraySplit, DataSource, DataSplits, OfferOptions
 from kdzoo.contract.stage import ModelSpec
 from kdzoo.data.data_set import DataSet, open_data
+from kdzoo.data.inputs import Measurements, Pixels
 from kdzoo.errors import DataError, KdzooError, ModelError, NeedsError
 from kdzoo.evaluation.verification import file_metadata
 from kdzoo.models.building import build_network
 from kdzoo.models.folding import fold_batchnorm
 from kdzoo.models.network import Network
 from kdzoo.recipe.sections import DataRecipe
-from kdzoo.report.model_card import image_inputs
 from kdzoo.run.delivery import delivered_spec
 from kdzoo.testing.tiny import TINY, tiny_runner
 from kdzoo.zoo.loading import load_zoo
@@ -64,13 +64,9 @@ def network(modality: str | None, modalities: Any = BOTH, **args: Any) -> Networ
     data = splits()
     return build_network(
         ModelSpec(TINY, args=args, modality=modality),
+        inputs=Pixels(5, (8, 8), data.mean, data.std, modalities),
         num_classes=4,
-        channels=5,
-        size=(8, 8),
-        data_mean=data.mean,
-        data_std=data.std,
         seed=0,
-        modalities=modalities,
     )
 
 
@@ -112,7 +108,7 @@ def test_folding_sees_inputs_of_the_data_set() -> None:
 
 def test_what_is_delivered_names_the_modality() -> None:
     watch = network("watch")
-    assert '"modality": "watch"' in file_metadata(watch, (3, 8, 8), ("a", "b"))["preprocessing"]
+    assert '"modality": "watch"' in file_metadata(watch, ("a", "b"))["preprocessing"]
     told = {"model": TINY, "args": {}, "mean": [0.0], "std": [1.0], "size": [8, 8], "modality": "watch"}
     assert delivered_spec(told).modality == "watch"
 
@@ -191,11 +187,10 @@ def test_splits_of_two_types_are_refused() -> None:
 
 
 def test_measurements_are_no_pixels_for_who_is_delivered_to() -> None:
-    measured = network("watch")
-    measured.floats = True
-    assert '"range": null' in file_metadata(measured, (3, 8, 8), ("a", "b"))["preprocessing"]
-    told = {"mean": [0.2, 0.3], "std": [0.5, 0.6], "size": [4, 5], "modality": "watch", "floats": True}
-    assert image_inputs(told) == (
+    read = ("watch", (0, 2, 5))
+    inputs = Measurements(2, (4, 5), (0.2, 0.3), (0.5, 0.6), read=read)
+    assert inputs.metadata()["range"] is None
+    assert inputs.usage("net", {}, None, ["a", "b"])["inputs"] == (
         "float32 `(N, 2, 4, 5)` of the modality watch, measurements as the data set has them, then normalised by mean "
         "`(0.2, 0.3)` and std `(0.5, 0.6)` a channel."
     )
@@ -205,7 +200,8 @@ def test_measurements_are_no_pixels_for_who_is_delivered_to() -> None:
 def test_an_algorithm_that_makes_up_images_refuses_measurements(name: str, tmp_path: Path) -> None:
     zoo = load_zoo()
     runner = tiny_runner(zoo.algorithm(name), zoo, tmp_path)
-    runner.build.data.floats = True
+    inputs = runner.build.data.inputs
+    runner.build.data.inputs = Measurements(inputs.channels, inputs.size, inputs.mean, inputs.std)
     assert refusal(NeedsError, runner.rehearse) == (
         f"algorithm '{name}': makes up its inputs, which are images; the data set has measurements"
     )

@@ -6,6 +6,7 @@ import copy
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kdzoo.contract.stage import ModelSpec
+from kdzoo.data.inputs import Pixels
 from kdzoo.errors import ModelError, NeedsError, UnknownName
 from kdzoo.models.building import build_network
 from kdzoo.models.folding import fold_batchnorm
@@ -25,10 +27,11 @@ CONVNETS = ("test_resnet", "test_efficientnet", "test_convnext")
 KINDS = (*CONVNETS, "test_vit")
 
 
-def network(name: str = "test_resnet", weights: str = "train", **changes: object) -> Network:
-    spec = ModelSpec(name, weights, changes.pop("args", {}))
-    settings = {"num_classes": 7, "channels": 3, "size": (32, 32), "data_mean": (0.5,) * 3, "data_std": (0.25,) * 3}
-    return build_network(spec, **{**settings, "seed": 0, **changes})
+def network(name: str = "test_resnet", weights: str = "train", **changes: Any) -> Network:
+    of_spec = {key: changes.pop(key) for key in ("args", "mean", "std") if key in changes}
+    form = {"channels": 3, "size": (32, 32), "data_mean": (0.5,) * 3, "data_std": (0.25,) * 3}
+    inputs = Pixels(*(changes.pop(key, default) for key, default in form.items()))
+    return build_network(ModelSpec(name, weights, **of_spec), inputs=inputs, **{"num_classes": 7, "seed": 0, **changes})
 
 
 def lively(module: nn.Module) -> nn.Module:
@@ -129,7 +132,7 @@ def test_macs_and_parameters_are_those_of_the_plain_model() -> None:
     assert count_parameters(net) == sum(p.numel() for p in net.model.parameters())
     layer = nn.Conv2d(3, 8, 3, padding=1, bias=False)
     model = nn.Sequential(layer, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 7))
-    settings = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "size": (6, 5), "channels": 3, "num_classes": 7}
+    settings = {"inputs": Pixels(3, (6, 5), (0.0,) * 3, (1.0,) * 3), "num_classes": 7}
     assert Network(model, ModelSpec("own"), **settings, create_args={}).macs == 3 * 9 * 8 * 6 * 5 + 8 * 7
 
 
@@ -138,7 +141,7 @@ def test_macs_are_counted_where_a_parameter_is_an_argument() -> None:
 
 
 def test_a_model_without_levels_still_answers() -> None:
-    settings = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "size": (6, 5), "channels": 3, "num_classes": 7}
+    settings = {"inputs": Pixels(3, (6, 5), (0.0,) * 3, (1.0,) * 3), "num_classes": 7}
     bare = Network(nn.Sequential(nn.Flatten(), nn.Linear(90, 7)), ModelSpec("bare"), **settings, create_args={})
     assert (bare.levels, bare(pixels(size=(6, 5))).logits.shape) == ((), (3, 7))
     with pytest.raises(NeedsError) as caught:
@@ -511,7 +514,7 @@ class Branching(nn.Module):
 
 
 def test_only_a_batchnorm_that_alone_takes_a_convolution_s_output_is_folded() -> None:
-    settings = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "size": (6, 5), "channels": 3, "num_classes": 7}
+    settings = {"inputs": Pixels(3, (6, 5), (0.0,) * 3, (1.0,) * 3), "num_classes": 7}
     net = lively(Network(Branching(), ModelSpec("own"), **settings, create_args={}))
     folded = fold_batchnorm(net)
     left = [name for name, part in folded.model.named_modules() if isinstance(part, nn.BatchNorm2d)]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kdzoo.contract.stage import ModelSpec, Stage
+from kdzoo.data.inputs import Pixels
 from kdzoo.errors import DeviceError
 from kdzoo.models.building import build_network
 from kdzoo.models.network import Network
@@ -32,7 +33,7 @@ def network(size: int) -> Network:
     """A ResNet that halves its maps five times."""
     half = (0.5,) * 3
     spec = ModelSpec(TINY, args=STUDENT)
-    return build_network(spec, num_classes=4, channels=3, size=(size, size), data_mean=half, data_std=half, seed=0)
+    return build_network(spec, inputs=Pixels(3, (size, size), half, half), num_classes=4, seed=0)
 
 
 def tiny_job(root: Path, changes: dict[str, Any] | None = None) -> Job:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from kdzoo.contract.stage import ModelSpec
 from kdzoo.contract.step import Batch, Outputs
 from kdzoo.data.data_set import open_data
+from kdzoo.data.inputs import Pixels
 from kdzoo.data.loader import Loader
 from kdzoo.errors import CorruptError, NeedsError
 from kdzoo.models.building import build_network
@@ -36,9 +37,7 @@ MODELS = ("test_resnet", "test_efficientnet", "test_convnext", "test_vit")
 
 @functools.cache
 def built(name: str, seed: int, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Network:
-    network = build_network(
-        ModelSpec(name), num_classes=4, channels=3, size=(size, size), data_mean=mean, data_std=std, seed=seed
-    )
+    network = build_network(ModelSpec(name), inputs=Pixels(3, (size, size), mean, std), num_classes=4, seed=seed)
     drawn = torch.Generator().manual_seed(seed)
     for part in network.modules():
         if isinstance(part, nn.BatchNorm2d):

@@ -20,6 +20,7 @@ from kdzoo.api import Algorithm, Needs
 from kdzoo.api.data import DataSplits, TokenSplit
 from kdzoo.contract.stage import ModelSpec, Stage
 from kdzoo.data.data_set import DataSet, digests, open_data
+from kdzoo.data.inputs import TIMED_TEXTS, Inputs, Pixels
 from kdzoo.data.loader import POOLED_BATCHES, bucketed
 from kdzoo.errors import DataError, KdzooError, ModelError, NeedsError
 from kdzoo.models.building import build_network
@@ -125,8 +126,7 @@ def test_the_same_text_in_two_splits_is_told_whatever_their_widths() -> None:
 
 
 def test_a_network_is_told_which_ids_train_has() -> None:
-    args = opened().token_args()
-    assert args is not None
+    args = opened().inputs.model_args()["tokens"]
     assert (args["vocab_size"], args["pad"], args["unknown"]) == (12, 0, 1)
     assert args["seen"] == [0, *range(2, 12)]
 
@@ -178,17 +178,8 @@ def test_text_is_not_augmented() -> None:
 # --- networks -------------------------------------------------------------------------------------
 
 
-def network(name: str = "tiny_text", tokens: Any = "the data's", **spec: Any) -> Network:
-    return build_network(
-        ModelSpec(name, **spec),
-        num_classes=3,
-        channels=1,
-        size=(9, 1),
-        data_mean=(0.0,),
-        data_std=(1.0,),
-        seed=0,
-        tokens=opened().token_args() if tokens == "the data's" else tokens,
-    )
+def network(name: str = "tiny_text", inputs: Inputs | None = None, **spec: Any) -> Network:
+    return build_network(ModelSpec(name, **spec), inputs=inputs or opened().inputs, num_classes=3, seed=0)
 
 
 def test_levels_are_maps_of_width_one() -> None:
@@ -206,7 +197,7 @@ def test_levels_are_maps_of_width_one() -> None:
 
 def test_example_text_has_no_fill() -> None:
     assert bool((network().example(50) != PAD).all())
-    assert network(tokens={**TOKENS.__dict__, "pad": 5, "seen": []}).example(50).eq(5).sum() == 0
+    assert network(inputs=dataclasses.replace(opened().inputs, fill=5)).example(50).eq(5).sum() == 0
 
 
 def test_nothing_is_folded_in_text() -> None:
@@ -219,7 +210,7 @@ def test_images_and_text_are_told_apart() -> None:
     assert refusal(ModelError, lambda: network("test_resnet")) == (
         "model 'test_resnet': reads images, the data set has text; choose another model or data set"
     )
-    assert refusal(ModelError, lambda: network(tokens=None)) == (
+    assert refusal(ModelError, lambda: network(inputs=Pixels(1, (9, 1), (0.0,), (1.0,)))) == (
         "model 'tiny_text': reads text, the data set has images; choose another model or data set"
     )
     assert (
@@ -408,7 +399,7 @@ def test_a_run_delivers_the_tokenizer_beside_the_student(tmp_path: Path, monkeyp
     assert (folder / "tokenizer" / "pieces.txt").read_bytes() == b"the pieces"
     told = json.loads((folder / "student.json").read_text())
     assert told["tokens"] == {"vocab_size": 12, "pad": 0, "unknown": 1, "files": ["tokenizer/pieces.txt"]}
-    assert timed == [2 * delivery.TEXT_REQUESTS]
+    assert timed == [2 * TIMED_TEXTS]
     assert results["student"]["macs_g"] == (9 * 8 * 8 + 8 * 3) / 1e9
     again = runner.build.network(delivery.delivered_spec(told), load=False)
     again.model.load_state_dict(read_tensors(folder / "student.safetensors", told["sha256"]), strict=True)

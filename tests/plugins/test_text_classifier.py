@@ -16,6 +16,7 @@ import torch
 import transformers
 
 from kdzoo.contract.stage import ModelSpec
+from kdzoo.data.inputs import TokenIds
 from kdzoo.errors import KdzooError, ModelError
 from kdzoo.models.building import build_network
 from kdzoo.models.folding import fold_batchnorm
@@ -40,8 +41,9 @@ def network(kind: str = "bert", depth: int = 3, tokens: dict[str, Any] = TOKENS,
     if "checkpoint" not in args:
         args["config"] = {**config, **args.pop("config", {})}
     spec = ModelSpec("text_classifier", args.pop("weights", "train"), args)
-    given = {"num_classes": 5, "channels": 1, "size": (9, 1), "data_mean": (0.0,), "data_std": (1.0,), "seed": 0}
-    return build_network(spec, **given, tokens=tokens)
+    numbers = {key: tokens[key] for key in ("vocab_size", "unknown")}
+    inputs = TokenIds(1, (9, 1), (0.0,), (1.0,), fill=tokens["pad"], seen=tuple(tokens["seen"]), **numbers)
+    return build_network(spec, inputs=inputs, num_classes=5, seed=0)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from kdzoo.api import ModelSpec
+from kdzoo.data.inputs import Pixels
 from kdzoo.models.building import build_network
 from kdzoo.models.folding import fold_batchnorm
 from kdzoo.models.weights import count_parameters, load_weights
@@ -151,8 +152,8 @@ def test_all_that_can_be_trained_is_trained(name: str) -> None:
 @pytest.mark.parametrize("name", SMALL)
 def test_folded_it_answers_alike(name: str) -> None:
     spec = ModelSpec(name)
-    settings = {"num_classes": 6, "channels": 3, "size": (32, 32), "data_mean": (0.5,) * 3, "data_std": (0.2,) * 3}
-    network = lively(build_network(spec, **settings, seed=0))
+    inputs = Pixels(3, (32, 32), (0.5,) * 3, (0.2,) * 3)
+    network = lively(build_network(spec, inputs=inputs, num_classes=6, seed=0))
     folded = fold_batchnorm(network)
     torch.testing.assert_close(folded(pixels()).logits, network(pixels()).logits, rtol=1e-4, atol=1e-4)
     left = sum(isinstance(part, nn.BatchNorm2d) for part in folded.modules())
@@ -198,8 +199,10 @@ def test_weights_of_trained_option_a_networks_fit_strictly(tmp_path) -> None:
                     shapes[f"layer{stage}.{block}.{norm}.{part}"] = (width,)
     state = {f"module.{key}": torch.rand(shape) for key, shape in shapes.items()}
     torch.save({"state_dict": state, "best_prec1": 91.7}, tmp_path / "resnet20.th")
-    settings = {"num_classes": 10, "channels": 3, "size": (32, 32), "data_mean": (0.5,) * 3, "data_std": (0.2,) * 3}
-    network = build_network(ModelSpec("cifar_resnet20", args={"shortcut": "pad"}), **settings, seed=0)
+    inputs = Pixels(3, (32, 32), (0.5,) * 3, (0.2,) * 3)
+    network = build_network(
+        ModelSpec("cifar_resnet20", args={"shortcut": "pad"}), inputs=inputs, num_classes=10, seed=0
+    )
     load_weights(network, tmp_path / "resnet20.th")
     assert all(torch.equal(network.model.state_dict()[key], state[f"module.{key}"]) for key in shapes)
 
