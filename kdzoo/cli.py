@@ -151,28 +151,34 @@ def _run_together(
 
 
 def _resolve(recipe: Path, overrides: list[str]) -> tuple[Any, Any]:
+    """Read a recipe and resolve it. What the catalogue shows to be wrong is said before any plugin is imported."""
+    from kdzoo.plan.resolve import doubtful, further_problems, known_problems, resolve
     from kdzoo.recipe.reading import load_recipe
-
-    def also(data: Any, problems: Any) -> None:
-        from kdzoo.plan.resolve import further_problems
-        from kdzoo.zoo.loading import load_zoo
-
-        further_problems(data, problems, load_zoo())
-
-    loaded = load_recipe(_known_recipe(recipe), overrides, also)
-    from kdzoo.plan.resolve import resolve
+    from kdzoo.zoo.catalogue import catalogue
     from kdzoo.zoo.loading import load_zoo
 
+    def also(data: Any, problems: Any) -> None:
+        cards = catalogue()
+        further_problems(data, problems, load_zoo() if doubtful(data, cards) else cards)
+
+    loaded = load_recipe(_known_recipe(recipe), overrides, also)
+    cards = catalogue()
+    problems = known_problems(loaded, cards)
+    if problems and not doubtful(loaded.recipe.model_dump(), cards):
+        problems.raise_if_any()
     zoo = load_zoo()
-    _warn_of_broken(zoo)
+    _warn_of_plugins(zoo)
     return resolve(loaded, zoo), zoo
 
 
-def _warn_of_broken(zoo: Any) -> None:
+def _warn_of_plugins(zoo: Any) -> None:
     for plugin in zoo.plugins:
+        who = f"{plugin.name} ({plugin.distribution} {plugin.version})"
         if plugin.status == "broken":
-            who = f"{plugin.name} ({plugin.distribution} {plugin.version})"
             print(f"warning: plugin {who} failed to load: {plugin.cause}", file=sys.stderr)
+        if plugin.changed:
+            text = f"warning: plugin {who} changed {plugin.changed} while it was loaded; kdzoo gave that back"
+            print(text, file=sys.stderr)
 
 
 def recipes_root() -> Path:
@@ -319,9 +325,9 @@ def show(
         print(dump_recipe(load_recipe(path, list(override or [])).recipe), end="")
         return
     from kdzoo.testing.card import describe_algorithm
-    from kdzoo.zoo.loading import load_zoo
+    from kdzoo.zoo.catalogue import catalogue
 
-    zoo = load_zoo()
+    zoo = catalogue()
     print(describe_algorithm(zoo.algorithm(what), zoo.algorithms[what]))
 
 
@@ -350,14 +356,14 @@ def list_(
 
 
 def _offer_rows(kind: str) -> list[dict[str, Any]]:
-    from kdzoo.zoo.loading import load_zoo
+    from kdzoo.zoo.catalogue import catalogue
 
-    zoo = load_zoo()
-    _warn_of_broken(zoo)
+    zoo = catalogue()
+    _warn_of_plugins(zoo)
     rows = []
     for name, offer in sorted(getattr(zoo, kind).items()):
         thing = offer.thing
-        description = getattr(thing, "description", "") or (thing.__doc__ or "").strip().split("\n")[0]
+        description = thing.description or thing.doc.split("\n")[0]
         rows.append(
             {
                 "name": name,
@@ -402,15 +408,15 @@ def _recipe_rows() -> list[dict[str, Any]]:
 def schema() -> None:
     """Print the JSON Schema of a recipe, every plugin's options in it, for editors."""
     from kdzoo.plan.schema import recipe_schema
-    from kdzoo.zoo.loading import load_zoo
+    from kdzoo.zoo.catalogue import catalogue
 
-    print(json.dumps(recipe_schema(load_zoo()), indent=2))
+    print(json.dumps(recipe_schema(catalogue()), indent=2))
 
 
 @app.command()
 def plugins(as_json: Json = False) -> None:
     """List the installed plugins and whether each loads; works whatever they do."""
-    from kdzoo.zoo.loading import load_zoo
+    from kdzoo.zoo.catalogue import catalogue
 
     rows = [
         {
@@ -418,9 +424,9 @@ def plugins(as_json: Json = False) -> None:
             "distribution": plugin.distribution,
             "version": plugin.version,
             "status": plugin.status,
-            "cause": plugin.cause,
+            "cause": plugin.cause or (f"changed {plugin.changed}; kdzoo gave that back" if plugin.changed else ""),
         }
-        for plugin in load_zoo().plugins
+        for plugin in catalogue(retry_broken=True).plugins
     ]
     if as_json:
         print(json.dumps(rows, indent=2))

@@ -17,9 +17,11 @@ from kdzoo.contract.declared import bounds
 from kdzoo.contract.extension_points import DataSource, Exporter, Offer, Quantizer, Tracker
 from kdzoo.contract.stage import AlgorithmChoice, ModelSpec
 from kdzoo.errors import KdzooError, PluginError, RecipeError, UnknownName, shown
+from kdzoo.plan.schema import fits
 from kdzoo.recipe.problems import RecipeProblems, explain, unknown_key
 from kdzoo.recipe.reading import LoadedRecipe
-from kdzoo.recipe.sections import AlgorithmRecipe, DataRecipe, ModelRecipe, Recipe
+from kdzoo.recipe.sections import AlgorithmRecipe, DataRecipe, ExportRecipe, ModelRecipe, Recipe
+from kdzoo.zoo.cards import Card, plans_stages
 from kdzoo.zoo.loading import Zoo
 
 if TYPE_CHECKING:
@@ -62,18 +64,7 @@ class Plan:
 def resolve(loaded: LoadedRecipe, zoo: Zoo) -> Plan:
     """Return the plan of a recipe; raise RecipeError with everything in it that no plugin meets."""
     recipe, problems = loaded.recipe, loaded.problems()
-    algorithm = recipe.algorithm
-    chosen = _resolve(algorithm.name, algorithm.options, algorithm.loss_weights, zoo, _below("algorithm", problems))
-    if algorithm.name in zoo.algorithms:
-        for path, message in unmet_needs(zoo.algorithms[algorithm.name].thing, recipe):
-            problems.add(path, message)
-    if chosen and chosen[1]:
-        for path, message in _unmet_batch(chosen[1].cls, recipe):
-            problems.add(path, message)
-    source = _source(recipe.data, zoo, problems)
-    exporters = _exporters(recipe, zoo, problems)
-    names = [(f"trackers.{i}", name) for i, name in enumerate(recipe.trackers)]
-    trackers = [_lookup(zoo.tracker, name, path, problems.add) for path, name in names]
+    chosen, source, exporters, trackers = _parts(recipe, zoo, problems)
     problems.raise_if_any()
     assert chosen is not None
     assert source is not None
@@ -89,20 +80,82 @@ def resolve(loaded: LoadedRecipe, zoo: Zoo) -> Plan:
         peers=tuple(map(spec_of, models.peers)),
         source=source,
         exporters=tuple(exporters),
-        trackers=tuple(filter(None, trackers)),
+        trackers=tuple(trackers),
         provenance=_provenance(recipe, chosen, zoo),
         quantizers={name: offer.thing for name, offer in zoo.quantizers.items()},
     )
 
 
+def _parts(recipe: Recipe, zoo: Zoo, problems: RecipeProblems) -> Any:
+    """Look up everything that a recipe names: the algorithm and its delegate, data set, exporters and trackers."""
+    algorithm = recipe.algorithm
+    chosen = _resolve(algorithm.name, algorithm.options, algorithm.loss_weights, zoo, _below("algorithm", problems))
+    if algorithm.name in zoo.algorithms:
+        for path, message in unmet_needs(zoo.algorithms[algorithm.name].thing, recipe):
+            problems.add(path, message)
+    if chosen and chosen[1]:
+        for path, message in _unmet_batch(chosen[1].cls, recipe):
+            problems.add(path, message)
+    source = _source(recipe.data, zoo, problems)
+    exporters = _exporters(recipe, zoo, problems)
+    trackers = [_lookup(zoo.tracker, name, f"trackers.{i}", problems.add) for i, name in enumerate(recipe.trackers)]
+    return chosen, source, exporters, [tracker for tracker in trackers if tracker is not None]
+
+
+# --- what the catalogue shows to be wrong ---------------------------------------------------------
+
+
+def known_problems(loaded: LoadedRecipe, catalogue: Zoo) -> RecipeProblems:
+    """Return what is wrong with a recipe as far as cards show it: names, their options and declared needs."""
+    problems = loaded.problems()
+    _parts(loaded.recipe, catalogue, problems)
+    return problems
+
+
 def further_problems(data: Mapping[str, Any], problems: RecipeProblems, zoo: Zoo) -> None:
-    """Report what the plugins find wrong in a recipe that is invalid elsewhere, section by section."""
+    """Report what the plugins, or their cards, find wrong in a recipe that is invalid elsewhere, section by section."""
     algorithm, source = _section(AlgorithmRecipe, data.get("algorithm")), _section(DataRecipe, data.get("data"))
     if algorithm is not None:
         given = algorithm.name, algorithm.options, algorithm.loss_weights
         _resolve(*given, zoo, _below("algorithm", problems))
     if source is not None:
         _source(source, zoo, problems)
+
+
+def doubtful(data: Mapping[str, Any], catalogue: Zoo) -> bool:
+    """Whether only the plugins themselves can say what all is wrong with a recipe.
+
+    So it is where the value of an option may be wrong, and where a plugin is remembered as broken, which it may be no
+    more.
+    """
+    if any(plugin.status == "broken" for plugin in catalogue.plugins):
+        return True
+    algorithm, source = _section(AlgorithmRecipe, data.get("algorithm")), _section(DataRecipe, data.get("data"))
+    pairs: list[tuple[Any, Mapping[str, Any]]] = []
+    if algorithm is not None and algorithm.name in catalogue.algorithms:
+        card, options = catalogue.algorithms[algorithm.name].thing, algorithm.options
+        pairs.append((card, options))
+        via = card.delegate and options.get(card.delegate, _default(card, card.delegate))
+        if isinstance(via, str) and via in catalogue.algorithms:
+            pairs.append((catalogue.algorithms[via].thing, options))
+    if source is not None and source.name in catalogue.datasets:
+        pairs.append((catalogue.datasets[source.name].thing, source.options))
+    exports = data.get("export")
+    for each in exports if isinstance(exports, list | tuple) else ():
+        export = _section(ExportRecipe, each)
+        if export is not None and export.format in catalogue.exporters:
+            quantize = {} if export.quantize is None else {"quantize": export.quantize}
+            pairs.append((catalogue.exporters[export.format].thing, {**export.options, **quantize}))
+    return not all(_fit(card, options) for card, options in pairs)
+
+
+def _default(card: Any, option: str) -> Any:
+    return card.schema.get("properties", {}).get(option, {}).get("default")
+
+
+def _fit(card: Any, options: Mapping[str, Any]) -> bool:
+    properties = card.schema.get("properties", {})
+    return not card.open and all(fits(value, properties.get(name, {})) for name, value in options.items())
 
 
 def _section(model: type[Section], content: Any) -> Section | None:
@@ -168,13 +221,6 @@ def _resolve(
     if chosen is None or (delegate is not None and delegated is None):
         return None
     return chosen, delegated
-
-
-def plans_stages(cls: type[Algorithm]) -> bool:
-    """Whether an algorithm overrides the topmost rung, so that it cannot be a stage of another."""
-    from kdzoo.contract.algorithm import Algorithm
-
-    return cls.stages.__func__ is not Algorithm.stages.__func__  # type: ignore[attr-defined]
 
 
 def _bind(
@@ -265,7 +311,7 @@ def _exporters(recipe: Recipe, zoo: Zoo, problems: RecipeProblems) -> list[Expor
 def _made(cls: type[Any], options: Mapping[str, Any], report: Report) -> Any:
     """Return an instance of a data set or an export format; what its constructor refuses is a problem too."""
     validated = _options(cls.Options, options, "options", report)
-    if validated is None:
+    if validated is None or isinstance(cls, Card):
         return None
     try:
         return cls(validated)

@@ -6,11 +6,13 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from kdzoo.contract.declared import bounds
+from kdzoo.zoo.cards import Card, rung
 
 if TYPE_CHECKING:
     from kdzoo.contract.algorithm import Algorithm
     from kdzoo.contract.declared import Count, Paper
     from kdzoo.contract.extension_points import Offer
+    from kdzoo.zoo.cards import AlgorithmCard
 
 LABELS = (
     "Reads",
@@ -25,22 +27,12 @@ LABELS = (
 )
 
 
-def rung(cls: type[Algorithm]) -> str:
-    """The lowest rung that a class overrides: losses, step or stages."""
-    from kdzoo.contract.algorithm import Algorithm
-
-    if cls.losses is not Algorithm.losses:
-        return "losses"
-    if cls.step is not Algorithm.step:
-        return "step"
-    return "stages"
-
-
-def docstring_parts(cls: type) -> dict[str, str]:
-    """A docstring by its labels; what stands before the first is under ``""``."""
+def docstring_parts(cls: Any) -> dict[str, str]:
+    """The docstring of a class or card by its labels; what comes before the first is under ``""``."""
     parts: dict[str, list[str]] = {"": []}
     current = ""
-    for line in inspect.cleandoc(cls.__doc__ or "").splitlines():
+    doc = cls.doc if isinstance(cls, Card) else inspect.cleandoc(cls.__doc__ or "")
+    for line in doc.splitlines():
         found = _label_of(line)
         if found:
             current = found
@@ -69,7 +61,7 @@ def count(wanted: Count) -> str:
     return f"{least} or more" if most is None else f"{least} to {most}"
 
 
-def abilities(cls: type[Algorithm]) -> list[tuple[str, str]]:
+def abilities(cls: type[Algorithm] | AlgorithmCard) -> list[tuple[str, str]]:
     """The "Can I use it?" table, from what the class declares."""
     needs = cls.needs
     data = {"labelled": "labelled", "unlabelled": "no labels needed", "none": "none at all"}[needs.data]
@@ -92,9 +84,9 @@ def abilities(cls: type[Algorithm]) -> list[tuple[str, str]]:
     ]
 
 
-def option_rows(cls: type[Algorithm]) -> list[tuple[str, str, str, str]]:
+def option_rows(cls: type[Algorithm] | AlgorithmCard) -> list[tuple[str, str, str, str]]:
     """Name, type, default and description of each option."""
-    schema = cls.Options.model_json_schema()
+    schema = cls.schema if isinstance(cls, Card) else cls.Options.model_json_schema()
     rows = []
     for name, field in schema.get("properties", {}).items():
         rows.append((name, _kind(field), str(field.get("default", "required")), field.get("description", "")))
@@ -114,7 +106,7 @@ def _place(paper: Paper) -> str:
     return f", {paper.equation}" if paper.equation else ""
 
 
-def describe_algorithm(cls: type[Algorithm], offer: Offer) -> str:
+def describe_algorithm(cls: type[Algorithm] | AlgorithmCard, offer: Offer) -> str:
     """The card as plain text for a terminal."""
     parts = docstring_parts(cls)
     lines = [f"{cls.name}: {parts[''].splitlines()[0] if parts[''] else ''}", ""]

@@ -27,7 +27,7 @@ from kdzoo.contract.stage import Stage, StageResult
 from kdzoo.contract.step import Batch, Clock, Outputs, StepContext
 from kdzoo.errors import KdzooError, NeedsError
 from kdzoo.models.weights import weights_sha256
-from kdzoo.plan.resolve import plans_stages, unmet_needs
+from kdzoo.plan.resolve import unmet_needs
 from kdzoo.run.delivery import delivered_spec
 from kdzoo.run.runner import Runner
 from kdzoo.storage.checkpoints import Checkpoints
@@ -36,6 +36,7 @@ from kdzoo.storage.sealed import read_tensors
 from kdzoo.testing.card import docstring_parts, rung
 from kdzoo.testing.tiny import STUDENT, TEACHER, least, tiny_recipe, tiny_runner
 from kdzoo.training.engine import Engine, Job, Progress
+from kdzoo.zoo.cards import plans_stages
 from kdzoo.zoo.loading import Zoo, load_zoo
 
 TASK = "task"

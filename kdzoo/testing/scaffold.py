@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from kdzoo.contract.declared import bounds
+from kdzoo.contract.declared import Needs, bounds
 from kdzoo.errors import OutputError, RecipeError
 from kdzoo.storage.atomic import write_bytes
 from kdzoo.types import NAME
-
-if TYPE_CHECKING:
-    from kdzoo.contract.algorithm import Algorithm
 
 #: Classes that a scaffold uses, so that its own cannot have their names.
 USED = ("Algorithm", "AlgorithmOptions", "Field", "Paper", "StepContext", "Tensor", "None", "True", "False")
@@ -125,12 +121,12 @@ def write_recipe(name: str, algorithm: str, where: Path, bundled: Path) -> Path:
     name = name.removesuffix(".yaml")
     path = where / f"{name}.yaml"
     if algorithm:
-        from kdzoo.zoo.loading import load_zoo
+        from kdzoo.zoo.catalogue import catalogue
 
-        cls = load_zoo().algorithm(algorithm)
+        cls = catalogue().algorithm(algorithm)
         own = _recipe_of(cls.name, bundled)
         fields = {"name": name, "algorithm": algorithm, "file": path.name}
-        text = own.read_text() if own else RECIPE.format(**fields, models=_models(cls))
+        text = own.read_text() if own else RECIPE.format(**fields, models=_models(cls.needs))
     else:
         text = (bundled / "quickstart.yaml").read_text()
     text = re.sub(r"(?m)^name: .*$", f"name: {_quoted(name)}", text, count=1)
@@ -145,11 +141,11 @@ def _quoted(name: str) -> str:
     return name if re.match("[a-z]", name) and name not in ("null", "true", "false") else f'"{name}"'
 
 
-def _models(cls: type[Algorithm]) -> str:
+def _models(needs: Needs) -> str:
     """As many models on digits as an algorithm needs at least."""
     lines = []
     for kind, model in (("teachers", "digits_cnn"), ("assistants", "digits_cnn_small"), ("peers", "digits_cnn_tiny")):
-        least, _ = bounds(getattr(cls.needs, kind))
+        least, _ = bounds(getattr(needs, kind))
         if least == 1 and kind == "teachers":
             lines.append(f"  teacher: {{name: {model}}}")
         elif least:
@@ -167,15 +163,14 @@ def write_algorithm(name: str, where: Path) -> list[Path]:
 
     Raises RecipeError for a name that no algorithm may have and OutputError when a file is there already.
     """
-    from kdzoo.contract.algorithm import Algorithm
-    from kdzoo.zoo.loading import load_zoo
+    from kdzoo.zoo.catalogue import catalogue
 
     if len(name) > 40 or not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
         raise RecipeError(f"new algorithm: '{name}' is not lower snake case, e.g. 'my_method'")
     title = "".join(part.capitalize() for part in name.split("_"))
     if title in USED or name == "task":
         raise RecipeError(f"new algorithm: '{name}' is a name that the scaffold itself uses; choose another")
-    zoo = load_zoo()
+    zoo = catalogue()
     if name in zoo.algorithms or name in {plugin.name for plugin in zoo.plugins}:
         raise RecipeError(f"new algorithm: '{name}' is taken by an installed algorithm or plugin; choose another")
     root = where / f"kdzoo-{name.replace('_', '-')}"
@@ -185,7 +180,7 @@ def write_algorithm(name: str, where: Path) -> list[Path]:
         root / f"kdzoo_{name}" / "__init__.py": ALGORITHM.format(**values),
         root / "tests" / f"test_{name}.py": TEST.format(**values),
         root / f"{name}.yaml": RECIPE.format(
-            name=_quoted(values["dashed"]), algorithm=name, file=f"{name}.yaml", models=_models(Algorithm)
+            name=_quoted(values["dashed"]), algorithm=name, file=f"{name}.yaml", models=_models(Needs())
         ),
     }
     for path in files:

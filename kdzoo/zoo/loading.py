@@ -7,14 +7,13 @@ manager, checked, and merged only if every bit of it is right and no name in it 
 from __future__ import annotations
 
 import functools
+import importlib
 import os
-import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
-from importlib import metadata
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -25,13 +24,15 @@ from kdzoo.contract import hookspecs
 from kdzoo.contract.extension_points import Offer
 from kdzoo.errors import PluginError, UnknownName, nearest, plain, shown
 from kdzoo.zoo import plugin_checks as admission
+from kdzoo.zoo.finding import BUILT_IN, GROUP, Found, PluginInfo, cause_of, find_plugins
+from kdzoo.zoo.process_state import given_back
 
 if TYPE_CHECKING:
     from kdzoo.contract.algorithm import Algorithm
     from kdzoo.contract.extension_points import DataSource, Exporter, Quantizer, Tracker
 
-GROUP = "kdzoo"
-BUILT_IN = "kdzoo"  # the distribution whose names win against any other's
+__all__ = ["BUILT_IN", "PluginInfo", "Zoo", "load_zoo"]
+
 KNOWN_SHOWN = 8
 
 
@@ -54,22 +55,6 @@ _HOOKS = {
 }
 
 Key = tuple[str, str]  # what it is, its name: ("algorithm", "kd")
-
-
-@dataclass(frozen=True)
-class PluginInfo:
-    """One installed plugin. ``status`` is found (not loaded yet), ok, broken or disabled."""
-
-    name: str
-    distribution: str
-    version: str
-    status: str
-    cause: str = ""
-    traceback: str = ""
-    module: str = ""
-
-    def __str__(self) -> str:
-        return f"plugin '{self.name}' ({self.distribution} {self.version})"
 
 
 @dataclass(frozen=True)
@@ -113,6 +98,18 @@ class Zoo:
         offer = Offer(cls.name, cls, "unregistered", cls.__module__, "0")
         return replace(self, algorithms={**self.algorithms, cls.name: offer})
 
+    def offers(self) -> dict[Key, Offer]:
+        """Return everything that is offered by (kind, name)."""
+        groups = {
+            "algorithm": self.algorithms,
+            "model": self.models,
+            "data set": self.datasets,
+            "export format": self.exporters,
+            "tracker": self.trackers,
+            "quantizer": self.quantizers,
+        }
+        return {(kind, name): offer for kind, group in groups.items() for name, offer in group.items()}
+
     def notes(self) -> list[str]:
         """Say which plugins are not there and may have offered a name that is missing."""
         causes = {"broken": "failed to load: {}", "disabled": "is disabled by KDZOO_PLUGINS"}
@@ -130,87 +127,76 @@ class Zoo:
         raise UnknownName("\n".join([message, *self.notes()]))
 
 
-# --- finding ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Found:
-    """An entry point with its owner; ``fault`` says why it cannot even be tried."""
-
-    info: PluginInfo
-    entry: metadata.EntryPoint | None = None
-    fault: str = ""
-
-    @property
-    def built_in(self) -> bool:
-        return self.info.distribution == BUILT_IN
-
-
-def _find_all() -> tuple[_Found, ...]:
-    """Return every entry point of the group, by name. ``metadata.entry_points`` gives up at the first broken file."""
-    found: list[_Found] = []
-    seen: set[str] = set()
-    for distribution in metadata.distributions():
-        try:
-            if "[kdzoo]" not in "".join((distribution.read_text("entry_points.txt") or "").split()):
-                continue
-            name = re.sub(r"[-_.]+", "-", distribution.metadata["Name"] or "").lower()
-            version = str(distribution.metadata["Version"])
-            entries = [entry for entry in distribution.entry_points if entry.group == GROUP]
-        except Exception as error:  # any distribution's files may be damaged; it is reported as a broken plugin
-            fault = f"a distribution in {distribution.locate_file('')} cannot be read: {_cause(error)}"
-            found.append(_Found(PluginInfo("?", "unknown", "?", "found"), fault=fault))
-            continue
-        if name in seen:  # the same distribution further down sys.path: python would not import it either
-            continue
-        seen.add(name)
-        found += [_Found(PluginInfo(e.name, name or "unknown", version, "found", module=e.value), e) for e in entries]
-    return tuple(sorted(found, key=lambda one: (one.info.name, one.info.distribution)))
-
-
-def list_plugins() -> tuple[PluginInfo, ...]:
-    """Return the installed plugins by name, without importing any of them."""
-    return tuple(found.info for found in _find_all())
-
-
 # --- loading ------------------------------------------------------------------------------------
 
 
 def load_zoo(only: str | None = None) -> Zoo:
     """Load the plugins that ``only`` names, separated by commas (``none``: none; default: KDZOO_PLUGINS, else all).
 
-    Loaded once a process. Raises PluginError only for a name in ``only`` that no installed plugin has; what is wrong
-    with a plugin is in ``Zoo.plugins``.
+    Loaded once a process. A plugin that is known to end or to hang whatever process loads it is not tried again. Raises
+    PluginError only for a name in ``only`` that no installed plugin has; what is wrong with a plugin is in
+    ``Zoo.plugins``.
     """
-    wanted = os.environ.get("KDZOO_PLUGINS", "") if only is None else only
-    return _load_all(_find_all(), wanted.strip())
+    from kdzoo.zoo.catalogue import fatal_plugins
+
+    found = find_plugins()
+    return _load_all(found, wanted_plugins() if only is None else only.strip(), tuple(fatal_plugins(found).items()))
+
+
+def wanted_plugins() -> str:
+    """Return the names of the plugins to load, as the environment gives them; empty: all."""
+    return os.environ.get("KDZOO_PLUGINS", "").strip()
 
 
 @functools.cache
-def _load_all(found: tuple[_Found, ...], only: str) -> Zoo:
+def _load_all(found: tuple[Found, ...], only: str, fatal: tuple[tuple[Found, str], ...] = ()) -> Zoo:
+    return load_plugins(found, only, dict(fatal))
+
+
+def load_plugins(
+    found: tuple[Found, ...], only: str, fatal: Mapping[Found, str], before: Callable[[Found], None] = lambda one: None
+) -> Zoo:
+    """Load plugins into this process, kdzoo's own first; those in ``fatal`` are broken for the cause given there.
+
+    ``before`` is called with each plugin before it is imported.
+    """
     wanted = _wanted(found, only)
-    offers: dict[_Found, dict[Key, Offer]] = {}
-    infos: dict[_Found, PluginInfo] = {}
-    for one in found:
+    offers: dict[Found, dict[Key, Offer]] = {}
+    infos: dict[Found, PluginInfo] = {}
+    for one in sorted(found, key=lambda one: not one.built_in):
         if one.info.name not in wanted:
             infos[one] = replace(one.info, status="disabled")
             continue
+        if one in fatal:
+            infos[one] = replace(one.info, status="broken", cause=fatal[one])
+            continue
+        before(one)
+        if not one.built_in and one.entry is not None:
+            importlib.import_module("torch")  # before it, so that what it changes of torch shows
+        changed: list[str] = []
         try:
-            offers[one] = _load(one)
+            with given_back(changed, environment=not one.built_in):
+                offers[one] = _load(one)
             infos[one] = replace(one.info, status="ok")
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # sys.exit() included: a plugin's failure is reported, and is its own
             trace = "".join(traceback.format_exception(error))
-            infos[one] = replace(one.info, status="broken", cause=_cause(error), traceback=trace)
+            infos[one] = replace(one.info, status="broken", cause=cause_of(error), traceback=trace)
+        infos[one] = replace(infos[one], changed=plain(", ".join(changed), 500))
     refused: dict[Key, str] = {}
     for one, cause in _clashes(offers).items():
-        infos[one] = replace(one.info, status="broken", cause=cause)
+        infos[one] = replace(infos[one], status="broken", cause=cause)
         for key in offers.pop(one):
             refused[key] = f"{one.info} is refused: {cause}"
-    merged: dict[str, dict[str, Offer]] = {hook.kind: {} for hook in _HOOKS.values()}
     all_offers = [pair for mine in offers.values() for pair in mine.items()]
-    for (kind, name), offer in sorted(all_offers, key=lambda pair: pair[0]):
+    return merged_zoo(dict(all_offers), tuple(infos[one] for one in found), refused)
+
+
+def merged_zoo(offers: Mapping[Key, Offer], plugins: tuple[PluginInfo, ...], refused: Mapping[Key, str]) -> Zoo:
+    """Sort offers by what they are and by name."""
+    merged: dict[str, dict[str, Offer]] = {hook.kind: {} for hook in _HOOKS.values()}
+    for (kind, name), offer in sorted(offers.items(), key=lambda pair: pair[0]):
         merged[kind][name] = offer
     return Zoo(
         algorithms=MappingProxyType(merged["algorithm"]),
@@ -218,13 +204,13 @@ def _load_all(found: tuple[_Found, ...], only: str) -> Zoo:
         datasets=MappingProxyType(merged["data set"]),
         exporters=MappingProxyType(merged["export format"]),
         trackers=MappingProxyType(merged["tracker"]),
-        plugins=tuple(infos[one] for one in found),
-        refused=MappingProxyType(refused),
+        plugins=plugins,
+        refused=MappingProxyType(dict(refused)),
         quantizers=MappingProxyType(merged["quantizer"]),
     )
 
 
-def _wanted(found: Iterable[_Found], only: str) -> set[str]:
+def _wanted(found: Iterable[Found], only: str) -> set[str]:
     known = {one.info.name for one in found}
     if not only:
         return known
@@ -237,7 +223,7 @@ def _wanted(found: Iterable[_Found], only: str) -> set[str]:
     return wanted
 
 
-def _load(found: _Found) -> dict[Key, Offer]:
+def _load(found: Found) -> dict[Key, Offer]:
     """Import one plugin and return what it offers; raise whatever is wrong with it."""
     if found.entry is None:
         raise PluginError(found.fault)
@@ -274,12 +260,12 @@ def _collect(info: PluginInfo, hook: _Hook, offers: dict[Key, Offer], thing: Any
     return thing
 
 
-def _clashes(offers: Mapping[_Found, Mapping[Key, Offer]]) -> dict[_Found, str]:
+def _clashes(offers: Mapping[Found, Mapping[Key, Offer]]) -> dict[Found, str]:
     """Return the plugins that claim what another one claims, each with the reason.
 
     First those that clash with a built-in one, which stays; then all that are left and clash with each other.
     """
-    clashing: dict[_Found, str] = {}
+    clashing: dict[Found, str] = {}
     for against_built_in in (True, False):
         left = [one for one in offers if one not in clashing]
         for one in left:
@@ -289,17 +275,10 @@ def _clashes(offers: Mapping[_Found, Mapping[Key, Offer]]) -> dict[_Found, str]:
     return clashing
 
 
-def _clash(one: _Found, others: Iterable[_Found], offers: Mapping[_Found, Mapping[Key, Offer]]) -> str:
+def _clash(one: Found, others: Iterable[Found], offers: Mapping[Found, Mapping[Key, Offer]]) -> str:
     for other in others:
         if one.info.name == other.info.name:
             return f"the name of {one.info} is also that of {other.info}; only one can have it"
         for kind, name in sorted(offers[one].keys() & offers[other].keys()):
             return f"{kind} '{name}' of {one.info} is also offered by {other.info}; only one can have it"
     return ""
-
-
-def _cause(error: BaseException) -> str:
-    """Say on one line what went wrong; an exception's own text may fail too."""
-    own = isinstance(error, PluginError | pluggy.PluginValidationError)
-    text = str(error) if own else traceback.format_exception_only(error)[-1]
-    return plain(" ".join(text.split()), 500)

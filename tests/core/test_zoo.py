@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import subprocess
 import sys
 import textwrap
+import warnings
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 
 from kdzoo import __version__
 from kdzoo.errors import PluginError, UnknownName
 from kdzoo.zoo import loading as zoo
-from kdzoo.zoo.loading import list_plugins, load_zoo
+from kdzoo.zoo.loading import load_zoo
+from kdzoo.zoo.process_state import given_back
 
 ALGORITHM = """
     from kdzoo.api import Algorithm, Paper, hookimpl
@@ -64,7 +65,7 @@ def shelf(tmp_path, monkeypatch):
     shelf = Shelf(tmp_path, monkeypatch)
     shelf.put("kdzoo", "0.1", builtin=ALGORITHM.format(name="alpha"))
     real = metadata.distributions
-    monkeypatch.setattr(zoo.metadata, "distributions", lambda: real(path=shelf.path))
+    monkeypatch.setattr(metadata, "distributions", lambda: real(path=shelf.path))
     monkeypatch.delenv("KDZOO_PLUGINS", raising=False)
     before = set(sys.modules)
     yield shelf
@@ -405,7 +406,7 @@ def test_two_plugins_of_one_name(shelf):
 def test_the_first_of_two_versions_on_the_path_counts(shelf):
     shelf.put("third", "1.0", third=ALGORITHM.format(name="beta"))
     shelf.put("third", "2.0", third=ALGORITHM.format(name="gamma"))
-    assert [(info.name, info.version) for info in list_plugins()] == [("builtin", "0.1"), ("third", "1.0")]
+    assert [(info.name, info.version) for info in load_zoo().plugins] == [("builtin", "0.1"), ("third", "1.0")]
 
 
 # --- choosing and naming ----------------------------------------------------------------------------
@@ -487,15 +488,67 @@ def test_an_algorithm_under_test_joins_the_zoo(shelf):
     assert loaded.with_algorithm(again).algorithm("alpha") is again
 
 
-def test_listing_imports_no_plugin_and_no_torch(shelf):
-    shelf.put("bad", bad="raise SystemExit")
-    code = "import sys; from kdzoo.zoo.loading import list_plugins\n"
-    code += "print([p.name for p in list_plugins() if p.name != '?'])\n"
-    code += "assert 'torch' not in sys.modules and 'shelf_bad_bad' not in sys.modules"
-    path = os.pathsep.join([*shelf.path, str(Path(zoo.__file__).parents[2])])
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert "'bad'" in done.stdout
-    assert "'builtin'" in done.stdout
+# --- what a plugin changes of the process -----------------------------------------------------------
+
+CHANGES = {
+    "dtype": ("torch.set_default_dtype(torch.float64)", "torch's default dtype from float32 to float64"),
+    "precision": (
+        "torch.set_float32_matmul_precision('medium')",
+        "torch's float32 matmul precision from highest to medium",
+    ),
+    "denormals": ("torch.set_flush_denormal(True)", "torch's flushing of denormals from False to True"),
+    "threads": ("torch.set_num_threads(3)", "torch's number of threads from 1 to 3"),
+    "deterministic": (
+        "torch.use_deterministic_algorithms(True)",
+        "torch's deterministic algorithms from False to True",
+    ),
+    "gradients": ("torch.set_grad_enabled(False)", "torch's gradient mode from True to False"),
+    "device": ("torch.set_default_device('meta')", "torch's default device from cpu to meta"),
+    "cudnn": ("torch.backends.cudnn.benchmark = True", "torch.backends.cudnn.benchmark from False to True"),
+    "seed": ("torch.manual_seed(1)", "torch's random state"),
+    "python_seed": ("import random; random.seed(1)", "Python's random state"),
+    "numpy_seed": ("import numpy; numpy.random.seed(1)", "NumPy's random state"),
+    "variable": (
+        "import os; os.environ['ONEDNN_MAX_CPU_ISA'] = 'SSE41'",
+        "the environment variable ONEDNN_MAX_CPU_ISA",
+    ),
+    "removed": ("import os; del os.environ['KDZOO_TEST_VARIABLE']", "the environment variable KDZOO_TEST_VARIABLE"),
+    "warnings": ("import warnings; warnings.simplefilter('ignore')", "the filters of warnings"),
+    "several": (
+        "torch.set_num_threads(2); torch.set_flush_denormal(True)",
+        "torch's flushing of denormals from False to True, torch's number of threads from 1 to 2",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_what_a_plugin_changes_of_the_process_is_given_back_and_named(shelf, case, monkeypatch):
+    monkeypatch.setenv("KDZOO_TEST_VARIABLE", "1")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        code, changed = CHANGES[case]
+        shelf.put("third", third=f"import torch\n{code}\n" + textwrap.dedent(ALGORITHM.format(name="beta")))
+        first: list[str] = []
+        with given_back(first):
+            loaded = load_zoo()
+        assert (plugin(loaded, "third").status, plugin(loaded, "third").changed) == ("ok", changed)
+        assert plugin(loaded, "builtin").changed == ""
+        assert first == [], "something was not given back"
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_broken_plugin_s_changes_are_given_back_too(shelf):
+    shelf.put("bad", bad="import torch\ntorch.set_default_dtype(torch.float16)\n1 / 0")
+    info = plugin(load_zoo(), "bad")
+    assert (info.status, info.cause) == ("broken", "ZeroDivisionError: division by zero")
+    assert info.changed == "torch's default dtype from float32 to float16"
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_filters_for_the_warnings_of_one_module_are_no_change(shelf):
+    filters = "import warnings\nwarnings.filterwarnings('ignore', module='some_library')\n"
+    shelf.put("third", third=filters + textwrap.dedent(ALGORITHM.format(name="beta")))
+    with warnings.catch_warnings():
+        assert plugin(load_zoo(), "third").changed == ""

@@ -55,6 +55,55 @@ def test_help_is_there_at_once_and_without_torch(cli: CommandLine) -> None:
         assert f" {name} " in ended.out
 
 
+LOOKING = (
+    "list",
+    "list models",
+    "show kd",
+    "plugins",
+    "schema",
+    "new algorithm mimic",
+    "new recipe mine --algorithm kd",
+)
+
+
+def test_looking_takes_a_moment_and_no_torch(cli: CommandLine) -> None:
+    assert cli.cold("list").code == 0  # the catalogue is there from now on
+    for command in LOOKING:
+        ended, seconds = timed(cli, *command.split())
+        assert ended.code == 0, ended
+        assert seconds < 1, f"{command}: {seconds:.2f} processor seconds"
+
+
+MISTAKES = {
+    "key": ({"trian": {"epochs": 1}}, "trian: unknown key; did you mean 'train'?"),
+    "algorithm": ({"algorithm": {"name": "kdd"}}, "algorithm.name: unknown algorithm 'kdd'; did you mean 'kd'?"),
+    "option": (
+        {"algorithm": {"options": {"tempreature": 2}}},
+        "algorithm.options.tempreature: unknown key; did you mean 'temperature'?",
+    ),
+    "data": ({"data": {"name": "digitz"}}, "data.name: unknown data set 'digitz'; did you mean 'digits'?"),
+}
+
+
+def test_a_mistake_in_a_recipe_is_said_in_a_moment_and_without_torch(cli: CommandLine) -> None:
+    assert cli.cold("list").code == 0
+    for case, (change, message) in MISTAKES.items():
+        ended, seconds = timed(cli, "check", cli.recipe(change))
+        assert ended.code == 2, ended
+        assert message in ended.err
+        assert seconds < 1, f"{case}: {seconds:.2f} processor seconds"
+
+
+def timed(cli: CommandLine, *arguments: object) -> tuple[Any, float]:
+    """Run a command in a fresh interpreter; return how it ended and its processor seconds; torch must not be there."""
+    begin = children()
+    ended = cli.cold(*arguments, env={"PYTHONPROFILEIMPORTTIME": "1"})
+    imported = {line.split("|")[-1].strip() for line in ended.err.splitlines() if line.startswith("import time:")}
+    assert "kdzoo.zoo.catalogue" in imported
+    assert not imported & {"torch", "timm", "numpy", "kdzoo_response"}
+    return ended, children() - begin
+
+
 def children() -> float:
     """Processor time of the children that ended, in seconds: what a busy machine does not stretch."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
