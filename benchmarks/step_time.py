@@ -37,7 +37,8 @@ from kdzoo.recipe.sections import Recipe
 from kdzoo.run.builder import Builder
 from kdzoo.storage.store import Store
 from kdzoo.training.device import Precision
-from kdzoo.training.engine import Engine, Job
+from kdzoo.training.engine import Engine
+from kdzoo.training.job import Job
 from kdzoo.training.parallel import Ranks
 from kdzoo.training.teacher import CachedTeacher
 from kdzoo.zoo.loading import load_zoo

@@ -1,20 +1,69 @@
-"""What predictions are worth: accuracy, agreement, calibration, and the entry that results.json keeps.
+"""The task, classification: its loss, its metrics, and the quantity that networks are selected and judged by.
 
-numpy only. Logits are (N, K) floats, targets (N,) integers. Shares are in percent where the name says so and
-in [0, 1] otherwise. Full floats are stored; the report rounds what it shows.
+This is the one place that says what comes out of a network. Metrics take numpy arrays: logits are (N, K) floats,
+targets (N,) integers. Shares are in percent where the name says so and in [0, 1] otherwise. Full floats are stored; the
+report rounds what it shows.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 ECE_BINS = 15
 #: Quantile of the normal distribution for a two-sided interval of 95 %.
 Z95 = 1.959963984540054
+#: The quantity that networks are selected and judged by, a key of validation metrics and of entries in results.json.
+QUALITY = "top1_percent"
+
+
+def quality(metrics: Mapping[str, Any]) -> float:
+    """Return the quantity that a network is selected and judged by; more is better."""
+    return float(metrics[QUALITY])
+
+
+def validation_metrics(logits: np.ndarray, targets: np.ndarray, classes: np.ndarray) -> dict[str, float]:
+    """Return the metrics of one epoch; the answer is the largest logit among ``classes`` (C,), which are sorted."""
+    return {QUALITY: float((classes[logits[:, classes].argmax(1)] == targets).mean() * 100)}
+
+
+@dataclass(frozen=True)
+class TaskLoss:
+    """Cross-entropy with label smoothing, among some classes or all.
+
+    ``classes`` None: all. ``places`` (K,) maps a class to its place in ``classes``, -1 for the others.
+    """
+
+    smoothing: float
+    classes: tuple[int, ...] | None = None
+    places: Tensor | None = None
+
+    @classmethod
+    def among(cls, classes: Sequence[int] | None, num_classes: int, smoothing: float, device: torch.device) -> TaskLoss:
+        """The loss among ``classes`` of ``num_classes``, its tables on ``device``."""
+        if not classes:
+            return cls(smoothing, None if classes is None else ())
+        import torch  # only here: who reads results needs no torch
+
+        places = torch.full((num_classes,), -1, device=device)
+        places[list(classes)] = torch.arange(len(classes), device=device)
+        return cls(smoothing, tuple(classes), places)
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean loss. Shapes: (N, K), (N,) -> ()."""
+        from torch.nn.functional import cross_entropy
+
+        if self.classes is not None and self.places is not None:
+            logits, labels = logits[:, list(self.classes)], self.places[labels]
+        return cross_entropy(logits, labels, label_smoothing=self.smoothing)
 
 
 def top1_percent(logits: np.ndarray, targets: np.ndarray) -> float:

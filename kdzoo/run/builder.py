@@ -14,6 +14,7 @@ import torch
 from pydantic import ValidationError
 
 from kdzoo.contract.algorithm import Algorithm
+from kdzoo.contract.classification import validation_metrics
 from kdzoo.contract.stage import Costs, ModelSpec, Stage, StageResult
 from kdzoo.contract.step import Outputs
 from kdzoo.data.data_set import DataSet, open_data
@@ -32,7 +33,7 @@ from kdzoo.storage.atomic import write_json
 from kdzoo.storage.sealed import read_tensors
 from kdzoo.storage.store import Store
 from kdzoo.training.device import Precision, choose_precision, environment, pick_device, set_threads
-from kdzoo.training.engine import Job, Plain
+from kdzoo.training.job import Job, Plain
 from kdzoo.training.parallel import Ranks
 from kdzoo.training.teacher import CachedTeacher, Teacher
 from kdzoo.types import derive_seed, stable_hash
@@ -297,7 +298,7 @@ class Builder:
             precision.place(network)
             batches = self.loader.eval_batches("validation", self.recipe.data.eval_batch_size, rows)
             logits, targets = predict(network, batches, precision.autocast)
-            return {"top1_percent": float((known[logits[:, known].argmax(1)] == targets).mean() * 100)}
+            return validation_metrics(logits, targets, known)
 
         return validate
 

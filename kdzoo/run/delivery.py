@@ -192,7 +192,7 @@ class Delivery:
         assert self.folder is not None
         network = network.to("cpu")
         inputs = self._test_inputs(network)
-        batches = self.loader.train_batches(0, 0, 0, 0, 1)
+        batches = self.loader.train_batches(0, 0)
         calibration = [
             network.preprocess(batch.inputs.cpu()) for batch in itertools.islice(batches, CALIBRATION_BATCHES)
         ]

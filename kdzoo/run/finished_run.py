@@ -21,7 +21,7 @@ from kdzoo.models.weights import count_parameters
 from kdzoo.run.builder import Builder
 from kdzoo.storage.atomic import tensor_bytes
 from kdzoo.storage.sealed import read_tensors
-from kdzoo.training.engine import Job
+from kdzoo.training.job import Job
 from kdzoo.types import derive_seed
 
 

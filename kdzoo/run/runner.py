@@ -38,7 +38,8 @@ from kdzoo.storage.atomic import write_json, write_tensors
 from kdzoo.storage.run_folder import RunFolder
 from kdzoo.storage.sealed import read_tensors
 from kdzoo.storage.store import Store
-from kdzoo.training.engine import Engine, Job, Progress, has_report_items
+from kdzoo.training.engine import Engine, Progress
+from kdzoo.training.job import Job, has_report_items
 from kdzoo.training.parallel import Ranks
 from kdzoo.training.teacher import CachedTeacher
 from kdzoo.types import stable_hash
@@ -404,18 +405,18 @@ class Runner:
             teacher.check_untouched(stage.name)
         metrics = self._metrics(engine)
         facts: dict[str, Any] = {
-            "warnings": engine.warnings,
+            "warnings": engine.log.warnings,
             "pairing": pairing.describe() if pairing else [],
-            "best_epoch": engine.best["epoch"],
+            "best_epoch": engine.selection.epoch,
             "seconds": time.monotonic() - begin,
             "steps": engine.step,
             "precision": job.precision.name,
-            "logged_of": engine.logged_of,
+            "logged_of": engine.log.logged_of,
             "teacher_outputs": [asdict(t.hits) for t in job.teachers if isinstance(t, CachedTeacher)],
         }
         folder = None
         if self.ranks.first:
-            folder = self._publish(key, stage.name, engine.result_weights(), metrics, engine.rows, facts)
+            folder = self._publish(key, stage.name, engine.result_weights(), metrics, engine.log.rows, facts)
             self._drop_checkpoints(stage.name)
         self.ranks.barrier()
         return self._finish(stage.name, key, stage.model, stage.peers, folder or self.store.find("stage", key), stage)
@@ -516,14 +517,14 @@ class Runner:
 
     def _on_progress(self, engine: Engine, progress: Progress) -> None:
         if progress.end_of_epoch:
-            self._log(engine.rows)
+            self._log(engine.log.rows)
         self.display.progress(progress)
 
     def _metrics(self, engine: Engine) -> dict[str, float]:
         """Validation metrics of the weights that the stage delivers."""
-        rows = [row for row in engine.rows if row["split"] == "validation"]
-        if engine.best_weights:
-            rows = [row for row in rows if row["epoch"] == engine.best["epoch"]]
+        rows = [row for row in engine.log.rows if row["split"] == "validation"]
+        if engine.selection.weights:
+            rows = [row for row in rows if row["epoch"] == engine.selection.epoch]
         if not rows:
             return {}
         return {k: v for k, v in rows[-1].items() if k not in ("stage", "epoch", "step", "split")}

@@ -35,7 +35,8 @@ from kdzoo.storage.run_folder import RunFolder
 from kdzoo.storage.sealed import read_tensors
 from kdzoo.testing.card import docstring_parts, rung
 from kdzoo.testing.tiny import STUDENT, TEACHER, least, tiny_recipe, tiny_runner
-from kdzoo.training.engine import Engine, Job, Progress
+from kdzoo.training.engine import Engine, Progress
+from kdzoo.training.job import Job
 from kdzoo.zoo.cards import plans_stages
 from kdzoo.zoo.loading import Zoo, load_zoo
 
@@ -382,7 +383,7 @@ def killed_run_resumes_bit_identically(harness: Harness) -> None:
     resumed = harness.engine()
     resumed.restore(*loaded)
     assert_same(expected, run_steps(resumed, 1), "a run and a resumed run")
-    ensure(whole.rows == resumed.rows, "a run and a resumed run differ in their metrics")
+    ensure(whole.log.rows == resumed.log.rows, "a run and a resumed run differ in their metrics")
 
 
 # --- sizes and types ----------------------------------------------------------------------------

@@ -27,7 +27,8 @@ from kdzoo.run.builder import DATA_FREE_STEPS, Builder
 from kdzoo.run.runner import Runner
 from kdzoo.storage.atomic import write_tensors
 from kdzoo.testing.tiny import STUDENT, TEACHER, TINY, tiny_runner
-from kdzoo.training.engine import Engine, Plain
+from kdzoo.training.engine import Engine
+from kdzoo.training.job import Plain
 from kdzoo.training.parallel import Ranks
 from kdzoo.zoo.loading import load_zoo
 

@@ -28,7 +28,8 @@ from kdzoo.contract.step import Clock
 from kdzoo.errors import ContractError, CorruptError, DivergedError, KdzooError, NeedsError, OutOfMemory, RecipeError
 from kdzoo.storage.atomic import save_ready
 from kdzoo.testing.checks import run_steps
-from kdzoo.training.engine import Engine, Job
+from kdzoo.training.engine import Engine
+from kdzoo.training.job import Job
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,11 @@ def test_parts_of_a_batch_add_up_to_the_batch(cls: type[Algorithm], make: Callab
         run_steps(trained, 3)
         ends[parts] = {
             f"{name}.{key}": value
-            for name, module in {**trained.trained, "own": trained.job.algorithm, "ema": trained.ema}.items()
+            for name, module in {
+                **trained.networks.modules,
+                "own": trained.job.algorithm,
+                "ema": trained.networks.ema,
+            }.items()
             for key, value in module.state_dict().items()
         }
         assert trained.step == 3
@@ -91,7 +96,7 @@ def test_parts_of_a_batch_add_up_to_the_batch(cls: type[Algorithm], make: Callab
 
 def test_parts_are_logged_as_their_mean(make: Callable[..., Engine]) -> None:
     models = {"student": {"args": WITHOUT_BATCHNORM}}
-    rows = [to_the_end(make(models=models, train={"accumulate": parts})).rows[0] for parts in (1, 2)]
+    rows = [to_the_end(make(models=models, train={"accumulate": parts})).log.rows[0] for parts in (1, 2)]
     whole, parts = ({k: v for k, v in row.items() if isinstance(v, float)} for row in rows)
     assert whole == pytest.approx(parts, rel=1e-4)
     assert whole.keys() == {"task", "match", "grad_norm", "lr"}
@@ -158,7 +163,7 @@ def test_ema_is_the_average_worked_out_by_hand_and_is_delivered(make: Callable[.
         if value.is_floating_point():
             torch.testing.assert_close(value.double(), by_hand, atol=1e-6, rtol=1e-5)
     assert not same_bits(averaged.result_weights()["student"], seen[-1])
-    assert validated["model"] is averaged.ema.module
+    assert validated["model"] is averaged.networks.ema.module
 
 
 # --- one step -----------------------------------------------------------------------------------
@@ -185,14 +190,14 @@ class Noting(Match):
 def test_a_note_is_logged_as_its_mean_and_changes_nothing(make: Callable[..., Engine]) -> None:
     noting, plain = (to_the_end(make(cls, train={"epochs": 2})) for cls in (Noting, Match))
     steps = noting.job.steps_per_epoch
-    rows = [row for row in noting.rows if row["split"] == "train"]
+    rows = [row for row in noting.log.rows if row["split"] == "train"]
     assert [row["level"] for row in rows] == pytest.approx([(steps - 1) / 2 + 2.5, (3 * steps - 1) / 2 + 2.5])
     assert all(math.isfinite(row["gap"]) for row in rows)
     assert same_bits(weights_of(noting), weights_of(plain))
 
 
 def test_what_is_logged_is_told_by_the_network_that_it_trains(make: Callable[..., Engine]) -> None:
-    assert to_the_end(make(Noting)).logged_of == {
+    assert to_the_end(make(Noting)).log.logged_of == {
         "task": "student",
         "match": "student",
         "level": "notes",
@@ -200,24 +205,24 @@ def test_what_is_logged_is_told_by_the_network_that_it_trains(make: Callable[...
     }
     everything = to_the_end(make(Everything))
     told = {"critic": "critic", "peer_0.task": "peer_0"} | dict.fromkeys(("task", "project", "bank", "fool"), "student")
-    assert everything.logged_of == told
+    assert everything.log.logged_of == told
     resumed = make(Everything)
     resumed.restore(*everything.state())
-    assert resumed.logged_of == told
+    assert resumed.log.logged_of == told
 
 
 def test_an_algorithm_warns_of_its_means(make: Callable[..., Engine]) -> None:
     noting = to_the_end(make(Noting, train={"epochs": 2}))
-    means = [row["level"] for row in noting.rows if row["split"] == "train"]
+    means = [row["level"] for row in noting.log.rows if row["split"] == "train"]
     warned = [f"stage 'student': level {mean:g} after match True" for mean in means if mean > 6]
     assert warned
-    assert [text for text in noting.warnings if "level" in text] == warned
+    assert [text for text in noting.log.warnings if "level" in text] == warned
 
 
 def test_a_note_of_parts_is_their_mean(make: Callable[..., Engine]) -> None:
     parts = make(Noting, train={"accumulate": 2})
     run_steps(parts, 1)
-    assert parts._sums["level"] == 2.5
+    assert parts.log._sums["level"] == 2.5
 
 
 @pytest.mark.parametrize(
@@ -285,7 +290,7 @@ def test_terms_are_weighed_by_the_core_and_logged_raw(make: Callable[..., Engine
     one, same, other = trained(1, 0.5, 0.02), trained(2, 1, 0.01), trained(1, 1, 0.02)
     torch.testing.assert_close(weights_of(one)["fc.weight"], weights_of(same)["fc.weight"], atol=1e-6, rtol=1e-4)
     assert not torch.allclose(weights_of(one)["fc.weight"], weights_of(other)["fc.weight"], atol=1e-4)
-    assert one.rows[0]["match"] == pytest.approx(same.rows[0]["match"], rel=1e-3)
+    assert one.log.rows[0]["match"] == pytest.approx(same.log.rows[0]["match"], rel=1e-3)
 
 
 def test_updates_run_in_order_each_on_its_own_network(make: Callable[..., Engine]) -> None:
@@ -356,7 +361,7 @@ def test_steps_per_epoch_is_a_budget_that_never_exceeds_the_data(make: Callable[
     assert [make(train={"steps_per_epoch": n}).job.steps_per_epoch for n in (3, None, 1000)] == [3, 6, 6]
     trained = to_the_end(make(train={"steps_per_epoch": 3, "epochs": 2}))
     assert trained.step == 6
-    assert [row["step"] for row in trained.rows if row["split"] == "train"] == [3, 6]
+    assert [row["step"] for row in trained.log.rows if row["split"] == "train"] == [3, 6]
 
 
 # --- optimizers and schedules ---------------------------------------------------------------------
@@ -376,7 +381,7 @@ def test_the_schedule_goes_on_after_a_resume_and_holds_for_every_network(make: C
 
     def recording(rates: list[list[float]]) -> Engine:
         trained = make(Everything, train=train)
-        trained.on_progress = lambda progress: rates.append([o.lr for o in trained.optimized.values()])
+        trained.on_progress = lambda progress: rates.append([o.lr for o in trained.networks.optimized.values()])
         return trained
 
     whole: list[list[float]] = []
@@ -400,7 +405,8 @@ def test_an_own_network_may_keep_its_rate_whatever_the_schedule(make: Callable[.
     for schedule in schedules:
         trained = make(cls, train={"epochs": 3, "optimizer": {"lr": 0.1}, "schedule": schedule})
         rates: list[list[float]] = []
-        trained.on_progress = lambda progress: rates.append([trained.optimized[n].lr for n in ("student", "critic")])  # noqa: B023
+        optimized = trained.networks.optimized
+        trained.on_progress = lambda progress: rates.append([optimized[n].lr for n in ("student", "critic")])  # noqa: B023
         to_the_end(trained)
         student, critic = zip(*rates, strict=True)
         assert len(set(student)) > 2
@@ -419,7 +425,7 @@ def test_a_term_of_several_updates_in_a_step_is_logged_as_their_mean(make: Calla
     cls = type("Often", (Everything,), {"name": "often", "step": step})
     for accumulate in (1, 2):
         trained = to_the_end(make(cls, train={"epochs": 1, "steps_per_epoch": 2, "accumulate": accumulate}))
-        row = next(row for row in trained.rows if row["split"] == "train")
+        row = next(row for row in trained.log.rows if row["split"] == "train")
         assert (row["task"], row["critic"], row["peer_0.task"]) == (3.0, 5.0, 4.0)
 
 
@@ -608,16 +614,16 @@ def with_term(name: str, term: Callable[[Any], Tensor]) -> type[Algorithm]:
 def test_a_constant_term_is_warned_about(make: Callable[..., Engine]) -> None:
     flat = with_term("flat", lambda ctx: torch.tensor(0.25) + 0 * ctx.student.logits.sum())
     trained = to_the_end(make(flat, train={"epochs": 2}))
-    assert trained.warnings == ["stage 'student': the loss term 'match' is constant (0.25): it trains nothing"]
+    assert trained.log.warnings == ["stage 'student': the loss term 'match' is constant (0.25): it trains nothing"]
     unweighted = type("Off", (flat,), {"name": "off", "default_weights": {"task": 1.0, "match": 0.0}})
-    assert to_the_end(make(unweighted)).warnings == []
+    assert to_the_end(make(unweighted)).log.warnings == []
 
 
 def test_a_term_that_drowns_the_others_is_warned_about_with_the_ratio(make: Callable[..., Engine]) -> None:
     loud = with_term("loud", lambda ctx: 400 * ctx.task_loss(ctx.student.logits).detach() + ctx.student.logits.mean())
     trained = to_the_end(make(loud, train={"optimizer": {"lr": 1e-4}, "epochs": 2}))
-    (warning,) = trained.warnings
-    row = trained.rows[0]
+    (warning,) = trained.log.warnings
+    row = trained.log.rows[0]
     ratio = 0.5 * row["match"] / row["task"]
     assert 150 < ratio < 250
     assert warning == (
@@ -635,11 +641,11 @@ def test_a_warm_up_that_outlasts_the_stage_is_warned_about(
         "after 2, before it is reached"
     ]
     trained = make(Alone, train={"epochs": 2, "schedule": {"name": "cosine", "warmup_epochs": warmup}})
-    assert trained.warnings == (expected if warned else [])
+    assert trained.log.warnings == (expected if warned else [])
 
 
 def test_a_balanced_algorithm_is_not_warned_about(make: Callable[..., Engine]) -> None:
-    assert to_the_end(make(Everything)).warnings == []
+    assert to_the_end(make(Everything)).log.warnings == []
 
 
 # --- less data than usual --------------------------------------------------------------------------
@@ -722,7 +728,7 @@ def test_the_selected_epoch_is_delivered(
     ends: list[dict[str, Tensor]] = []
     train = {"epochs": 4, "select": select, "ema_decay": decay}
     trained = to_the_end(scripted(make(Alone, train=train), SCORES, ends))
-    assert trained.best == {"top1_percent": 80.0, "epoch": 1}  # the first of equals
+    assert trained.selection.state() == {"quality": 80.0, "epoch": 1}  # the first of equals
     assert same_bits(trained.result_weights()["student"], ends[epoch])
 
 
@@ -736,7 +742,7 @@ def test_the_best_epoch_survives_a_resume_and_worse_epochs(make: Callable[..., E
     second = scripted(make(Alone, train=train), SCORES, [])
     second.restore(tensors, state)
     to_the_end(second)
-    assert second.best == {"top1_percent": 80.0, "epoch": 1}
+    assert second.selection.state() == {"quality": 80.0, "epoch": 1}
     assert same_bits(second.result_weights()["student"], ends[1])
 
 
@@ -786,12 +792,12 @@ def test_terms_are_float32_in_half_precision(precision: str, make: Callable[...,
         assert outputs.logits.dtype == torch.float32
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     assert torch.equal(ctx.student.logits, ctx.student.logits.to(half).float())  # computed in half precision
-    assert trained.optimized["student"].scaler.is_enabled() is (precision == "fp16")
+    assert trained.networks.optimized["student"].scaler.is_enabled() is (precision == "fp16")
 
 
 def test_fp16_skips_steps_that_overflow_and_goes_on(make: Callable[..., Engine]) -> None:
     trained = make(Alone, precision="fp16")
-    scaler = trained.optimized["student"].scaler
+    scaler = trained.networks.optimized["student"].scaler
     start = scaler.state_dict()
     scaler.load_state_dict({**start, "scale": 2.0**30})  # the gradient of any loss overflows at this scale
     before = weights_of(trained)["fc.weight"]
@@ -808,18 +814,21 @@ def test_fp16_resumes_bit_identically_with_its_scale(make: Callable[..., Engine]
     expected = run_steps(whole, 8)
     first = make(Alone, precision="fp16", train={"epochs": 2})
     run_steps(first, 5)
-    assert first.optimized["student"].scaler.get_scale() < 2.0**16  # it has overflown already
+    assert first.networks.optimized["student"].scaler.get_scale() < 2.0**16  # it has overflown already
     second = make(Alone, precision="fp16", train={"epochs": 2})
     second.restore(*written(first))
     assert same_bits(expected, run_steps(second, 3))
-    assert whole.optimized["student"].scaler.state_dict() == second.optimized["student"].scaler.state_dict()
+    assert (
+        whole.networks.optimized["student"].scaler.state_dict()
+        == second.networks.optimized["student"].scaler.state_dict()
+    )
 
 
 @pytest.mark.slow
 def test_a_compiled_student_trains_like_a_plain_one(make: Callable[..., Engine]) -> None:
     plain = run_steps(make(), 2)
     compiled = make(train={"compile": True})
-    assert compiled._forward_student is not compiled.job.student
+    assert compiled.networks.forward_student is not compiled.job.student
     for key, value in run_steps(compiled, 2).items():
         torch.testing.assert_close(value, plain[key], atol=1e-4, rtol=1e-3)
 

@@ -147,3 +147,32 @@ def test_result_entry_keeps_units_and_full_floats():
 def test_result_entry_without_a_teacher_has_no_agreement():
     assert entry_of(*draw(20, 7))["agreement_percent"] is None
     assert entry_of(*draw(20, 7))["top5_percent"] is not None
+
+
+# --- what networks are trained, selected and judged by --------------------------------------------
+
+
+def test_validation_answers_with_the_largest_logit_among_the_known_classes() -> None:
+    logits = np.array([[9.0, 1, 2, 0], [0, 1, 2, 9], [0, 1, 2, 3], [0, 3, 1, 9]], dtype=np.float32)
+    targets = np.array([2, 2, 1, 1])
+    assert metrics.validation_metrics(logits, targets, np.array([1, 2])) == {metrics.QUALITY: 75.0}
+    assert metrics.validation_metrics(logits, targets, np.arange(4)) == {metrics.QUALITY: 0.0}
+
+
+def test_every_entry_of_the_results_holds_the_quality() -> None:
+    logits, targets = draw(7, 2)
+    entry = entry_of(logits, targets)
+    assert metrics.quality(entry) == metrics.top1_percent(logits, targets)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_task_loss_is_cross_entropy_among_its_classes(smoothing: float) -> None:
+    logits = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([3, 1, 1, 3, 3, 1])
+    expected = torch.nn.functional.cross_entropy
+    among = metrics.TaskLoss.among((3, 1), 5, smoothing, torch.device("cpu"))
+    assert torch.equal(
+        among(logits, labels), expected(logits[:, [3, 1]], (labels == 1).long(), label_smoothing=smoothing)
+    )
+    everything = metrics.TaskLoss.among(None, 5, smoothing, torch.device("cpu"))
+    assert torch.equal(everything(logits, labels), expected(logits, labels, label_smoothing=smoothing))

@@ -22,7 +22,8 @@ from kdzoo.models.network import Network
 from kdzoo.testing.tiny import STUDENT, TINY, tiny_runner
 from kdzoo.training import device
 from kdzoo.training.device import Precision, check_gradients, choose_precision, seed_generators
-from kdzoo.training.engine import Engine, Job
+from kdzoo.training.engine import Engine
+from kdzoo.training.job import Job
 from kdzoo.zoo.loading import load_zoo
 
 CPU = torch.device("cpu")

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from kdzoo.api import Algorithm, AlgorithmOptions, Needs, OwnNetwork, Paper, Shapes, StepContext, Update
 from kdzoo.contract.stage import Stage, StageResult
 from kdzoo.testing.tiny import tiny_runner
-from kdzoo.training.engine import Engine, Plain
+from kdzoo.training.engine import Engine
+from kdzoo.training.job import Plain
 from kdzoo.zoo.loading import load_zoo
 
 PAPER = Paper("A paper", "An author", 2020, "https://example.org")
@@ -111,7 +112,7 @@ _teachers: dict[Any, tuple[StageResult, ...]] = {}
 
 
 def weights_of(engine: Engine, network: str = "student") -> dict[str, Tensor]:
-    return {key: value.clone() for key, value in engine.trained[network].state_dict().items()}
+    return {key: value.clone() for key, value in engine.networks.modules[network].state_dict().items()}
 
 
 def same_bits(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:

@@ -135,7 +135,7 @@ def test_targets_are_labels_on_new_classes_and_the_teacher_on_old_ones(tmp_path:
     stages = next(generator)
     second = generator.send([run.train(stage) for stage in stages])[0]
     job = run.build.job(second, run.plan.algorithm, run.build.train_section(second))[0]
-    ctx = Engine(job).context(next(iter(job.loader.train_batches(0, 0, 0, 0, 1, False))), Clock(0, 1, 0, 1))
+    ctx = Engine(job).context(next(iter(job.loader.train_batches(0, 0))), Clock(0, 1, 0, 1))
     (update,) = job.algorithm.step(ctx)
     old, new = job.algorithm.old.tolist(), job.algorithm.new.tolist()
     assert set(ctx.batch.targets.tolist()) & set(old), "no exemplar in the batch"

@@ -61,7 +61,7 @@ def test_a_later_task_keeps_old_outputs_and_learns_new_ones(tmp_path: Path) -> N
     second, bound = generator.send([result])
     assert (second.teachers, second.start, bound.start) == ((result,), result, result)
     job = run.build.job(second, run.plan.algorithm, run.build.train_section(second))[0]
-    ctx = Engine(job).context(next(iter(job.loader.train_batches(0, 0, 0, 0, 1, False))), Clock(0, 1, 0, 1))
+    ctx = Engine(job).context(next(iter(job.loader.train_batches(0, 0))), Clock(0, 1, 0, 1))
     assert set(ctx.batch.targets.tolist()) <= set(job.algorithm.new.tolist())
     for term, touched in (
         (job.algorithm.losses(ctx)["lwf"], job.algorithm.old),
@@ -76,5 +76,5 @@ def test_without_a_past_there_is_nothing_to_keep(tmp_path: Path) -> None:
     run = tiny_runner(LwF, load_zoo(), tmp_path)
     stage = Stage("student", run.plan.student, run.plan.algorithm.choice)
     job = run.build.job(stage, run.plan.algorithm, run.build.train_section(stage))[0]
-    ctx = Engine(job).context(next(iter(job.loader.train_batches(0, 0, 0, 0, 1, False))), Clock(0, 1, 0, 1))
+    ctx = Engine(job).context(next(iter(job.loader.train_batches(0, 0))), Clock(0, 1, 0, 1))
     assert job.algorithm.losses(ctx)["lwf"].item() == 0

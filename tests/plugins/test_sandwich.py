@@ -306,7 +306,7 @@ def test_a_cut_keeps_the_weights_and_measures_statistics_over_all_batches(tmp_pa
     # The same by hand: mean over the batches of one epoch of what the first BatchNorm sees.
     network = made.build.network(cut.model)
     network.model.load_state_dict(part)
-    batches = list(made.loader.train_batches(0, 0, 0, 0, 1, False))[: made.recipe.train.steps_per_epoch]
+    batches = list(made.loader.train_batches(0, 0))[: made.recipe.train.steps_per_epoch]
     assert part["stage1.1.num_batches_tracked"] == len(batches) == 4
     with torch.no_grad():
         maps = [network.model.stage1[0](network.preprocess(batch.inputs)) for batch in batches]

@@ -1,0 +1,140 @@
+"""What an algorithm sees of a training step: outputs, networks, task loss, random numbers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from kdzoo.contract.classification import TaskLoss
+from kdzoo.contract.step import Batch, Clock, Outputs, StepContext
+from kdzoo.errors import ContractError
+from kdzoo.training.training_log import StepValues
+from kdzoo.types import derive_seed
+
+if TYPE_CHECKING:
+    from kdzoo.training.device import Precision
+    from kdzoo.training.job import Job
+
+
+class StepContexts:
+    """Makes the contexts of a job's steps. ``teacher_seconds`` is the time that teachers took in all of them."""
+
+    def __init__(self, job: Job, forward_student: nn.Module) -> None:
+        """``forward_student`` runs the student: itself, or compiled."""
+        self.teacher_seconds = 0.0
+        self._job = job
+        self._forward_student = forward_student
+        self._unlabelled = job.algorithm.needs.data == "unlabelled"
+        self._task_loss = TaskLoss.among(
+            job.task_classes, job.student.num_classes, job.train.label_smoothing, job.precision.device
+        )
+
+    def make(self, batch: Batch | None, clock: Clock, part: int, values: StepValues) -> StepContext:
+        """Run the networks on one micro-batch, number ``part`` of its step; the algorithm's notes go to ``values``."""
+        job = self._job
+        if batch is not None and self._unlabelled:
+            batch = replace(batch, targets=torch.full_like(batch.targets, -1))
+        student: Any = None
+        teachers: tuple[Outputs, ...] = ()
+        peers: tuple[Outputs, ...] = ()
+        if batch is not None:
+            begin = time.perf_counter()
+            teachers = tuple(teacher.outputs(batch) for teacher in job.teachers)
+            self.teacher_seconds += time.perf_counter() - begin
+            student = self._network(self._forward_student, job.student_levels)(batch.inputs)
+            peers = tuple(self._network(p, lv)(batch.inputs) for p, lv in zip(job.peers, job.peer_levels, strict=True))
+        labels = None if batch is None or self._unlabelled else batch.targets
+        seen: Any = batch  # None for an algorithm that gets no data, which its author knows
+        # Nothing in here may lead to the job: through it one comes to the data, which needs.data may forbid.
+        return StepContext(
+            batch=seen,
+            student=student,
+            teachers=teachers,
+            peers=peers,
+            clock=clock,
+            networks=self._networks(),
+            task_loss=partial(_checked_task_loss, self._task_loss, labels, job.title),
+            random=partial(_random, job.seed, clock.step, job.ranks.rank, part),
+            device=job.precision.device,
+            batch_size=len(batch.index) if batch is not None else job.batch_size // job.train.accumulate,
+            modules={
+                "student": job.student.model,
+                **{f"peer_{i}": peer.model for i, peer in enumerate(job.peers)},
+                **{f"teacher_{i}": teacher.network.model for i, teacher in enumerate(job.teachers)},
+                **({"teacher": job.teachers[0].network.model} if job.teachers else {}),
+            },
+            note=values.note,
+        )
+
+    def whole(self, ctx: StepContext) -> StepContext:
+        """The context of the global batch, detached: the same on every process, as ``Algorithm.update`` needs it."""
+        ranks = self._job.ranks
+        if ranks.world == 1 or ctx.batch is None:
+            return ctx
+        shares: Any = {name: ranks.gather(getattr(ctx.batch, name)) for name in ("inputs", "targets", "index")}
+
+        def gathered(outputs: Outputs) -> Outputs:
+            pre_logits: Any = None if outputs.pre_logits is None else ranks.gather(outputs.pre_logits.detach())
+            features = tuple(ranks.gather(feature.detach()) for feature in outputs.features)
+            return Outputs(ranks.gather(outputs.logits.detach()), features, pre_logits)
+
+        return replace(
+            ctx,
+            random=partial(_random, self._job.seed, ctx.clock.step, 0, 0),  # the same draws on every process
+            batch=replace(ctx.batch, **shares),
+            student=gathered(ctx.student),
+            teachers=tuple(map(gathered, ctx.teachers)),
+            peers=tuple(map(gathered, ctx.peers)),
+        )
+
+    def _networks(self) -> dict[str, Callable[[Tensor], Outputs]]:
+        job = self._job
+        networks = {"student": self._network(self._forward_student, job.student_levels)}
+        for i, (peer, levels) in enumerate(zip(job.peers, job.peer_levels, strict=True)):
+            networks[f"peer_{i}"] = self._network(peer, levels)
+        for i, teacher in enumerate(job.teachers):
+            networks[f"teacher_{i}"] = teacher.through
+        if job.teachers:
+            networks["teacher"] = job.teachers[0].through
+        return networks
+
+    def _network(self, network: nn.Module, levels: tuple[int, ...]) -> Callable[[Tensor], Outputs]:
+        return partial(_forward, network, levels, self._job.algorithm.needs.pre_logits, self._job.precision)
+
+
+def micro_batches(batch: Batch | None, parts: int) -> list[Batch | None]:
+    """A batch in ``parts`` of one size along N; None, the batch of an algorithm without data, as often."""
+    if batch is None or parts == 1:
+        return [batch] * parts
+    fields = {name: getattr(batch, name).chunk(parts) for name in ("inputs", "targets", "index")}
+    return [replace(batch, **dict(zip(fields, part, strict=True))) for part in zip(*fields.values(), strict=True)]
+
+
+def _forward(
+    network: nn.Module, levels: tuple[int, ...], pre_logits: bool, precision: Precision, inputs: Tensor
+) -> Outputs:
+    """A trained network's outputs in float32, in whatever precision it runs."""
+    with precision.autocast():
+        outputs = network(inputs, levels=levels, pre_logits=pre_logits)
+    return outputs.float()
+
+
+def _checked_task_loss(loss: TaskLoss, labels: Tensor | None, title: str, logits: Tensor) -> Tensor:
+    if labels is None:
+        raise ContractError(f"{title}: asked for the task loss, but declared to read no labels")
+    if loss.classes == ():
+        raise ContractError(
+            f"{title}: asked for the task loss, which leaves out the classes of earlier stages, in a stage that has "
+            "samples of them"
+        )
+    return loss(logits, labels)
+
+
+def _random(seed: int, step: int, rank: int, part: int, name: str, shared: bool = False) -> torch.Generator:
+    return torch.Generator().manual_seed(derive_seed(seed, "random", name, step, 0 if shared else rank, part))
