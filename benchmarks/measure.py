@@ -87,7 +87,7 @@ def costs_of(results: list[dict[str, Any]]) -> dict[str, Any]:
     told: list[dict[str, dict[str, Any]]] = []
     for result in results:
         alone = [result.get(who) for who in ("teacher", "control", "student")]
-        further = [result.get(who, []) for who in ("teachers", "peers", "teacher_exports", "exports")]
+        further = [result.get("teachers", []), result.get("peers", []), files_of(result)]
         entries = [*filter(None, alone), *(each for found in further for each in found)]
         told.append({each["label"]: {key: at_median(each.get(key)) for key in COSTS} for each in entries})
     costs = {}
@@ -96,6 +96,12 @@ def costs_of(results: list[dict[str, Any]]) -> dict[str, Any]:
             values = {key: each_seed([found[label][key] for found in told]) for key in COSTS}
             costs[label] = {key: value for key, value in values.items() if value is not None}
     return {"costs": costs}
+
+
+def files_of(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The accepted files of student and teachers; the control's are only made to judge a format by."""
+    exports = result.get("exports", [])
+    return [each for each in exports if each["network"] != "control" and not each["rejected"]]
 
 
 def at_median(value: Any) -> Any:
@@ -126,22 +132,21 @@ def request_times(path: Path, exported: Path, result: dict[str, Any], rounds: in
     from kdzoo.storage.store import Store
     from kdzoo.zoo.loading import load_zoo
 
-    files = [each for who in ("exports", "teacher_exports") for each in result.get(who, [])]
+    files = files_of(result)
     if not files:
         return {}
     zoo = load_zoo()
     plan = resolve(load_recipe(path), zoo)
-    exporters = {" ".join(part for part in (each.name, each.label) if part): each for each in plan.exporters}
+    exporters = {(each.name, each.label or None): each for each in plan.exporters}
     with tempfile.TemporaryDirectory() as folder:
         build = Runner(plan, zoo, None, Store(Path(folder))).build
         requests = build.data.inputs.timed_samples
         samples = [batch.inputs for batch in itertools.islice(build.loader.eval_batches("validation", 1), requests)]
         calls, inputs = {}, {}
         for each in files:
-            format_name, _, owner = each["label"].partition(" of ")
-            network = build.network(plan.teachers[0] if owner.startswith("teacher") else plan.student)
+            network = build.network(plan.teachers[each["index"]] if each["network"] == "teacher" else plan.student)
             inputs[each["label"]] = [network.preprocess(sample).cpu().numpy() for sample in samples]
-            calls[each["label"]] = exporters[format_name].load(exported / each["file"], 1)
+            calls[each["label"]] = exporters[each["format"], each["quantize"]].load(exported / each["file"], 1)
     spent: dict[str, dict[str, list[int]]] = {label: {clock: [] for clock in CLOCKS} for label in calls}
     for number in range(-requests, rounds):
         for label, call in calls.items():
@@ -158,8 +163,8 @@ def request_times(path: Path, exported: Path, result: dict[str, Any], rounds: in
 
 def tables_of(results: list[dict[str, Any]]) -> dict[str, Any]:
     """The tables that the algorithm shows alike in every run, with a list of the seeds' values for each number."""
-    exhibits = [result.get("exhibits", []) for result in results]
-    shown = [{each["title"]: each for each in told if each["kind"] == "table"} for told in exhibits]
+    items = [result.get("report_items", []) for result in results]
+    shown = [{each["title"]: each for each in found if each["kind"] == "table"} for found in items]
     tables = []
     for title, first in shown[0].items():
         same = [found[title] for found in shown if title in found and heads(found[title]) == heads(first)]

@@ -75,6 +75,9 @@ def run(
     for warning in results["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"run folder: {folder}")
+    from kdzoo.run.exporting import check_rejected
+
+    check_rejected(results["exports"])  # last, as the run is whole without the file
 
 
 def _run(
@@ -481,9 +484,14 @@ def export(
     from kdzoo.storage.store import Store
 
     runner = Runner(plan, zoo, source, Store(folder.parent.parent / ".store"))
-    for entry in runner.export_again():
-        source.record(f"export/{entry['file']}")
+    entries = runner.export_again()
+    for entry in entries:
+        if entry["file"]:
+            source.record(f"export/{entry['file']}")
         print(json.dumps(entry, indent=2))
+    from kdzoo.run.exporting import check_rejected
+
+    check_rejected(entries)
 
 
 @app.command()
@@ -515,6 +523,9 @@ def verify(
         return
     verdict = hold_against(expected, results)
     print(verdict.text)
+    from kdzoo.run.exporting import check_rejected
+
+    check_rejected([entry for result in results for entry in result["exports"]])
     if not verdict.reproduced:
         raise VerifyError(f"{path}: the published result was not reproduced")
 

@@ -1,6 +1,6 @@
 """What a plugin that offers export formats, quantizers or trackers may use."""
 
-from kdzoo.contract.extension_points import Exporter, OfferOptions, Quantizer, Tracker
+from kdzoo.contract.extension_points import Exporter, OfferOptions, Quantizer, Tracker, Usage
 from kdzoo.contract.quiet import quiet_logger
 from kdzoo.errors import ExportError
 
@@ -10,5 +10,6 @@ __all__ = [
     "OfferOptions",
     "Quantizer",
     "Tracker",
+    "Usage",
     "quiet_logger",
 ]

@@ -128,6 +128,14 @@ class DataSource(Optioned):
 # --- export ---------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Usage:
+    """How to use a file: Python ``code`` that runs in the run folder, and a ``title`` such as "With timm alone"."""
+
+    title: str
+    code: str
+
+
 class Exporter(Optioned):
     """One export format, with its own runtime to check the file by."""
 
@@ -165,6 +173,14 @@ class Exporter(Optioned):
     @abstractmethod
     def load(self, path: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
         """Return the file's own runtime: normalised (N, C, H, W) float32, or ids (N, L) int64, -> (N, K) float32."""
+
+    def usage(self, file: str, kind: str) -> Usage | None:
+        """Return code that loads ``file``, a path in the run folder, and answers one sample; None: there is none.
+
+        ``kind`` says what a sample is: "image", "text" or "measurements". A text goes through the tokenizer in
+        tokenizer/tokenizer.json.
+        """
+        return None
 
 
 # --- quantizer -----------------------------------------------------------------------------

@@ -73,8 +73,9 @@ class FinishedRun(Protocol):
     """What ``Algorithm.report_items`` may use, after everything that is delivered was measured on the test split.
 
     ``entries`` are those measurements by label: "teacher" (or "teacher 0" ...), "control", "student", "peer 0" ...
-    and the labels of exported files. ``stages`` are the results of the algorithm's stages, in order; ``plan`` is the
-    one that they were made by.
+    and the labels of exported files that passed their verification. Labels are for people; an entry's ``network``,
+    ``index``, ``format``, ``quantize`` and ``of`` say what it is. ``stages`` are the results of the algorithm's stages,
+    in order; ``plan`` is the one that they were made by.
     """
 
     options: Any

@@ -62,10 +62,12 @@ def export_and_verify(
     ``inputs`` (N, C, H, W) is the whole test split as the model takes it, normalised, float32, or text, (N, L), int64;
     a memory-mapped array will do. ``targets`` are (N,), ``student_logits`` (N, K) what the student itself gave for
     these samples, and ``calibration`` training batches prepared like ``inputs``. The entry's latency is None: it means
-    something only when the file is timed beside the models.
+    something only when the file is timed beside the models. ``expected_top1_percent`` is the accuracy of the student's
+    own logits.
 
-    Raises ExportError, with both numbers of each failed check, when the file is not the student; it is then kept
-    as ``*.rejected`` for a look, and a file that was there before stays.
+    ``rejected`` of the entry lists what is wrong with the file, with both numbers of each failed check. A file with
+    anything wrong is kept as ``*.rejected`` for a look, and one that was there before stays. Raises ExportError when
+    the exporter writes no file.
     """
     assert len(inputs) == len(targets) == len(student_logits), "inputs, targets and logits of other samples"
     name = ".".join(part for part in (stem, exporter.label) if part) + exporter.suffix
@@ -82,14 +84,18 @@ def export_and_verify(
         content = made.read_bytes()
     folder.mkdir(parents=True, exist_ok=True)
     rejected = folder / f"{name}.rejected"
-    if problems:
-        write_bytes(rejected, content)
-        raise ExportError("\n  ".join([f"{folder.name}/{name}: not the student, kept as {rejected.name}", *problems]))
-    assert logits is not None, "no problem, so there are logits"
-    write_bytes(folder / name, content)
-    rejected.unlink(missing_ok=True)
+    write_bytes(rejected if problems else folder / name, content)
+    if not problems:
+        rejected.unlink(missing_ok=True)
+    outcome = {
+        "expected_top1_percent": top1_percent(student_logits, targets),
+        "file": rejected.name if problems else name,
+        "rejected": problems,
+    }
+    if logits is None:
+        return {**not_exported(exporter, network, ""), "size_mib": len(content) / 2**20, **outcome}
     entry = result_entry(
-        label=" ".join(part for part in (exporter.name, exporter.label) if part),
+        label=file_label(exporter),
         model=network.spec.name,
         logits=logits,
         targets=targets,
@@ -98,7 +104,28 @@ def export_and_verify(
         size_bytes=len(content),
         macs=network.macs,
     )
-    return {**entry, "file": name}
+    return {**entry, **outcome}
+
+
+def not_exported(exporter: Exporter, network: Network, problem: str) -> dict[str, Any]:
+    """Return the entry of a file that was not written, or does not answer: nothing of what it scores is known."""
+    return {
+        "label": file_label(exporter),
+        "model": network.spec.name,
+        **dict.fromkeys(("top1_percent", "top5_percent", "agreement_percent", "ece", "nll")),
+        "params_m": count_parameters(network.model) / 1e6,
+        "size_mib": None,
+        "macs_g": network.macs / 1e9,
+        "latency_ms": None,
+        "expected_top1_percent": None,
+        "file": None,
+        "rejected": [problem],
+    }
+
+
+def file_label(exporter: Exporter) -> str:
+    """What people call a file of this format, e.g. ``onnx int8``."""
+    return " ".join(part for part in (exporter.name, exporter.label) if part)
 
 
 def plain_copy(model: nn.Module) -> nn.Module:

@@ -75,8 +75,8 @@ def shown(run: Run) -> str:
 
 def use(run: Run) -> str:
     """How to feed and load the student; nothing where the folder has no student.json."""
-    student = run.student
-    if not student:
+    student, usage = run.student, run.results.get("usage")
+    if not student or not usage:
         return ""
     classes, text_read = student["classes"], student.get("tokens")
     named = (
@@ -86,145 +86,13 @@ def use(run: Run) -> str:
         "## Use",
         f"It tells {len(classes)} classes apart ({named}) in {'texts' if text_read else 'images'} like those it was "
         "trained on. Nothing is known of how it answers to anything else: it always names one of its classes.",
-        f"Inputs: {text_inputs(text_read) if text_read else image_inputs(student)} "
-        f"Outputs: logits `(N, {len(classes)})`.",
-        "With timm and tokenizers:" if text_read else "With timm alone:",
-        fenced(timm_text_snippet(student) if text_read else timm_snippet(student)),
+        f"Inputs: {usage['inputs']} Outputs: logits `(N, {len(classes)})`.",
+        f"{usage['title']}:",
+        fenced(usage["code"]),
     ]
-    files = [
-        entry["file"]
-        for role, entry in entries(run.results)
-        if role == "export" and str(entry.get("file", "")).endswith(".onnx")
-    ]
-    if files:
-        snippet = onnx_text_snippet(files[0]) if text_read else onnx_snippet(files[0])
-        runtime = "onnxruntime and tokenizers" if text_read else "onnxruntime alone"
-        parts += [f"With {runtime}; the file itself says how to feed it:", fenced(snippet)]
+    files = [entry["usage"] for role, entry in entries(run.results) if role == "export" and entry.get("usage")]
+    parts += [part for usage in files[:1] for part in (f"{usage['title']}:", fenced(usage["code"]))]
     return "\n\n".join(parts)
-
-
-def image_inputs(student: Mapping[str, Any]) -> str:
-    channels, (height, width) = len(student["mean"]), student["size"]
-    what = "measurements as the data set has them" if student.get("floats") else "pixels scaled to [0, 1]"
-    modality = f" of the modality {text(student['modality'])}" if student.get("modality") else ""
-    return (
-        f"float32 `(N, {channels}, {height}, {width})`{modality}, {what}, then normalised by mean "
-        f"`{numbers_of(student['mean'])}` and std `{numbers_of(student['std'])}` a channel."
-    )
-
-
-def text_inputs(tokens: Mapping[str, Any]) -> str:
-    return (
-        f"ids of tokens, int64 `(N, L)` of any length L, shorter rows filled up at their end with {tokens['pad']}; the "
-        "tokenizer lies beside the student."
-    )
-
-
-#: The file in which the library tokenizers keeps a whole tokenizer.
-TOKENIZER = "tokenizer/tokenizer.json"
-
-
-def encoding() -> list[str]:
-    """Python that turns one text into ids (1, L)."""
-    return [
-        f"tokenizer = Tokenizer.from_file({TOKENIZER!r})",
-        "tokenizer.no_padding()",
-        'ids = tokenizer.encode("your text").ids',
-    ]
-
-
-def timm_text_snippet(student: Mapping[str, Any]) -> str:
-    """Python that loads student.safetensors and answers one text; run from the run folder."""
-    return "\n".join(
-        [
-            f"import {student['imports']}  # makes the network known to timm",
-            "import json",
-            "",
-            "import timm",
-            "import torch",
-            "from safetensors.torch import load_file",
-            "from tokenizers import Tokenizer",
-            "",
-            'student = json.load(open("student.json"))',
-            'model = timm.create_model(student["model"], **student["args"])',
-            'model.load_state_dict(load_file("student.safetensors"))',
-            "model.eval()",
-            "",
-            *encoding(),
-            "with torch.no_grad():",
-            "    logits = model(torch.tensor([ids]))",
-            'answer = student["classes"][int(logits.argmax())]',
-        ]
-    )
-
-
-def onnx_text_snippet(file: str) -> str:
-    """Python that runs an exported file on one text; run from the run folder."""
-    return "\n".join(
-        [
-            "import json",
-            "",
-            "import numpy as np",
-            "import onnxruntime",
-            "from tokenizers import Tokenizer",
-            "",
-            f"session = onnxruntime.InferenceSession({f'export/{file}'!r}, providers=['CPUExecutionProvider'])",
-            "classes = json.loads(session.get_modelmeta().custom_metadata_map['classes'])",
-            "",
-            *encoding(),
-            "logits = session.run(['logits'], {'inputs': np.array([ids])})[0]",
-            "answer = classes[int(logits[0].argmax())]",
-        ]
-    )
-
-
-def timm_snippet(student: Mapping[str, Any]) -> str:
-    """Python that loads student.safetensors and answers one image; run from the run folder."""
-    args = {key: tuple(value) if isinstance(value, list) else value for key, value in student.get("args", {}).items()}
-    args.setdefault("num_classes", len(student["classes"]))
-    given = "".join(f", {key}={value!r}" for key, value in args.items())
-    first = [f"import {student['imports']}  # makes the network known to timm"] if student.get("imports") else []
-    shape = (1, len(student["mean"]), *student["size"])
-    return "\n".join(
-        [
-            *first,
-            "import timm",
-            "import torch",
-            "from safetensors.torch import load_file",
-            "",
-            f"model = timm.create_model({student['model']!r}{given})",
-            'model.load_state_dict(load_file("student.safetensors"))',
-            "model.eval()",
-            "",
-            f"pixels = torch.rand{shape}  # your images, scaled to [0, 1]",
-            f"mean = torch.tensor({list(student['mean'])}).view(1, -1, 1, 1)",
-            f"std = torch.tensor({list(student['std'])}).view(1, -1, 1, 1)",
-            "with torch.no_grad():",
-            "    logits = model((pixels - mean) / std)",
-        ]
-    )
-
-
-def onnx_snippet(file: str) -> str:
-    """Python that runs an exported file on one image; run from the run folder."""
-    return "\n".join(
-        [
-            "import json",
-            "",
-            "import numpy as np",
-            "import onnxruntime",
-            "",
-            f"session = onnxruntime.InferenceSession({f'export/{file}'!r}, providers=['CPUExecutionProvider'])",
-            "metadata = session.get_modelmeta().custom_metadata_map",
-            "preprocessing, classes = json.loads(metadata['preprocessing']), json.loads(metadata['classes'])",
-            "mean, std = (np.float32(preprocessing[key]).reshape(1, -1, 1, 1) for key in ('mean', 'std'))",
-            "",
-            "shape = (1, preprocessing['channels'], *preprocessing['size'])",
-            "pixels = np.random.default_rng(0).random(shape, dtype=np.float32)  # your images, scaled to [0, 1]",
-            "logits = session.run(['logits'], {'inputs': (pixels - mean) / std})[0]",
-            "answer = classes[int(logits[0].argmax())]",
-        ]
-    )
 
 
 def making(run: Run) -> str:
@@ -272,10 +140,6 @@ def limits(run: Run) -> str:
 
 def text(value: Any) -> str:
     return markdown_text(value)
-
-
-def numbers_of(values: Any) -> str:
-    return "(" + ", ".join(f"{value:.4g}" for value in values) + ")"
 
 
 def short(value: Any) -> str:

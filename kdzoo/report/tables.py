@@ -71,12 +71,14 @@ class Cell:
 def entries(results: Mapping[str, Any]) -> list[tuple[str, Entry]]:
     """Return (role, entry) pairs in the order of the table; roles are teacher, control, student, peer and export."""
     teachers = results.get("teachers") or [results.get("teacher")]
+    files = [entry for entry in results.get("exports") or [] if not entry.get("rejected")]
+    of = {who: [each for each in files if each.get("network", "student") == who] for who in ("teacher", "student")}
     groups = {
-        "teacher": [*teachers, *(results.get("teacher_exports") or [])],
+        "teacher": [*teachers, *of["teacher"]],
         "control": [results.get("control")],
         "student": [results["student"]],
         "peer": results.get("peers") or [],
-        "export": results.get("exports") or [],
+        "export": of["student"],
     }
     return [(role, entry) for role, group in groups.items() for entry in group if entry]
 

@@ -27,7 +27,9 @@ from kdzoo.recipe.problems import Positions
 from kdzoo.recipe.reading import LoadedRecipe, recipe_hash
 from kdzoo.recipe.sections import Recipe
 from kdzoo.run.builder import Builder
-from kdzoo.run.delivery import Delivery, delivered_spec
+from kdzoo.run.delivered import STUDENT, Measured, delivered_spec
+from kdzoo.run.delivery import Delivery
+from kdzoo.run.exporting import Exporting
 from kdzoo.run.finished_run import DeliveredRun
 from kdzoo.run.keys import STAGE_FORMAT
 from kdzoo.run.provenance import commit_of_source
@@ -616,8 +618,8 @@ class Runner:
         self.data.test_gate.open()
         network.to(self.build.device)
         logits, targets = predict(network, self.loader.eval_batches("test", self.recipe.data.eval_batch_size))
-        delivery = Delivery(self.build, self.folder, self.display.stage)
-        return [entry for entry, _ in delivery.export(network, logits, targets, None)]
+        exporting = Exporting(self.build, self.folder, self.display.stage)
+        return [file.entry for file in exporting.of_student(Measured(STUDENT, network, logits), targets, None)]
 
 
 def begin_work(

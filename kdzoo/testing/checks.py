@@ -28,7 +28,7 @@ from kdzoo.contract.step import Batch, Clock, Outputs, StepContext
 from kdzoo.errors import KdzooError, NeedsError
 from kdzoo.models.weights import weights_sha256
 from kdzoo.plan.resolve import unmet_needs
-from kdzoo.run.delivery import delivered_spec
+from kdzoo.run.delivered import delivered_spec
 from kdzoo.run.runner import Runner
 from kdzoo.storage.checkpoints import Checkpoints
 from kdzoo.storage.run_folder import RunFolder

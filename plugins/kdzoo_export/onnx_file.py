@@ -16,7 +16,7 @@ import torch
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
 
-from kdzoo.api.export import Exporter, ExportError, OfferOptions
+from kdzoo.api.export import Exporter, ExportError, OfferOptions, Usage
 
 if TYPE_CHECKING:
     import onnx
@@ -96,6 +96,11 @@ class Onnx(Exporter):
 
         return run
 
+    def usage(self, file: str, kind: str) -> Usage:
+        if kind == "text":
+            return Usage("With onnxruntime and tokenizers; the file itself says how to feed it", text_snippet(file))
+        return Usage("With onnxruntime alone; the file itself says how to feed it", snippet(file, kind))
+
 
 def trace(model: nn.Module, example: Tensor, opset: int | None) -> onnx.ModelProto:
     """Return the float32 graph of ``model`` with a free batch size, and a free length of text."""
@@ -167,6 +172,52 @@ def finish(graph: onnx.ModelProto, path: Path, metadata: Mapping[str, str]) -> N
     onnx.helper.set_model_props(graph, dict(metadata))
     onnx.checker.check_model(graph, full_check=True)
     onnx.save(graph, path)
+
+
+def snippet(file: str, kind: str) -> str:
+    """Python that runs a file on one image or one sample of measurements; run from the run folder."""
+    sample = "your images, scaled to [0, 1]" if kind == "image" else "your measurements, as the data set has them"
+    name = "pixels" if kind == "image" else "values"
+    return "\n".join(
+        [
+            "import json",
+            "",
+            "import numpy as np",
+            "import onnxruntime",
+            "",
+            f"session = onnxruntime.InferenceSession({file!r}, providers=['CPUExecutionProvider'])",
+            "metadata = session.get_modelmeta().custom_metadata_map",
+            "preprocessing, classes = json.loads(metadata['preprocessing']), json.loads(metadata['classes'])",
+            "mean, std = (np.float32(preprocessing[key]).reshape(1, -1, 1, 1) for key in ('mean', 'std'))",
+            "",
+            "shape = (1, preprocessing['channels'], *preprocessing['size'])",
+            f"{name} = np.random.default_rng(0).random(shape, dtype=np.float32)  # {sample}",
+            f"logits = session.run(['{OUTPUT}'], {{'{INPUT}': ({name} - mean) / std}})[0]",
+            "answer = classes[int(logits[0].argmax())]",
+        ]
+    )
+
+
+def text_snippet(file: str) -> str:
+    """Python that runs a file on one text; run from the run folder."""
+    return "\n".join(
+        [
+            "import json",
+            "",
+            "import numpy as np",
+            "import onnxruntime",
+            "from tokenizers import Tokenizer",
+            "",
+            f"session = onnxruntime.InferenceSession({file!r}, providers=['CPUExecutionProvider'])",
+            "classes = json.loads(session.get_modelmeta().custom_metadata_map['classes'])",
+            "",
+            "tokenizer = Tokenizer.from_file('tokenizer/tokenizer.json')",
+            "tokenizer.no_padding()",
+            "ids = tokenizer.encode('your text').ids",
+            f"logits = session.run(['{OUTPUT}'], {{'{INPUT}': np.array([ids])}})[0]",
+            "answer = classes[int(logits[0].argmax())]",
+        ]
+    )
 
 
 @contextlib.contextmanager

@@ -56,13 +56,18 @@ class Rounding(Algorithm):
         prepared = {
             label: run.network(stages[name], "student_quantized") for name, label in labels.items() if name in stages
         }
+        files = {
+            (entry["network"], entry["format"], entry["quantize"]): entry
+            for entry in run.entries.values()
+            if entry["format"]
+        }
         rows = []
-        for label, name in (("onnx of control", "float32, alone"), ("onnx int8 of control", "int8 afterwards, alone")):
-            if label in run.entries:
-                rows.append(_row(name, run.entries[label], runs=True))
+        for quantize, name in ((None, "float32, alone"), ("int8", "int8 afterwards, alone")):
+            if ("control", "onnx", quantize) in files:
+                rows.append(_row(name, files["control", "onnx", quantize], runs=True))
         rows += [_row(entry["label"], entry) for entry in run.measure(prepared)]
-        if "onnx int8-trained" in run.entries:
-            rows.append(_row("the same in integers", run.entries["onnx int8-trained"], runs=True))
+        if ("student", "onnx", "int8-trained") in files:
+            rows.append(_row("the same in integers", files["student", "onnx", "int8-trained"], runs=True))
         yield Table(
             "From floats to integers",
             ("student", "top-1 %", "size KiB", "ms at batch 1"),

@@ -92,12 +92,11 @@ class DistilBERT(Algorithm):
     @classmethod
     def report_items(cls, run: FinishedRun) -> Iterable[Table]:
         """What the student saves and what it keeps: the table that shallower transformers are judged by."""
-        of = {label.removesuffix(" of teacher"): label for label in run.entries if label.endswith(" of teacher")}
-        kinds = {"": "teacher" if "teacher" in run.entries else "teacher 0", **of}
+        first = [entry for entry in run.entries.values() if (entry["network"], entry["index"]) == ("teacher", 0)]
+        teachers = {(entry["format"], entry["quantize"]): entry for entry in first}
         rows = []
         for label, entry in run.entries.items():
-            kind = label if label in of else label.removesuffix(" of teacher")
-            reference = run.entries.get(kinds.get(kind, kinds[""]))
+            reference = teachers.get((entry["format"], entry["quantize"]), teachers.get((None, None)))
             rows.append((label, *costs(entry), *(savings(entry, reference) if reference else (None, None, None))))
         yield Table(
             "What the student saves and keeps",

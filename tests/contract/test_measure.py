@@ -72,11 +72,14 @@ def test_costs_of_what_every_run_has_are_kept(measure):
             "latency_ms": latency,
         }
 
+    def onnx(accuracy: float, ms: float | None = 2.0) -> dict[str, Any]:
+        return {**entry("onnx", accuracy, ms=ms), "network": "student", "rejected": []}
+
     runs = [
-        {"student": entry("student", 90.0), "teacher": None, "exports": [entry("onnx", 90.0, ms=None)], "teachers": []},
+        {"student": entry("student", 90.0), "teacher": None, "exports": [onnx(90.0, ms=None)], "teachers": []},
         {
             "student": entry("student", 91.0, ms=3.0),
-            "exports": [entry("onnx", 91.0)],
+            "exports": [onnx(91.0), {**onnx(1.0), "label": "onnx of control", "network": "control"}],
             "control": entry("control", 80.0),
         },
     ]
@@ -115,7 +118,9 @@ def test_every_file_of_a_run_is_timed(measure, tmp_path):
     torch.manual_seed(0)
     network = timm.create_model("digits_cnn_tiny", in_chans=1, num_classes=10).eval()
     Onnx(Onnx.Options()).export(network, torch.rand(2, 1, 8, 8), tmp_path / "student.onnx", {}, [])
-    result = {"exports": [{"label": "onnx", "file": "student.onnx"}]}
+    about = {"network": "student", "index": 0, "format": "onnx", "quantize": None, "rejected": []}
+    rejected = {**about, "label": "onnx int8", "quantize": "int8", "rejected": ["why"], "file": "student.onnx.rejected"}
+    result = {"exports": [{**about, "label": "onnx", "file": "student.onnx"}, rejected]}
     found = measure.request_times(RECIPE, tmp_path, result, rounds=3)
     assert list(found) == ["onnx"]
     assert set(found["onnx"]) == {"latency_ms", "processor_ms"}

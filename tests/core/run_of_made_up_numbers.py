@@ -69,6 +69,12 @@ RESULTS: dict[str, Any] = {
     "warnings": ["stage 'student': term 'kd' is 63 times the term 'task' after its weight"],
     "seconds": 6391.2,
     "test_evaluations": 1,
+    "usage": {
+        "kind": "image",
+        "inputs": "float32 `(N, 3, 32, 32)`.",
+        "title": "With timm alone",
+        "code": "import timm",
+    },
 }
 
 #: One item of each kind, as results.json holds them, and two variants.

@@ -21,7 +21,7 @@ from kdzoo.models.building import build_network
 from kdzoo.models.folding import fold_batchnorm
 from kdzoo.models.network import Network
 from kdzoo.recipe.sections import DataRecipe
-from kdzoo.run.delivery import delivered_spec
+from kdzoo.run.delivered import delivered_spec
 from kdzoo.testing.tiny import TINY, tiny_runner
 from kdzoo.zoo.loading import load_zoo
 

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from run_of_made_up_numbers import CLASSES, EXHIBITS, PIXEL, RESULTS, STUDENT, VARIANTS, rows, write_run
 
+from kdzoo.data.inputs import Pixels
 from kdzoo.errors import OutputError, ReportError
 from kdzoo.report import charts
 from kdzoo.report.compare import compare_runs, compare_table, comparison_table
@@ -20,6 +22,9 @@ from kdzoo.report.reading import read_run
 from kdzoo.report.tables import cells, counted, significant, sized
 from kdzoo.report.verdict import verdict
 from kdzoo.report.writing import write_report
+
+
+PIXELS = Pixels(3, (32, 32), tuple(STUDENT["mean"]), tuple(STUDENT["std"]))
 
 
 class Reader(HTMLParser):
@@ -505,9 +510,9 @@ def test_the_cards_code_runs(tmp_path, monkeypatch):
 
     from kdzoo_export.onnx_file import Onnx
 
-    folder = write_run(tmp_path / "run")
     args = {"num_classes": 10, "in_chans": 3, "img_size": [32, 32], "patch_size": 8}
-    student = {**STUDENT, "model": "test_vit", "args": args}
+    file = {**RESULTS["exports"][0], "usage": asdict(Onnx(Onnx.Options()).usage("export/student.onnx", "image"))}
+    folder = write_run(tmp_path / "run", usage=PIXELS.usage("test_vit", args, None, CLASSES), exports=[file])
     (folder / "student.json").write_text(json.dumps(student))
     model = timm.create_model("test_vit", **{**args, "img_size": (32, 32)}).eval()
     save_file(model.state_dict(), folder / "student.safetensors")
@@ -530,9 +535,9 @@ def test_the_cards_code_runs(tmp_path, monkeypatch):
 
 
 def test_the_card_says_what_registers_a_network_that_timm_lacks(tmp_path):
-    folder = write_run(tmp_path / "run")
-    assert "makes the network known" not in card(read_run(folder))
-    (folder / "student.json").write_text(json.dumps({**STUDENT, "imports": "some_plugin"}))
+    codes = [PIXELS.usage("cifar_resnet8", {}, module, CLASSES)["code"] for module in (None, "some_plugin")]
+    assert "makes the network known" not in codes[0]
+    folder = write_run(tmp_path / "run", usage={**RESULTS["usage"], "code": codes[1]})
     assert "import some_plugin  # makes the network known to timm\nimport timm\n" in card(read_run(folder))
 
 

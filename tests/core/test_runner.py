@@ -24,6 +24,7 @@ from kdzoo.evaluation.measuring import predict
 from kdzoo.recipe.reading import recipe_hash
 from kdzoo.run import delivery, provenance
 from kdzoo.run import runner as runners
+from kdzoo.run.delivered import delivered_spec
 from kdzoo.run.provenance import commit_of_source
 from kdzoo.run.runner import GO_ON, Runner
 from kdzoo.storage.atomic import save_ready
@@ -493,7 +494,7 @@ def test_a_student_that_the_algorithm_chose_is_told_measured_and_exported_again(
     assert {key: told["args"][key] for key in TEACHER} == TEACHER
     assert ran.results["student"]["params_m"] == ran.results["teacher"]["params_m"]
     assert ran.results["same_network"] is True  # there is no control to differ from
-    spec = delivery.delivered_spec(told)
+    spec = delivered_spec(told)
     assert (spec.name, dict(spec.args)) == ("test_resnet", {"in_chans": 3, **TEACHER})
     assert (spec.mean, spec.std, spec.size) == ((0.5,) * 3, (0.25,) * 3, 16)
     again = ran.runner.build.network(spec)

@@ -35,6 +35,7 @@ from kdzoo.report import model_card
 from kdzoo.report.reading import read_run
 from kdzoo.run import delivery
 from kdzoo.run.builder import Builder
+from kdzoo.run.delivered import delivered_spec
 from kdzoo.run.runner import Runner
 from kdzoo.storage.run_folder import RunFolder
 from kdzoo.storage.sealed import read_tensors
@@ -401,7 +402,7 @@ def test_a_run_delivers_the_tokenizer_beside_the_student(tmp_path: Path, monkeyp
     assert told["tokens"] == {"vocab_size": 12, "pad": 0, "unknown": 1, "files": ["tokenizer/pieces.txt"]}
     assert timed == [2 * TIMED_TEXTS]
     assert results["student"]["macs_g"] == (9 * 8 * 8 + 8 * 3) / 1e9
-    again = runner.build.network(delivery.delivered_spec(told), load=False)
+    again = runner.build.network(delivered_spec(told), load=False)
     again.model.load_state_dict(read_tensors(folder / "student.safetensors", told["sha256"]), strict=True)
     card = model_card.card(read_run_of(folder))
     assert "# run: tiny\\_text\\_shallower\n\nA text classifier, distilled by kdzoo" in card

@@ -59,7 +59,10 @@ def test_a_student_learns_from_the_text(results: dict[str, Any]) -> None:
 
 
 def test_both_files_are_measured_beside_the_models(folder: Path, results: dict[str, Any]) -> None:
-    (student,), (teacher,) = results["exports"], results["teacher_exports"]
+    student, teacher = results["exports"]
+    assert [(file["network"], file["of"]) for file in (student, teacher)] == [
+        (who, who) for who in ("student", "teacher")
+    ]
     assert (student["label"], student["file"]) == ("onnx", "student.onnx")
     assert (teacher["label"], teacher["file"]) == ("onnx of teacher", "teacher.onnx")
     assert student["top1_percent"] == pytest.approx(results["student"]["top1_percent"], abs=2)
@@ -76,7 +79,7 @@ def test_what_is_saved_and_kept_is_shown(results: dict[str, Any]) -> None:
     assert table["title"] == "What the student saves and keeps"
     rows = {row[0]: dict(zip(table["columns"][1:], row[1:], strict=True)) for row in table["rows"]}
     assert set(rows) == {"teacher", "control", "student", "onnx", "onnx of teacher"}
-    file, reference = results["exports"][0], results["teacher_exports"][0]
+    file, reference = results["exports"]
     expected = {
         "parameters, millions": file["params_m"],
         "MiB on disk": file["size_mib"],
