@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from kdzoo.zoo.loading import load_zoo
-
 BATCH = 256
 
 
 def run(request: dict[str, Any], samples: BinaryIO) -> None:
-    """Load the file with its exporter's runtime and answer the samples in batches, as they come."""
-    cls = load_zoo().exporter(request["exporter"])
+    """Load the file with its exporter's runtime and answer the samples in batches, as they come.
+
+    Only the module of the exporter's class is imported: torch and the other plugins would take seconds for each file.
+    """
+    cls = getattr(import_module(request["module"]), request["class"])
     logits_of = cls(cls.Options(**request["options"])).load(Path(request["path"]), request["threads"])
     shape, results = tuple(request["shape"]), Path(request["results"])
     kind = np.dtype(request["dtype"])

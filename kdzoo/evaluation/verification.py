@@ -218,7 +218,8 @@ def answers(
 ) -> dict[str, np.ndarray]:
     """Return the file's logits of the "whole" split, of one sample "alone" and of an "odd" batch of the first few."""
     request = {
-        "exporter": exporter.name,
+        "module": type(exporter).__module__,
+        "class": type(exporter).__qualname__,
         "options": exporter.options.model_dump(mode="json"),
         "path": os.fspath(path),
         "threads": threads,

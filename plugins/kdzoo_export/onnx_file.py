@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import tempfile
 import warnings
@@ -12,16 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 from pydantic import Field, NonNegativeFloat
-from torch import Tensor, nn
 
 from kdzoo.api.export import Exporter, ExportError, OfferOptions, Usage
+from kdzoo_export.onnx_usage import INPUT, OUTPUT, PRECISE, snippet, text_snippet
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the process that checks a file imports this module, and needs no torch
     import onnx
-
-INPUT, OUTPUT = "inputs", "logits"
+    from torch import Tensor, nn
 
 
 class Onnx(Exporter):
@@ -31,6 +30,10 @@ class Onnx(Exporter):
     and returns logits (N, K), float32, under either ``quantize``; the metadata says how to normalise and names the
     classes. int8 keeps inputs of convolutions and linear layers as uint8 and their weights as int8 with one scale a
     channel, which is what onnxruntime runs fused.
+
+    On an x86 CPU without VNNI onnxruntime adds products of uint8 and int8 in 16 bits, where two of them may not fit.
+    Weights of 7 bits always fit. A file with weights of 8 bits is right on such a CPU only in a session with
+    ``session.x64quantprecision`` set, which other CPUs ignore.
     """
 
     name = "onnx"
@@ -42,6 +45,11 @@ class Onnx(Exporter):
             None,
             description="int8 quantizes weights and activations after training; int8-trained writes a student that was "
             "trained in int8 as it is.",
+        )
+        reduce_range: bool = Field(
+            True,
+            description="int8 gives weights 7 of their 8 bits, so that onnxruntime answers alike on every CPU; false "
+            "is right on an x86 CPU without VNNI only in a session with session.x64quantprecision set.",
         )
         opset: int | None = Field(None, ge=18, le=23, description="ONNX operator set; null: what torch prefers.")
         tolerance_points: NonNegativeFloat | None = Field(
@@ -62,6 +70,12 @@ class Onnx(Exporter):
     def label(self) -> str:
         return self.options.quantize or ""
 
+    @property
+    def whole_range(self) -> bool:
+        """Whether weights use all 8 bits, so that a session has to be told to be precise on some CPUs."""
+        trained = self.options.quantize == "int8-trained"
+        return trained or (self.options.quantize == "int8" and not self.options.reduce_range)
+
     def export(
         self, model: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str], calibration: Sequence[Tensor]
     ) -> None:
@@ -74,7 +88,9 @@ class Onnx(Exporter):
             try:
                 graph = trace(model, example, self.options.opset)
                 if after_training:
-                    graph = quantize_int8(graph, calibration, Path(folder))
+                    graph = quantize_int8(graph, calibration, Path(folder), self.options.reduce_range)
+                if self.whole_range:
+                    metadata = {**metadata, "session_options": json.dumps({PRECISE: "1"})}
                 finish(graph, path, metadata)
             except Exception as error:  # torch and onnxruntime raise whatever they like, and print the cause
                 hint = f"\n{said.getvalue().strip()}" if said.getvalue().strip() else ""
@@ -88,6 +104,7 @@ class Onnx(Exporter):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 3
+        options.add_session_config_entry(PRECISE, "1")
         session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
         kind = np.int64 if session.get_inputs()[0].type == "tensor(int64)" else np.float32
 
@@ -97,13 +114,15 @@ class Onnx(Exporter):
         return run
 
     def usage(self, file: str, kind: str) -> Usage:
-        if kind == "text":
-            return Usage("With onnxruntime and tokenizers; the file itself says how to feed it", text_snippet(file))
-        return Usage("With onnxruntime alone; the file itself says how to feed it", snippet(file, kind))
+        alone = "onnxruntime and tokenizers" if kind == "text" else "onnxruntime alone"
+        code = text_snippet(file, self.whole_range) if kind == "text" else snippet(file, kind, self.whole_range)
+        return Usage(f"With {alone}; the file itself says how to feed it", code)
 
 
 def trace(model: nn.Module, example: Tensor, opset: int | None) -> onnx.ModelProto:
     """Return the float32 graph of ``model`` with a free batch size, and a free length of text."""
+    import torch
+
     if len(example) < 2:  # a batch of one would be taken for a constant
         example = example.repeat(2, *[1] * (example.dim() - 1))
     free = {0: torch.export.Dim("batch")}
@@ -124,7 +143,9 @@ def trace(model: nn.Module, example: Tensor, opset: int | None) -> onnx.ModelPro
     return program.model_proto
 
 
-def quantize_int8(graph: onnx.ModelProto, calibration: Sequence[Tensor], folder: Path) -> onnx.ModelProto:
+def quantize_int8(
+    graph: onnx.ModelProto, calibration: Sequence[Tensor], folder: Path, reduce_range: bool
+) -> onnx.ModelProto:
     """Return the graph with quantized convolutions and linear layers; works in ``folder``."""
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -152,6 +173,7 @@ def quantize_int8(graph: onnx.ModelProto, calibration: Sequence[Tensor], folder:
         op_types_to_quantize=["Conv", "Gemm", "MatMul"] if "LayerNormalization" in kinds else None,
         quant_format=QuantFormat.QDQ,
         per_channel=True,
+        reduce_range=reduce_range,
         activation_type=QuantType.QUInt8,  # onnxruntime's default, QInt8, stays unfused and is slower than float32
         weight_type=QuantType.QInt8,
         # Products end in float32, fused all the same: logits that share 256 values would tie.
@@ -172,52 +194,6 @@ def finish(graph: onnx.ModelProto, path: Path, metadata: Mapping[str, str]) -> N
     onnx.helper.set_model_props(graph, dict(metadata))
     onnx.checker.check_model(graph, full_check=True)
     onnx.save(graph, path)
-
-
-def snippet(file: str, kind: str) -> str:
-    """Python that runs a file on one image or one sample of measurements; run from the run folder."""
-    sample = "your images, scaled to [0, 1]" if kind == "image" else "your measurements, as the data set has them"
-    name = "pixels" if kind == "image" else "values"
-    return "\n".join(
-        [
-            "import json",
-            "",
-            "import numpy as np",
-            "import onnxruntime",
-            "",
-            f"session = onnxruntime.InferenceSession({file!r}, providers=['CPUExecutionProvider'])",
-            "metadata = session.get_modelmeta().custom_metadata_map",
-            "preprocessing, classes = json.loads(metadata['preprocessing']), json.loads(metadata['classes'])",
-            "mean, std = (np.float32(preprocessing[key]).reshape(1, -1, 1, 1) for key in ('mean', 'std'))",
-            "",
-            "shape = (1, preprocessing['channels'], *preprocessing['size'])",
-            f"{name} = np.random.default_rng(0).random(shape, dtype=np.float32)  # {sample}",
-            f"logits = session.run(['{OUTPUT}'], {{'{INPUT}': ({name} - mean) / std}})[0]",
-            "answer = classes[int(logits[0].argmax())]",
-        ]
-    )
-
-
-def text_snippet(file: str) -> str:
-    """Python that runs a file on one text; run from the run folder."""
-    return "\n".join(
-        [
-            "import json",
-            "",
-            "import numpy as np",
-            "import onnxruntime",
-            "from tokenizers import Tokenizer",
-            "",
-            f"session = onnxruntime.InferenceSession({file!r}, providers=['CPUExecutionProvider'])",
-            "classes = json.loads(session.get_modelmeta().custom_metadata_map['classes'])",
-            "",
-            "tokenizer = Tokenizer.from_file('tokenizer/tokenizer.json')",
-            "tokenizer.no_padding()",
-            "ids = tokenizer.encode('your text').ids",
-            f"logits = session.run(['{OUTPUT}'], {{'{INPUT}': np.array([ids])}})[0]",
-            "answer = classes[int(logits[0].argmax())]",
-        ]
-    )
 
 
 @contextlib.contextmanager

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import re
+import resource
 import signal
 import time
+from importlib import import_module
 from types import SimpleNamespace
 
 import numpy as np
@@ -35,17 +37,6 @@ class Tiny(nn.Module):
 
     def forward(self, inputs):
         return self.classifier(self.norm(self.conv(inputs)).relu().amax((2, 3)))
-
-
-@pytest.fixture(autouse=True)
-def offered(tmp_path_factory, monkeypatch):
-    """The exporter is offered by a plugin, installed or not, so that the fresh process finds it by name."""
-    folder = tmp_path_factory.mktemp("site") / "kdzoo_export_under_test-0.dist-info"
-    folder.mkdir()
-    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: kdzoo-export-under-test\nVersion: 0\n")
-    (folder / "entry_points.txt").write_text("[kdzoo]\nexport_under_test = kdzoo_export\n")
-    monkeypatch.syspath_prepend(str(folder.parent))
-    monkeypatch.setenv("KDZOO_PLUGINS", "export_under_test")
 
 
 @pytest.fixture
@@ -169,11 +160,33 @@ def test_a_memory_mapped_split_will_do(tmp_path, student):
     assert listing(tmp_path) == ["student.onnx"]
 
 
+def test_the_fresh_process_is_light(tmp_path, student, monkeypatch):
+    """It imports the exporter's module and the runtime, and no torch, which takes seconds of processor."""
+    (tmp_path / "watchful.py").write_text(
+        "import sys\n"
+        "from kdzoo_export.onnx_file import Onnx\n"
+        "class Watchful(Onnx):\n"
+        "    def load(self, path, threads):\n"
+        "        run = super().load(path, threads)\n"
+        "        assert 'torch' not in sys.modules\n"
+        "        return run\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    watchful = import_module("watchful").Watchful
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    entry = export(student, tmp_path, watchful(watchful.Options()))
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert entry["rejected"] == []
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
+
+
 # --- planted faults -------------------------------------------------------------------------------
 
 
 class Tampered(Onnx):
     """Exports another model than it was given."""
+
+    __module__, __qualname__ = Onnx.__module__, Onnx.__qualname__  # by which the fresh process finds the runtime
 
     def __init__(self, change, **options):
         super().__init__(Onnx.Options(**options))
@@ -264,6 +277,8 @@ def test_accuracy_alone_catches_what_int8_may_not_compare(tmp_path, student, fau
 
 def test_a_fixed_batch_size_is_rejected(tmp_path, student):
     class Fixed(Onnx):
+        __module__, __qualname__ = Onnx.__module__, Onnx.__qualname__
+
         def export(self, model, example, path, metadata, calibration):
             super().export(model, example, path, metadata, calibration)
             graph = onnx.load(path)
@@ -286,6 +301,8 @@ def test_inputs_prepared_otherwise_than_for_the_student_are_rejected(tmp_path, s
 
 def test_a_file_that_no_runtime_loads_is_rejected(tmp_path, student):
     class Torn(Onnx):
+        __module__, __qualname__ = Onnx.__module__, Onnx.__qualname__
+
         def export(self, model, example, path, metadata, calibration):
             super().export(model, example, path, metadata, calibration)
             path.write_bytes(path.read_bytes()[:1000])
@@ -322,6 +339,8 @@ def test_an_exporter_that_fails_leaves_nothing(tmp_path, student):
 
 def test_an_exporter_that_writes_no_file_is_named(tmp_path, student):
     class Lazy(Onnx):
+        __module__, __qualname__ = Onnx.__module__, Onnx.__qualname__
+
         def export(self, model, example, path, metadata, calibration):
             pass
 

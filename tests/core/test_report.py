@@ -23,7 +23,6 @@ from kdzoo.report.tables import cells, counted, significant, sized
 from kdzoo.report.verdict import verdict
 from kdzoo.report.writing import write_report
 
-
 PIXELS = Pixels(3, (32, 32), tuple(STUDENT["mean"]), tuple(STUDENT["std"]))
 
 
@@ -513,7 +512,6 @@ def test_the_cards_code_runs(tmp_path, monkeypatch):
     args = {"num_classes": 10, "in_chans": 3, "img_size": [32, 32], "patch_size": 8}
     file = {**RESULTS["exports"][0], "usage": asdict(Onnx(Onnx.Options()).usage("export/student.onnx", "image"))}
     folder = write_run(tmp_path / "run", usage=PIXELS.usage("test_vit", args, None, CLASSES), exports=[file])
-    (folder / "student.json").write_text(json.dumps(student))
     model = timm.create_model("test_vit", **{**args, "img_size": (32, 32)}).eval()
     save_file(model.state_dict(), folder / "student.safetensors")
     (folder / "export").mkdir()

@@ -96,6 +96,53 @@ def test_int8_is_near_the_model_and_holds_uint8_inputs_and_int8_weights_a_channe
         assert arrays[weights.input[1]].shape == (8,)
 
 
+def weights_of(path):
+    """The int8 tensors of more than one dimension."""
+    arrays = map(onnx.numpy_helper.to_array, onnx.load(path).graph.initializer)
+    return [array for array in arrays if array.dtype == np.int8 and array.ndim > 1]
+
+
+@pytest.mark.parametrize(("reduce_range", "largest"), [(True, 64), (False, 127)])
+def test_weights_use_7_bits_so_that_two_products_fit_into_16(tmp_path, reduce_range, largest):
+    exported(tmp_path / "model.onnx", quantize="int8", reduce_range=reduce_range)
+    found = max(int(np.abs(array.astype(int)).max()) for array in weights_of(tmp_path / "model.onnx"))
+    assert largest - 1 <= found <= largest
+    said = {prop.key: prop.value for prop in onnx.load(tmp_path / "model.onnx").metadata_props}
+    assert ("session_options" in said) == (not reduce_range)
+
+
+class Overflowing(nn.Module):
+    """A linear layer whose products of 8 bits, added in 16 bits, would not fit."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(256, 4)
+        nn.init.constant_(self.linear.weight, 1.0)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, inputs):
+        return self.linear(inputs.flatten(1))
+
+
+@pytest.mark.parametrize("reduce_range", [True, False])
+def test_int8_does_not_overflow_on_any_cpu(tmp_path, reduce_range):
+    inputs = torch.rand(8, 4, 8, 8, generator=torch.Generator().manual_seed(0)) + 1
+    model = Overflowing().eval()
+    exporter = Onnx(Onnx.Options(quantize="int8", reduce_range=reduce_range))
+    exporter.export(model, inputs[:2], tmp_path / "model.onnx", METADATA, [inputs])
+    logits, expected = exporter.load(tmp_path / "model.onnx", 1)(inputs.numpy()), model(inputs).detach().numpy()
+    np.testing.assert_allclose(logits, expected, rtol=0.01)
+    plain, code = {}, exporter.usage(str(tmp_path / "model.onnx"), "image").code
+    assert ("x64quantprecision" in code) == (not reduce_range)
+    said = {**METADATA, "preprocessing": json.dumps({"channels": 4, "size": [8, 8], "mean": [0.0], "std": [1.0]})}
+    graph = onnx.load(tmp_path / "model.onnx")
+    onnx.helper.set_model_props(graph, said)
+    onnx.save(graph, tmp_path / "model.onnx")
+    exec(code, plain)
+    ours = model(torch.from_numpy(plain["pixels"])).detach().numpy()
+    np.testing.assert_allclose(plain["logits"], ours, rtol=0.01)
+
+
 def test_int8_does_not_quantize_the_logits(tmp_path):
     run = exported(tmp_path / "model.onnx", quantize="int8")
     assert len(np.unique(run(images(256).numpy()))) > 1000  # uint8 would leave 256 values
