@@ -103,6 +103,8 @@ def _run_together(
 ) -> tuple[Path, dict[str, Any] | None]:
     from kdzoo.errors import Interrupted, KdzooError
     from kdzoo.recipe.reading import dump_recipe, recipe_hash
+    from kdzoo.run.builder import Builder
+    from kdzoo.run.result_key import result_key
     from kdzoo.run.runner import Runner
     from kdzoo.storage.run_folder import RunFolder
     from kdzoo.storage.store import Store
@@ -120,6 +122,7 @@ def _run_together(
             recipe_fields=plan.recipe.model_dump(mode="json"),
             new=new,
             resume=resume,
+            result_key=lambda: result_key(Builder(plan, Store(out / ".store"), ranks)),
             warn=display.note,
         )
     place = ranks.broadcast(str(folder.root) if folder else "")
@@ -129,7 +132,7 @@ def _run_together(
         if folder.finished:
             if not ranks.first:
                 return folder.root, None
-            print(f"already finished: {folder.root}")
+            print(f"already finished: {folder.root}; --new starts another run")
             return folder.root, folder.read_json("results.json")
         if folder.resumed:
             display.note(f"resuming {folder.root}")
@@ -146,7 +149,7 @@ def _run_together(
         from kdzoo.report.writing import write_report
 
         write_report(folder.root)
-        folder.finish()
+        folder.finish(result_key(runner.build))
     ranks.close()
     if stop():  # too late to stop anything, but whoever asked must not take it for a run that was left alone
         raise Interrupted(f"the run had finished when it was asked to stop: {folder.root}", 128 + stop())
@@ -448,12 +451,18 @@ RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 @app.command()
 def report(folder: RunPath) -> None:
     """Write report.html and the model card of a run folder again."""
-    from kdzoo.report.writing import write_report
+    from kdzoo.report.writing import rewrite_report
+
+    rewrite_report(folder)
+    print(folder / "report.html")
+
+
+@app.command("verify-run")
+def verify_run(folder: RunPath) -> None:
+    """Compare every file of a finished run with the sha256 that was recorded when it ended."""
     from kdzoo.storage.run_folder import RunFolder
 
-    write_report(folder)
-    RunFolder.view(folder).record("report.html", "README.md")
-    print(folder / "report.html")
+    print(f"{folder}: {RunFolder.view(folder).verify()} files verify")
 
 
 @app.command()

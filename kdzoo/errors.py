@@ -52,6 +52,10 @@ class ReportError(KdzooError):
     """A run folder from which no report can be made."""
 
 
+class UnfinishedError(ReportError):
+    """A run folder whose run has not finished, so that nothing of it is final."""
+
+
 class ResumeError(KdzooError):
     """A run that cannot be resumed as asked: changed recipe, nothing to resume."""
 

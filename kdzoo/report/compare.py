@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdzoo.errors import plain
-from kdzoo.report.reading import algorithm_of, read_run
+from kdzoo.report.reading import algorithm_of, read_finished
 from kdzoo.report.tables import LATENCY, NOTHING, cells, counted, entries, heads, significant, text_table
 from kdzoo.report.verdict import verdict
 
@@ -23,10 +23,13 @@ def comparison_table(results: Mapping[str, Any]) -> str:
 
 
 def compare_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """Return one row of full floats for each run folder; ReportError for one that is not of a finished run."""
+    """Return one row of full floats for each run folder.
+
+    Raise ReportError for one that is not of a finished run, CorruptError for one that does not verify.
+    """
     rows = []
     for folder in folders:
-        run = read_run(folder)
+        run = read_finished(folder)
         results, student, control = run.results, run.results["student"], run.results.get("control")
         teachers = [entry for role, entry in entries(results) if role == "teacher"]
         rows.append(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from kdzoo.errors import ReportError, plain
+from kdzoo.errors import ReportError
+from kdzoo.storage.json_reading import JsonError, parse_object, read_file
+from kdzoo.storage.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,15 @@ class Run:
     student: dict[str, Any]  # student.json; empty where there is none
 
 
+def read_finished(folder: Path) -> Run:
+    """Read a finished run after comparing each of its files with the manifest.
+
+    Raise ReportError where no finished run is, CorruptError where a file is not as it was delivered.
+    """
+    RunFolder.view(folder).verify()
+    return read_run(folder)
+
+
 def read_run(folder: Path) -> Run:
     """Read a run folder; ReportError names the file that is missing or cannot be read, and what it should be."""
     if not folder.is_dir():
@@ -37,7 +47,7 @@ def read_run(folder: Path) -> Run:
     recipe_text = read_text(folder / "recipe.yaml")
     try:
         recipe = yaml.safe_load(recipe_text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ReportError(f"{folder / 'recipe.yaml'}: is not YAML: {' '.join(str(error).split())}") from error
     student = folder / "student.json"
     return Run(
@@ -56,7 +66,7 @@ def read_run(folder: Path) -> Run:
 
 def read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_file(path).decode()
     except FileNotFoundError:
         raise ReportError(f"{path}: is missing; a report needs it, and a finished run has it") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -69,12 +79,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def parse(path: Path, text: str, row: int = 0) -> dict[str, Any]:
     try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ReportError(f"{path}: line {row + error.lineno}: is not JSON: {error.msg}") from None
-    if not isinstance(content, dict):
-        raise ReportError(f"{path}: line {row + 1}: holds no JSON object but {plain(text.strip(), 40)}")
-    return content
+        return parse_object(text)
+    except JsonError as error:
+        raise ReportError(f"{path}: line {row + error.line}: is {error}") from None
 
 
 def algorithm_of(run: Run) -> str:

@@ -8,6 +8,10 @@ from kdzoo.report.model_card import card
 from kdzoo.report.page import page
 from kdzoo.report.reading import read_run
 from kdzoo.storage.atomic import write_bytes
+from kdzoo.storage.run_folder import RunFolder
+
+#: What write_report writes.
+WRITTEN = ("report.html", "README.md")
 
 
 def write_report(folder: Path) -> None:
@@ -16,5 +20,17 @@ def write_report(folder: Path) -> None:
     Raises ReportError naming a file that is missing or not right, and OutputError when the folder cannot be written.
     """
     run = read_run(folder)
-    for name, text in {"report.html": page(run), "README.md": card(run)}.items():
+    for name, text in zip(WRITTEN, (page(run), card(run)), strict=True):
         write_bytes(folder / name, text.encode())
+
+
+def rewrite_report(folder: Path) -> None:
+    """Write report.html and README.md of a finished run again, and record them in its manifest.
+
+    Every other file is compared with the manifest first: CorruptError lists those that differ, and nothing is written.
+    Raise ReportError where no finished run is.
+    """
+    run = RunFolder.view(folder)
+    run.verify(leave_out=WRITTEN)
+    write_report(folder)
+    run.record(*WRITTEN)

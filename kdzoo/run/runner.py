@@ -37,6 +37,7 @@ from kdzoo.run.rehearsal import NotTrained, Untold, in_floats, not_trained
 from kdzoo.run.report_item_json import as_json
 from kdzoo.run.workers import Workers
 from kdzoo.storage.atomic import write_json, write_tensors
+from kdzoo.storage.owner import Owner
 from kdzoo.storage.run_folder import RunFolder
 from kdzoo.storage.sealed import read_tensors
 from kdzoo.storage.store import Store
@@ -193,7 +194,7 @@ class Runner:
     def _open_folder(self) -> None:
         if self.folder is None or not self.ranks.first:
             return
-        self.folder.truncate_metrics(0)  # replayed stages log their rows again
+        self.folder.log.truncate(0)  # replayed stages log their rows again
         shutil.rmtree(self.folder.path("tensorboard"), ignore_errors=True)
         self.folder.write_json("provenance.json", self.provenance())
         for tracker in self._trackers:
@@ -297,7 +298,7 @@ class Runner:
             raise ContractError(f"independent stages need different names, got {', '.join(names)}")
         self._check_stop(f"before stages {', '.join(names)}")
         if self._workers is None:
-            place = self.folder.root if self.folder is not None else None
+            place = (self.folder.root, Owner.me()) if self.folder is not None else None
             given = (self.recipe, self.plan.path, self.store.root, place, torch.get_num_threads())
             self._workers = Workers(self.recipe.jobs, begin_work, given)
         for name in names:
@@ -510,7 +511,7 @@ class Runner:
         if self.folder is None or not self._logs:
             return
         for row in fresh_rows:
-            self.folder.log_metrics(dict(row))
+            self.folder.log.append(row)
             numbers = {k: float(v) for k, v in row.items() if k not in ("stage", "split", "step", "epoch")}
             if row["split"] == "validation":
                 numbers = {f"validation/{k}": v for k, v in numbers.items()}
@@ -623,12 +624,15 @@ class Runner:
 
 
 def begin_work(
-    recipe: Recipe, path: Path, store: Path, place: Path | None, threads: int, stop: Callable[[], int]
+    recipe: Recipe, path: Path, store: Path, place: tuple[Path, Owner] | None, threads: int, stop: Callable[[], int]
 ) -> Callable[[Stage], str]:
-    """In a worker: return what trains a stage into the store and gives its key."""
+    """In a worker: return what trains a stage into the store and gives its key.
+
+    ``place`` is the run folder and the process that owns it.
+    """
     torch.set_num_threads(threads)
     zoo = load_zoo()
     plan = resolve(LoadedRecipe(recipe, path, Positions()), zoo)
-    folder = None if place is None else RunFolder.view(place)
+    folder = None if place is None else RunFolder.view(place[0], owner=place[1])
     runner = Runner(plan, zoo, folder, Store(store), Ranks(recipe.device), stop=stop, logs=False)
     return lambda stage: runner.train(stage).key

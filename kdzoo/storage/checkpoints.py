@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdzoo.errors import CorruptError
+from kdzoo.storage.atomic import check_room, json_bytes, sync_folder, tensor_bytes, write_through, writing
+from kdzoo.storage.json_reading import parse_object
+from kdzoo.storage.owner import discard, discarded, sweep, temporary_in
+from kdzoo.storage.sealed import Files, listed, read_manifest, read_recorded, read_sealed, sealed_bytes, write_sealed
+from kdzoo.storage.state_codec import packed, unpacked
+from kdzoo.storage.store import ENTRY
 
 if TYPE_CHECKING:
     from torch import Tensor
-from kdzoo.storage.atomic import check_room, json_bytes, sync_folder, tensor_bytes, write_through, writing
-from kdzoo.storage.owner import discard, discarded, sweep, temporary_in
-from kdzoo.storage.sealed import Files, listed, read_recorded, read_sealed, sealed_bytes, write_sealed
-from kdzoo.storage.store import ENTRY
 
 Warn = Callable[[str], None]
 
@@ -32,7 +34,7 @@ class Checkpoints:
 
     One process writes at a time (the run folder's lock sees to it). The newest is the one with the highest sequence
     number in its manifest, whatever names and clocks say. ``expected``: there must be one, so that lost files are
-    an error and never a fresh start.
+    an error and never a fresh start. Each write happens inside ``writing()``, which may refuse it.
     """
 
     def __init__(
@@ -43,9 +45,10 @@ class Checkpoints:
         warn: Warn = warn_in_python,
         expected: bool = False,
         begun: Callable[[], None] = lambda: None,
+        writing: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         self.folder, self.run_id = folder, run_id
-        self._warn, self._expected, self._begun = warn, expected, begun
+        self._warn, self._expected, self._begun, self._writing = warn, expected, begun, writing
         self._damaged: set[Path] = set()
         sweep(folder)
 
@@ -55,7 +58,16 @@ class Checkpoints:
         ``state`` may nest dicts, lists, tuples, strings, numbers, booleans and None; all of them come back as they
         were, NaN and infinities too. Raise OutputError when it cannot be written; the last good one stays.
         """
-        contents = {"tensors.safetensors": tensor_bytes(tensors, {}), "state.json": json_bytes(_encode(state))}
+        contents = {"tensors.safetensors": tensor_bytes(tensors, {}), "state.json": json_bytes(packed(state))}
+        with self._writing():
+            sequence = self._write(contents)
+        self._begun()
+        self._expected = True
+        with self._writing():
+            self._prune()
+        return sequence
+
+    def _write(self, contents: dict[str, bytes]) -> int:
         size = sum(len(data) for data in contents.values())
         with writing(self.folder, size):
             self.folder.mkdir(exist_ok=True)
@@ -72,9 +84,6 @@ class Checkpoints:
             os.rename(temporary, place)
             sync_folder(self.folder)
         write_sealed(self.folder / "latest.json", {"run_id": self.run_id, "sequence": sequence})
-        self._begun()
-        self._expected = True
-        self._prune()
         return sequence
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -94,7 +103,7 @@ class Checkpoints:
         for sequence, place, files in found:
             try:
                 contents = {name: read_recorded(place / name, files, name) for name in files}
-                tensors, state = load(contents["tensors.safetensors"]), _decode(json.loads(contents["state.json"]))
+                tensors, state = load(contents["tensors.safetensors"]), unpacked(parse_object(contents["state.json"]))
             except CorruptError as error:
                 problems.append(str(error))
                 self._damaged.add(place)
@@ -117,7 +126,7 @@ class Checkpoints:
         problems = []
         for place in self._places():
             try:
-                manifest = read_sealed(place / "manifest.json")
+                manifest = read_manifest(place / "manifest.json", run_id=str, sequence=int)
                 if manifest["run_id"] != self.run_id:
                     raise CorruptError(f"{place}: belongs to run '{manifest['run_id']}', not to '{self.run_id}'")
             except CorruptError as error:
@@ -141,7 +150,7 @@ class Checkpoints:
         """The newest number that was saved, 0 for none, and what is wrong with the note of it."""
         path = self.folder / "latest.json"
         try:
-            return (read_sealed(path)["sequence"], "") if path.exists() else (0, "")
+            return (read_sealed(path, sequence=int)["sequence"], "") if path.exists() else (0, "")
         except CorruptError as error:
             return 0, str(error)
 
@@ -158,28 +167,3 @@ class Checkpoints:
                     os.rename(place, temporary)
                 discard(temporary)
         self._damaged.clear()
-
-
-def _encode(value: Any) -> Any:
-    """Make JSON that tells tuples from lists and numbers from text in keys."""
-    if isinstance(value, Mapping):
-        if all(isinstance(key, str) and not key.startswith("__") for key in value):
-            return {key: _encode(item) for key, item in value.items()}
-        return {"__pairs__": [[_encode(key), _encode(item)] for key, item in value.items()]}
-    if isinstance(value, tuple):
-        return {"__tuple__": [_encode(item) for item in value]}
-    if isinstance(value, list):
-        return [_encode(item) for item in value]
-    return value
-
-
-def _decode(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_decode(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if "__tuple__" in value:
-        return tuple(_decode(item) for item in value["__tuple__"])
-    if "__pairs__" in value:
-        return {_decode(key): _decode(item) for key, item in value["__pairs__"]}
-    return {key: _decode(item) for key, item in value.items()}

@@ -1,4 +1,4 @@
-"""An exclusive lock on a run folder, with a record of who holds it."""
+"""Who may write into a run folder: the process that holds its lock, and the workers of that process."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ import json
 import os
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kdzoo.errors import LockedError
+from kdzoo.errors import LockedError, plain
 from kdzoo.storage.atomic import writing
-from kdzoo.storage.checkpoints import Warn
+from kdzoo.storage.json_reading import parse_object
 from kdzoo.storage.owner import Owner
+
+#: Seconds that a new owner waits for a worker of the dead one to end the write that it is in.
+PATIENCE_S = 20.0
 
 
 class Lock:
@@ -27,7 +30,7 @@ class Lock:
     outlive a killed run do not keep it locked.
     """
 
-    def __init__(self, path: Path, warn: Warn) -> None:
+    def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
         self.path, self._warn = path, warn
         self._descriptor: int | None = None
 
@@ -51,7 +54,7 @@ class Lock:
             taken = False
         except OSError as error:
             self._warn(f"{self.path}: this file system cannot lock files ({error.strerror}); only the record guards it")
-        record = _read_record(descriptor)
+        record = _read_record(os.pread(descriptor, 4096, 0))
         owner = record["owner"] if record else None
         fate = owner.fate() if owner else "dead"
         if not taken or (fate == "alive" and owner != Owner.me()):
@@ -65,7 +68,7 @@ class Lock:
             )
         since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())  # a label: nothing is ordered by it
         data = json.dumps({"owner": asdict(Owner.me()), "since": since}).encode()
-        with writing(self.path, len(data)):
+        with write_lock(self.path.parent, PATIENCE_S), writing(self.path, len(data)):
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, data, 0)
             os.fsync(descriptor)
@@ -105,16 +108,68 @@ def _in_child() -> None:
 os.register_at_fork(after_in_child=_in_child)
 
 
-def _read_record(descriptor: int) -> dict[str, Any] | None:
+def _read_record(data: bytes) -> dict[str, Any] | None:
     """Who holds the lock, as it wrote; None when nobody does, or it has not written yet."""
     try:
-        record = json.loads(os.pread(descriptor, 4096, 0))
-        return {"owner": Owner(**record["owner"]), "since": str(record["since"])}
-    except (ValueError, TypeError, KeyError):
+        record = parse_object(data)
+    except ValueError:
         return None
+    owner = Owner.from_record(record.get("owner"))
+    return None if owner is None else {"owner": owner, "since": plain(str(record.get("since")))}
 
 
 def _named(record: dict[str, Any] | None) -> str:
     if record is None:
         return "a process that has not said its name yet"
-    return f"process {record['owner'].pid} on host '{record['owner'].host}' since {record['since']}"
+    return f"process {record['owner'].pid} on host '{plain(record['owner'].host)}' since {record['since']}"
+
+
+# --- workers ----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def write_lock(folder: Path, patience: float | None = None, shared: bool = False) -> Iterator[None]:
+    """Let no other process change the folder meanwhile, or none but those that share the lock.
+
+    The owner of a run and its workers take it for single writes, a new owner while it takes the run over. Raise
+    LockedError when it was not free within ``patience`` seconds.
+    """
+    with writing(folder):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _wait(descriptor, folder, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, patience)
+        yield
+    finally:
+        os.close(descriptor)  # which unlocks
+
+
+def _wait(descriptor: int, folder: Path, kind: int, patience: float | None) -> None:
+    end = None if patience is None else time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(descriptor, kind if end is None else kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if end is not None and time.monotonic() > end:
+                raise LockedError(
+                    f"{folder}: its owner is gone, but a worker process of that owner is in the middle of a write; "
+                    "wait for the worker or end it, or start another run with --new"
+                ) from None
+            time.sleep(0.05)
+            continue
+        except OSError:  # a file system without locks; what the record says still counts
+            pass
+        return
+
+
+@contextlib.contextmanager
+def writing_for(owner: Owner, folder: Path, shared: bool = False) -> Iterator[None]:
+    """Write as a worker of ``owner``; raise LockedError where the run is no longer that owner's."""
+    with write_lock(folder, shared=shared):
+        try:
+            record = _read_record((folder / "lock").read_bytes()[:4096])
+        except OSError:
+            record = None
+        if record is None or record["owner"] != owner:
+            now = f"in use by {_named(record)}" if record else "given up by its owner"
+            raise LockedError(f"{folder}: {now}; this worker of process {owner.pid} must not write into it, and stops")
+        yield

@@ -13,11 +13,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    pass
-
+from typing import Any, Literal
 
 TEMPORARY = re.compile(r"\.kdzoo-(\w+)-(\w+)-(\w+)-(\d+)-(\d+)-\d+\.tmp")
 
@@ -35,6 +31,16 @@ class Owner:
     @staticmethod
     def me() -> Owner:
         return _owner(os.getpid())
+
+    @staticmethod
+    def from_record(record: Any) -> Owner | None:
+        """The owner in a record that a process wrote as JSON; None where it is no such record."""
+        kinds = {"host": str, "boot": str, "namespace": str, "pid": int, "started": int}
+        if not isinstance(record, dict) or record.keys() != kinds.keys():
+            return None
+        if not all(type(record[name]) is kind for name, kind in kinds.items()) or not 0 < record["pid"] < 2**31:
+            return None
+        return Owner(**record)
 
     @property
     def tag(self) -> tuple[str, str, str, int, int]:

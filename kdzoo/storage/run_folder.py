@@ -6,51 +6,46 @@ the sha256 of every file that the run delivers."""
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
 import json
 import os
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from kdzoo.errors import CorruptError, OutputError, ReportError, ResumeError, plain, shown
-from kdzoo.storage.atomic import append_line, json_bytes, probe_writable, rename_new, write_bytes, write_text, writing
+from kdzoo.errors import CorruptError, OutputError, ResumeError, UnfinishedError
+from kdzoo.storage.atomic import json_bytes, probe_writable, write_bytes, writing
 from kdzoo.storage.checkpoints import Checkpoints, Warn, warn_in_python
-from kdzoo.storage.lock import Lock
-from kdzoo.storage.owner import discard, discarded, sweep, temporary_in
-from kdzoo.storage.sealed import (
-    Files,
-    differences,
-    listed,
-    read_recorded,
-    read_sealed,
-    record_file,
-    record_files,
-    write_sealed,
-)
-from kdzoo.types import NAME
-
-RUN_ID = re.compile(r"(\d{4,})-seed(-?\d+)")
+from kdzoo.storage.json_reading import JsonError, parse_object, read_file
+from kdzoo.storage.lock import Lock, write_lock, writing_for
+from kdzoo.storage.manifest import Manifest
+from kdzoo.storage.metric_log import MetricLog
+from kdzoo.storage.owner import Owner, discard, sweep, temporary_in
+from kdzoo.storage.recipe_changes import check_same_recipe
+from kdzoo.storage.runs import Record, create_run, existing_run, read_run_record, runs_of_seed, stage_folder
+from kdzoo.storage.sealed import read_recorded, write_sealed
 
 Outcome = Literal["new", "resumed", "finished", "viewed"]
-
-#: Not in the manifest: sealed on their own, gone after the run, or written by a tracker as it likes.
-UNLISTED = ("run.json", "manifest.json", "lock", "checkpoints", "planning", "tensorboard")
 
 
 class RunFolder:
     """One run on disk. Use it as a context manager, so that its lock is given up.
 
     ``outcome``: "new"; "resumed"; "finished" when there was nothing left to do; "viewed" when only looked at.
-    ``warnings`` holds what was found wrong but could be mended; ``warn`` is told at once.
+    ``log`` is metrics.jsonl. ``warnings`` holds what was found wrong but could be mended; ``warn`` gets it at once.
     """
 
-    def __init__(self, root: Path, record: dict[str, Any], outcome: Outcome, lock: Lock | None, warn: Warn) -> None:
-        self.root, self.outcome = root, outcome
+    def __init__(
+        self,
+        root: Path,
+        record: Record,
+        outcome: Outcome,
+        lock: Lock | None = None,
+        warn: Warn = warn_in_python,
+        owner: Owner | None = None,
+    ) -> None:
+        self.root, self.outcome, self.log = root, outcome, MetricLog(root / "metrics.jsonl")
         self.warnings: list[str] = []
-        self._record, self._lock, self._tell = record, lock, warn
+        self._record, self._lock, self._tell, self._owner = record, lock, warn, owner
 
     # --- opening ------------------------------------------------------------------------------
 
@@ -66,13 +61,15 @@ class RunFolder:
         recipe_fields: Mapping[str, Any],
         new: bool = False,
         resume: bool = False,
+        result_key: Callable[[], str] | None = None,
         warn: Warn = warn_in_python,
     ) -> RunFolder:
-        """Resume the latest run of this recipe and seed if it is unfinished, else begin a new one; lock it.
+        """Resume the latest run of this recipe and seed, or show that it is finished, or begin a new one; lock it.
 
-        ``new`` always begins one, ``resume`` never does. Raise OutputError if ``out`` cannot be written,
-        LockedError if a live process owns the run, ResumeError if it cannot be resumed as asked, CorruptError if
-        it is damaged.
+        ``new`` always begins one, ``resume`` never does. ``result_key`` gives the hash of what else decides the
+        results; a finished run of another one does not count as finished. Raise OutputError if ``out`` cannot be
+        written, LockedError if a live process owns the run, ResumeError if it cannot be resumed as asked, CorruptError
+        if it is damaged.
         """
         if new and resume:
             raise ResumeError("--new and --resume exclude each other")
@@ -81,51 +78,35 @@ class RunFolder:
         sweep(parent)
         recipe = {"recipe_hash": recipe_hash, "recipe": json.loads(json.dumps(recipe_fields))}
         while True:
-            latest = None if new else _latest(parent, seed)
-            if latest is None and resume:
+            runs = [] if new else runs_of_seed(parent, seed)
+            folder: RunFolder | None
+            if runs and runs[0][1]["status"] == "running":
+                folder = cls._resume(runs[0][0], recipe, recipe_text, warn)
+            elif (finished := _finished(runs, recipe_hash, None if resume else result_key, warn)) is not None:
+                folder = cls(*finished, "finished", None, warn)
+                with _remedy("put the files back, or start a new run with --new"):
+                    folder.verify()
+            elif not resume:
+                made = create_run(parent, {"name": name, "seed": seed, **recipe}, recipe_text, warn)
+                folder = None if made is None else cls(made[0], made[1], "new", made[2], warn)
+            else:
+                if runs:
+                    check_same_recipe(*runs[0], recipe)
                 raise ResumeError(
                     f"nothing to resume: no run of '{name}' with seed {seed} in {out}; start one without --resume"
                 )
-            if latest is None or (latest[1]["status"] == "finished" and not resume):
-                folder = cls._create(parent, {"name": name, "seed": seed, **recipe}, recipe_text, warn)
-            elif latest[1]["status"] == "finished":
-                _same_recipe(*latest, recipe)
-                folder = cls(*latest, "finished", None, warn)
-            else:
-                folder = cls._resume(latest[0], recipe, recipe_text, warn)
             if folder is not None:
                 return folder
 
     @classmethod
-    def view(cls, root: Path, warn: Warn = warn_in_python) -> RunFolder:
-        """Look at a run without owning it; raise ReportError where no folder is, CorruptError if it is no run's."""
-        if not Path(root).is_dir():
-            raise ReportError(f"{root}: no such run folder")
-        return cls(Path(root), read_sealed(Path(root) / "run.json"), "viewed", None, warn)
+    def view(cls, root: Path, warn: Warn = warn_in_python, owner: Owner | None = None) -> RunFolder:
+        """Look at a run without owning it; raise ReportError where no run folder is, CorruptError if it is damaged.
 
-    @classmethod
-    def _create(cls, parent: Path, record: dict[str, Any], recipe_text: str, warn: Warn) -> RunFolder | None:
-        """Make a new run's folder, whole from its first moment; None when another process took its number."""
-        sequence = 1 + max([0, *_sequences(parent)])
-        run_id = f"{sequence:04d}-seed{record['seed']}"
-        record = {"run_id": run_id, "sequence": sequence, "status": "running", "checkpointed": [], **record}
-        temporary, place = temporary_in(parent), parent / run_id
-        with discarded(temporary):
-            with writing(place):
-                temporary.mkdir()
-                (temporary / "checkpoints").mkdir()
-            lock = Lock(temporary / "lock", warn)
-            lock.acquire()
-            with lock.released_on_error():
-                write_text(temporary / "recipe.yaml", recipe_text)
-                write_sealed(temporary / "run.json", record)
-                with writing(place):
-                    renamed = rename_new(temporary, place)
-        if not renamed:
-            lock.release()
-            return None
-        lock.path = place / "lock"
-        return cls(place, record, "new", lock, warn)
+        With an ``owner``, which a worker process gets from the process that it works for, every write checks first
+        that this process still owns the run, and raises LockedError if not.
+        """
+        root = existing_run(Path(root))
+        return cls(root, read_run_record(root), "viewed", None, warn, owner)
 
     @classmethod
     def _resume(cls, root: Path, recipe: dict[str, Any], recipe_text: str, warn: Warn) -> RunFolder | None:
@@ -134,15 +115,15 @@ class RunFolder:
         lock = Lock(root / "lock", warn)
         lock.acquire()
         with lock.released_on_error():
-            record = read_sealed(root / "run.json")
+            record = read_run_record(root)
             if record["status"] == "finished":
                 lock.release()
                 return None
-            _same_recipe(root, record, recipe)
+            check_same_recipe(root, record, recipe)
             for place in (root, *(path for path in root.rglob("*") if path.is_dir())):
                 sweep(place, exclusive=True)
             folder = cls(root, record, "resumed", lock, warn)
-            folder._drop_torn_line()
+            folder.log.drop_torn_line()
             folder.write_text("recipe.yaml", recipe_text)
         return folder
 
@@ -178,16 +159,17 @@ class RunFolder:
     def folder_of(self, name: str) -> Path:
         """Make sure that a folder below this one exists, for files that are written elsewhere."""
         path = self.path(name)
-        with writing(path):
+        with self._writing(shared=True), writing(path):
             path.mkdir(parents=True, exist_ok=True)
         return path
 
     def write_bytes(self, name: str, data: bytes) -> Path:
         """Write or replace a file, atomically; in a finished run, its line of the manifest too."""
         path = self.path(name)
-        with writing(path, len(data)):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, data)
+        with self._writing(shared=True):
+            with writing(path, len(data)):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(path, data)
         if self.finished:
             self.record(name)
         return path
@@ -198,105 +180,66 @@ class RunFolder:
     def write_json(self, name: str, content: Any) -> Path:
         return self.write_bytes(name, json_bytes(content))
 
-    def log_metrics(self, row: Mapping[str, Any]) -> None:
-        """Append a row to metrics.jsonl; it holds no wall-clock times, so that a resumed run has the same bytes."""
-        append_line(self.path("metrics.jsonl"), json.dumps(row))
-
-    def truncate_metrics(self, rows: int) -> None:
-        """Keep the first ``rows`` of metrics.jsonl; raise CorruptError if there are fewer."""
-        lines = self._metric_lines()
-        if len(lines) < rows:
-            raise CorruptError(f"{self.path('metrics.jsonl')}: {len(lines)} rows, at least {rows} expected")
-        write_bytes(self.path("metrics.jsonl"), b"".join(lines[:rows]))
-
-    # --- reading ------------------------------------------------------------------------------
-
-    def metrics(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl; a last line torn by a kill is left out."""
-        rows = []
-        for number, line in enumerate(self._metric_lines(), 1):
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                raise CorruptError(f"{self.path('metrics.jsonl')}: line {number} is damaged") from None
-        return rows
-
-    def read_json(self, name: str) -> Any:
-        """Read a JSON file of the run, in a finished one after comparing it with the manifest."""
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Read a JSON object of the run, in a finished one after comparing it with the manifest."""
         path = self.path(name)
-        if self.finished:
-            return json.loads(read_recorded(path, self._manifest(), name))
         try:
-            return json.loads(path.read_bytes())
-        except (OSError, ValueError) as error:
+            return parse_object(read_recorded(path, self._manifest.files(), name) if self.finished else read_file(path))
+        except (OSError, JsonError) as error:
             raise CorruptError(f"{path}: cannot be read: {error}") from None
 
-    def _metric_lines(self) -> list[bytes]:
-        path = self.path("metrics.jsonl")
-        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        return lines[:-1] if lines and not lines[-1].endswith(b"\n") else lines
-
-    def _drop_torn_line(self) -> None:
-        path, whole = self.path("metrics.jsonl"), b"".join(self._metric_lines())
-        if path.exists() and len(whole) != path.stat().st_size:
-            write_bytes(path, whole)
+    def _writing(self, shared: bool = False) -> contextlib.AbstractContextManager[None]:
+        """Hold off the run's other processes during a write, or with ``shared`` only who would take the run over."""
+        if self._owner is not None:
+            return writing_for(self._owner, self.root, shared)
+        return contextlib.nullcontext() if shared else write_lock(self.root)
 
     # --- checkpoints --------------------------------------------------------------------------
 
     def checkpoints(self, stage: str) -> Checkpoints:
         """The checkpoints of a stage; once one was saved, losing them is an error and never a fresh start."""
         return Checkpoints(
-            self._stage_folder(stage),
+            stage_folder(self.root, stage),
             self.run_id,
             warn=self._warn,
             expected=stage in self._record["checkpointed"],
             begun=lambda: self._mark(stage),
+            writing=lambda: self._writing(shared=True),
         )
 
     def has_checkpoints(self, stage: str) -> bool:
         """Whether the stage was begun and not finished."""
-        return stage in self._record["checkpointed"] or self._stage_folder(stage).exists()
+        return stage in self._record["checkpointed"] or stage_folder(self.root, stage).exists()
 
     def drop_checkpoints(self, stage: str) -> None:
         """Forget the checkpoints of a stage whose result is stored."""
         self._mark(stage, False)
-        place, temporary = self._stage_folder(stage), temporary_in(self.root / "checkpoints")
-        if place.exists():
-            with writing(place, 0, "its checkpoints could not be removed"):
-                os.rename(place, temporary)  # first, so that one half removed is never taken for a damaged one
-        discard(temporary)
-
-    def _stage_folder(self, stage: str) -> Path:
-        name = stage
-        if not re.fullmatch(NAME, stage):
-            readable = re.sub("[^a-z0-9]+", "-", stage.lower()).strip("-")[:40]
-            name = f"{readable or 'stage'}-{hashlib.sha256(stage.encode()).hexdigest()[:8]}"
-        return self.root / "checkpoints" / name
+        place, temporary = stage_folder(self.root, stage), temporary_in(self.root / "checkpoints")
+        with self._writing(shared=True):
+            if place.exists():
+                with writing(place, 0, "its checkpoints could not be removed"):
+                    os.rename(place, temporary)  # first, so that one half removed is never taken for a damaged one
+            discard(temporary)
 
     def _mark(self, stage: str, begun: bool = True) -> None:
         """Record whether a stage has checkpoints; workers of this run may do so at the same time."""
-        descriptor = os.open(self.root, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            self._record = {**self._record, "checkpointed": read_sealed(self.path("run.json"))["checkpointed"]}
+        with self._writing():
+            self._record = {**self._record, "checkpointed": read_run_record(self.root)["checkpointed"]}
             if begun != (stage in self._record["checkpointed"]):
                 others = [name for name in self._record["checkpointed"] if name != stage]
                 self._update(checkpointed=[*others, stage] if begun else others)
-        finally:
-            os.close(descriptor)  # which unlocks
 
     # --- the end ------------------------------------------------------------------------------
 
-    def finish(self) -> None:
-        """Record every file's sha256 in the manifest, then call the run finished."""
+    def finish(self, result_key: str = "") -> None:
+        """Record every file's sha256 in the manifest, then call the run finished; ``result_key`` as for ``start``."""
         assert self.outcome != "viewed", "only the owner of a run can finish it"
+        planning = self.root / "planning"
         with writing(self.root):
-            planning = self.root / "planning"
             if planning.is_dir() and not any(planning.iterdir()):
                 planning.rmdir()  # most algorithms have nothing to remember
-            files = record_files(self.root, lambda name: name.split("/")[0] in UNLISTED)
-        write_sealed(self.path("manifest.json"), {"run_id": self.run_id, "files": files})
-        self._update(status="finished")
+        self._manifest.create()
+        self._update(status="finished", result_key=result_key)
 
     def abandon(self) -> None:
         """Remove a run that began just now and did nothing, so that it is in nobody's way."""
@@ -308,27 +251,23 @@ class RunFolder:
 
     def record(self, *names: str) -> None:
         """Take files that were made again after the end into the manifest."""
-        files = self._manifest()
-        for name in names:
-            with writing(self.path(name)):
-                files |= {name: record_file(self.path(name))}
-        write_sealed(self.path("manifest.json"), {"run_id": self.run_id, "files": files})
+        with self._writing():
+            self._manifest.update(names)
 
-    def verify(self) -> int:
-        """Compare each file of a finished run with the manifest, return how many; CorruptError lists what differs."""
+    def verify(self, leave_out: Collection[str] = ()) -> int:
+        """Compare each file of a finished run, but ``leave_out``, with the manifest; return how many were compared.
+
+        Raise CorruptError with a line for each file that differs, UnfinishedError where there is no manifest yet.
+        """
         if not self.finished:
-            raise CorruptError(f"{self.root}: not finished, so it has no manifest to verify; resume it")
-        files = self._manifest()
-        problems = differences(self.root, files)
-        if problems:
-            raise CorruptError(f"{self.root}: {len(problems)} of {len(files)} files do not verify{listed(problems)}")
-        return len(files)
+            raise UnfinishedError(
+                f"{self.root}: not finished, so it has no manifest to verify; the command that began it goes on with it"
+            )
+        return self._manifest.verify(leave_out)
 
-    def _manifest(self) -> Files:
-        manifest = read_sealed(self.path("manifest.json"))
-        if manifest["run_id"] != self.run_id:
-            raise CorruptError(f"{self.path('manifest.json')}: of run '{manifest['run_id']}', not of '{self.run_id}'")
-        return manifest["files"]
+    @property
+    def _manifest(self) -> Manifest:
+        return Manifest(self.root, self._record)
 
     def _update(self, **changes: Any) -> None:
         record = {key: value for key, value in self._record.items() if key not in ("schema_version", "kdzoo")}
@@ -340,65 +279,24 @@ class RunFolder:
         self._tell(text)
 
 
-def _latest(parent: Path, seed: int) -> tuple[Path, dict[str, Any]] | None:
-    """The run of a seed that was begun last, by its recorded number; raise CorruptError if one cannot be told."""
-    latest = None
-    for root in _runs(parent):
-        try:
-            record = read_sealed(root / "run.json")
-        except CorruptError as error:
-            if root.name.endswith(f"-seed{seed}"):
-                raise CorruptError(f"{error}; mend or remove the folder, or start a new run with --new") from None
-            continue
-        if record["seed"] == seed and (latest is None or record["sequence"] > latest[1]["sequence"]):
-            latest = root, record
-    return latest
+@contextlib.contextmanager
+def _remedy(text: str) -> Iterator[None]:
+    try:
+        yield
+    except CorruptError as error:
+        raise CorruptError(f"{error}\n{text}") from None
 
 
-def _sequences(parent: Path) -> Iterator[int]:
-    """Every number in use, also those of damaged runs."""
-    for root in _runs(parent):
-        yield int(root.name.partition("-")[0])
-        with contextlib.suppress(CorruptError):  # its name counts, and starting afresh must stay possible
-            yield read_sealed(root / "run.json")["sequence"]
-
-
-def _runs(parent: Path) -> list[Path]:
-    return sorted(path for path in parent.iterdir() if RUN_ID.fullmatch(path.name) and path.is_dir())
-
-
-def _same_recipe(root: Path, record: Mapping[str, Any], recipe: Mapping[str, Any]) -> None:
-    if record["recipe_hash"] == recipe["recipe_hash"]:
-        return
-    differing = diff_fields(record["recipe"], recipe["recipe"]) or ["no field, but kdzoo's format of recipes"]
-    raise ResumeError(
-        f"{root}: begun with another recipe, so it cannot be resumed{listed(differing)}\n"
-        "undo the change, or start a new run with --new"
-    )
-
-
-def diff_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return one line a field that differs, e.g. ``train.optimizer.lr 0.1 -> 0.2``."""
-    before, after = dict(_leaves(old, "")), dict(_leaves(new, ""))
-    for empty, other in ((before, after), (after, before)):  # where one side has nothing, the other's leaves say it all
-        for path in [
-            path for path, value in empty.items() if not value and any(p.startswith(f"{path}.") for p in other)
-        ]:
-            del empty[path]
-    return [
-        f"{plain(path, 200)} {_side(before, path)} -> {_side(after, path)}"
-        for path in dict.fromkeys([*before, *after])
-        if path not in before or path not in after or before[path] != after[path]
-    ]
-
-
-def _side(leaves: Mapping[str, Any], path: str) -> str:
-    return shown(leaves[path]) if path in leaves else "(absent)"
-
-
-def _leaves(data: Any, path: str) -> Iterator[tuple[str, Any]]:
-    pairs = data.items() if isinstance(data, Mapping) else enumerate(data) if isinstance(data, list) else ()
-    if not pairs:
-        yield path, data
-    for key, value in pairs:
-        yield from _leaves(value, f"{path}.{key}".lstrip("."))
+def _finished(
+    runs: Sequence[tuple[Path, Record]], recipe_hash: str, result_key: Callable[[], str] | None, warn: Warn
+) -> tuple[Path, Record] | None:
+    """The newest finished run of a recipe, and of a result key where one is given."""
+    same = [run for run in runs if run[1]["status"] == "finished" and run[1]["recipe_hash"] == recipe_hash]
+    if result_key is None or not same:
+        return same[0] if same else None
+    key = result_key()
+    for root, record in same:
+        if record.get("result_key") == key:
+            return root, record
+    warn(f"{same[0][0]} is finished, but from other code, data or library versions than now; a new run begins")
+    return None

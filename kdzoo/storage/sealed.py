@@ -10,17 +10,19 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import kdzoo
-from kdzoo.errors import CorruptError
+from kdzoo.errors import CorruptError, plain
 from kdzoo.types import stable_hash
 
 if TYPE_CHECKING:
     from torch import Tensor
 from kdzoo.storage.atomic import json_bytes, sha256_file, write_bytes
+from kdzoo.storage.json_reading import JsonError, parse_object, read_file
 from kdzoo.storage.owner import TEMPORARY
 
 #: Raise when files of this version can no longer be read by older ones.
@@ -43,20 +45,21 @@ def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     """Read a safetensors file on the CPU after comparing it with ``sha256``, or with the manifest beside it."""
     from safetensors.torch import load
 
-    files = read_sealed(path.parent / "manifest.json")["files"] if sha256 is None else {path.name: {"sha256": sha256}}
+    files = read_manifest(path.parent / "manifest.json")["files"] if sha256 is None else {path.name: {"sha256": sha256}}
     return load(read_recorded(path, files, path.name))
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
-    """Read what ``write_sealed`` wrote; raise CorruptError if it is missing, damaged or of a newer kdzoo."""
+def read_sealed(path: Path, **fields: type) -> dict[str, Any]:
+    """Read what ``write_sealed`` wrote; raise CorruptError if it is missing, damaged or of a newer kdzoo.
+
+    ``fields`` are the names and types that the content must have: a seal says nothing about which file it belongs to.
+    """
     with _reading(path):
-        data = path.read_bytes()
+        data = read_file(path)
     try:
-        content = json.loads(data)
-    except (ValueError, RecursionError):
-        raise CorruptError(f"{path}: damaged: not JSON") from None
-    if not isinstance(content, dict):
-        raise CorruptError(f"{path}: damaged: not a JSON object")
+        content = parse_object(data)
+    except JsonError as error:
+        raise CorruptError(f"{path}: damaged: {error}") from None
     version = content.get("schema_version")
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise CorruptError(
@@ -65,6 +68,19 @@ def read_sealed(path: Path) -> dict[str, Any]:
         )
     if content.pop("seal", None) != stable_hash(content):
         raise CorruptError(f"{path}: damaged: its content does not match its seal")
+    for name, kind in fields.items():
+        if not isinstance(content.get(name), kind):
+            raise CorruptError(f"{path}: damaged: it has no '{name}', so it is the content of another file")
+    return content
+
+
+def read_manifest(path: Path, **fields: type) -> dict[str, Any]:
+    """Read a sealed file that records other files under ``files``; raise CorruptError like ``read_sealed``."""
+    content = read_sealed(path, files=dict, **fields)
+    for name, record in content["files"].items():
+        inside = "\0" not in name and not Path(name).is_absolute() and ".." not in Path(name).parts
+        if not inside or not isinstance(record, dict) or not isinstance(record.get("sha256"), str):
+            raise CorruptError(f"{path}: damaged: its record of '{plain(name)}' is not one of a file in this folder")
     return content
 
 
@@ -75,7 +91,8 @@ def differences(folder: Path, files: Files) -> list[str]:
         path = folder / name
         try:
             with _reading(path):
-                _check(path, record, sha256_file(path))
+                _check_size(path, record)
+                _check_hash(path, record, sha256_file(path))
         except CorruptError as error:
             problems.append(str(error))
     return problems
@@ -86,7 +103,7 @@ def record_files(folder: Path, leave_out: Callable[[str], bool] = lambda name: F
     files: Files = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_dir() or path.is_symlink() or TEMPORARY.fullmatch(path.name) or leave_out(name):
+        if not path.is_file() or path.is_symlink() or TEMPORARY.fullmatch(path.name) or leave_out(name):
             continue
         files[name] = record_file(path)
     return files
@@ -105,15 +122,21 @@ def read_recorded(path: Path, files: Files, name: str) -> bytes:
     if name not in files:
         raise CorruptError(f"{path}: not in its manifest")
     with _reading(path):
+        _check_size(path, files[name])
         data = path.read_bytes()
-        _check(path, files[name], hashlib.sha256(data).hexdigest())
+    _check_hash(path, files[name], hashlib.sha256(data).hexdigest())
     return data
 
 
-def _check(path: Path, record: Mapping[str, Any], sha256: str) -> None:
-    size = path.stat().st_size
-    if size != record.get("size", size):
-        raise CorruptError(f"{path}: damaged: {size} bytes instead of {record['size']}")
+def _check_size(path: Path, record: Mapping[str, Any]) -> None:
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise CorruptError(f"{path}: damaged: it is not a regular file")
+    if found.st_size != record.get("size", found.st_size):
+        raise CorruptError(f"{path}: damaged: {found.st_size} bytes instead of {record['size']}")
+
+
+def _check_hash(path: Path, record: Mapping[str, Any], sha256: str) -> None:
     if sha256 != record["sha256"]:
         raise CorruptError(f"{path}: damaged: its sha256 is not the recorded one")
 

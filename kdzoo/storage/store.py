@@ -5,15 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from kdzoo.errors import CorruptError
-
-if TYPE_CHECKING:
-    pass
 from kdzoo.storage.atomic import rename_new, sync_folder, writing
 from kdzoo.storage.owner import discarded, sweep, temporary_in
-from kdzoo.storage.sealed import differences, listed, read_sealed, record_files, write_sealed
+from kdzoo.storage.sealed import differences, listed, read_manifest, record_files, write_sealed
 
 ENTRY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
@@ -34,7 +30,7 @@ class Store:
         if not place.exists():
             return None
         try:
-            manifest = read_sealed(place / "manifest.json")
+            manifest = read_manifest(place / "manifest.json", kind=str, key=str)
             if (manifest["kind"], manifest["key"]) != (kind, key):
                 raise CorruptError(f"{place}: holds {manifest['kind']} {manifest['key']}")
             problems = differences(place, manifest["files"])

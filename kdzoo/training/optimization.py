@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kdzoo.errors import RecipeError, nearest
 from kdzoo.recipe.sections import OptimizerRecipe, TrainRecipe
+from kdzoo.storage.state_codec import packed, unpacked
 from kdzoo.training.device import Precision
 
 #: Learning rate of the first step of a warm-up, as in timm.
@@ -50,16 +51,16 @@ class Optimized:
         content = self.optimizer.state_dict()
         groups = [{key: value for key, value in group.items() if _plain(value)} for group in content["param_groups"]]
         return tensors, {
-            "slots": _packed(content["state"], "slots", tensors),
-            "groups": _packed(groups, "groups", tensors),  # where some optimizers count their steps
+            "slots": packed(content["state"], tensors, "slots"),
+            "groups": packed(groups, tensors, "groups"),  # where some optimizers count their steps
             "scaler": self.scaler.state_dict(),
         }
 
     def restore(self, tensors: Mapping[str, Tensor], saved: Mapping[str, Any]) -> None:
         """Take up a saved state."""
         fresh = self.optimizer.state_dict()["param_groups"]
-        groups = [{**old, **new} for old, new in zip(fresh, _unpacked(saved["groups"], tensors), strict=True)]
-        self.optimizer.load_state_dict({"state": _unpacked(saved["slots"], tensors), "param_groups": groups})
+        groups = [{**old, **new} for old, new in zip(fresh, unpacked(saved["groups"], tensors), strict=True)]
+        self.optimizer.load_state_dict({"state": unpacked(saved["slots"], tensors), "param_groups": groups})
         if saved["scaler"]:
             self.scaler.load_state_dict(saved["scaler"])
 
@@ -76,32 +77,6 @@ def settings_of(optimizer: OptimizerRecipe) -> dict[str, Any]:
 def _plain(value: Any) -> bool:
     """Whether a setting of an optimizer can change and be written down; types and functions are as they were made."""
     return value is None or isinstance(value, bool | int | float | str | list | tuple | Tensor)
-
-
-def _packed(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
-    """A nested value as JSON; its tensors go to ``tensors``, by their place in it."""
-    if isinstance(value, Tensor):
-        tensors[place] = value
-        return {"tensor": place}
-    if isinstance(value, Mapping):
-        return {"map": [[key, _packed(inner, f"{place}/{key}", tensors)] for key, inner in value.items()]}
-    if isinstance(value, list | tuple):
-        inside = [_packed(inner, f"{place}/{i}", tensors) for i, inner in enumerate(value)]
-        return {"tuple": inside} if isinstance(value, tuple) else inside
-    return value
-
-
-def _unpacked(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    if isinstance(value, list):
-        return [_unpacked(inner, tensors) for inner in value]
-    if not isinstance(value, Mapping):
-        return value
-    ((kind, content),) = value.items()
-    if kind == "tensor":
-        return tensors[content]
-    if kind == "map":
-        return {key: _unpacked(inner, tensors) for key, inner in content}
-    return tuple(_unpacked(inner, tensors) for inner in content)
 
 
 def _optimizer(modules: nn.Module, settings: dict[str, Any], where: str) -> torch.optim.Optimizer:

@@ -8,6 +8,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from kdzoo.storage.run_folder import RunFolder
+
 CLASSES = ["airplane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
@@ -200,4 +202,13 @@ def write_run(folder: Path, leave_out: tuple[str, ...] = (), **changes: Any) -> 
     for name, text in files.items():
         if name not in leave_out:
             (folder / name).write_text(text)
+    return folder
+
+
+def finished_run(folder: Path, **changes: Any) -> Path:
+    """Write the run folder with its record and manifest, so that it verifies."""
+    write_run(folder, **changes)
+    record = {"run_id": "0001-seed0", "sequence": 1, "name": "made-up-numbers", "seed": 0, "status": "running"}
+    record |= {"checkpointed": [], "recipe_hash": "", "recipe": {}}
+    RunFolder(folder, record, "new").finish()
     return folder

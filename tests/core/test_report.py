@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from run_of_made_up_numbers import CLASSES, EXHIBITS, PIXEL, RESULTS, STUDENT, VARIANTS, rows, write_run
+from run_of_made_up_numbers import CLASSES, EXHIBITS, PIXEL, RESULTS, STUDENT, VARIANTS, finished_run, rows, write_run
 
 from kdzoo.data.inputs import Pixels
 from kdzoo.errors import OutputError, ReportError
@@ -574,8 +574,8 @@ def test_the_comparison_as_text():
 
 def test_runs_are_compared_by_their_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    first = write_run(Path("runs/a"))
-    second = write_run(Path("runs/b"), control=None, teacher=None, algorithm="other|one")
+    first = finished_run(Path("runs/a"))
+    second = finished_run(Path("runs/b"), control=None, teacher=None, algorithm="other|one")
     assert compare_runs([first, second])[0] == {
         "run": "runs/a",
         "recipe": "made-up-numbers",
@@ -622,10 +622,10 @@ def test_a_missing_folder_is_named(tmp_path):
     ("name", "text", "told"),
     [
         ("results.json", '{"student": 1', "line 1: is not JSON: Expecting ',' delimiter"),
-        ("results.json", "[]", "line 1: holds no JSON object but []"),
+        ("results.json", "[]", "line 1: is not a JSON object but []"),
         ("results.json", "{}", "has no 'student' entry with top1_percent; it is not of a finished run"),
         ("metrics.jsonl", '{"stage": "a"}\n{"stage"\n', "line 2: is not JSON: Expecting ':' delimiter"),
-        ("metrics.jsonl", '{"stage": "a"}\n3\n', "line 2: holds no JSON object but 3"),
+        ("metrics.jsonl", '{"stage": "a"}\n3\n', "line 2: is not a JSON object but 3"),
         ("recipe.yaml", "a: [", "is not YAML: while parsing a flow node"),
         (
             "results.json",

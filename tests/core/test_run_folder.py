@@ -3,18 +3,23 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import multiprocessing
 import os
 import shutil
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 import kdzoo
-from kdzoo.errors import CorruptError, LockedError, OutputError, ResumeError
-from kdzoo.storage import atomic, lock, owner, run_folder, sealed
+from kdzoo.errors import CorruptError, LockedError, OutputError, ReportError, ResumeError, UnfinishedError
+from kdzoo.storage import atomic, lock, owner, runs, sealed
 from kdzoo.storage.owner import Owner
-from kdzoo.storage.run_folder import RunFolder, diff_fields
+from kdzoo.storage.recipe_changes import diff_fields
+from kdzoo.storage.run_folder import RunFolder
 
 FIELDS = {"train": {"epochs": 3, "optimizer": {"lr": 0.1}}, "export": []}
 
@@ -133,7 +138,58 @@ def test_a_finished_run_is_an_outcome_of_its_own(tmp_path):
         assert (folder.root, folder.outcome, folder.finished, folder.resumed) == (root, "finished", True, False)
         assert folder.read_json("results.json") == {"student": {"top1_percent": 90.0}}
     assert "lr 0.1 -> 0.2" in refusal(ResumeError, lambda: start(tmp_path, lr=0.2, resume=True))
-    assert begun(tmp_path).name == "0002-seed0", "without --resume a finished run is followed by another"
+
+
+def test_a_finished_recipe_is_not_run_again_unless_asked(tmp_path):
+    root = ended(tmp_path)
+    with start(tmp_path) as folder:
+        assert (folder.root, folder.outcome) == (root, "finished")
+    assert ended(tmp_path, lr=0.2).name == "0002-seed0", "another recipe"
+    with start(tmp_path) as folder:
+        assert (folder.root, folder.outcome) == (root, "finished"), "though another recipe ran since"
+    assert begun(tmp_path, new=True).name == "0003-seed0"
+    with start(tmp_path) as folder:
+        assert (folder.run_id, folder.outcome) == ("0003-seed0", "resumed")
+
+
+def test_a_run_that_finished_from_other_code_or_data_does_not_count_as_finished(tmp_path):
+    with start(tmp_path) as folder:
+        folder.finish("key of today")
+    told = []
+    with start(tmp_path, result_key=lambda: "key of today", warn=told.append) as folder:
+        assert (folder.outcome, told) == ("finished", [])
+    with start(tmp_path, result_key=lambda: "of tomorrow", warn=told.append, resume=True) as folder:
+        assert (folder.outcome, told) == ("finished", []), "resuming begins nothing new"
+    with start(tmp_path, result_key=lambda: "of tomorrow", warn=told.append) as folder:
+        assert folder.run_id == "0002-seed0"
+        folder.finish("of tomorrow")
+    assert told == [
+        f"{tmp_path}/digits-kd/0001-seed0 is finished, but from other code, data or library versions than now; "
+        "a new run begins"
+    ]
+    for key, run_id in (("key of today", "0001-seed0"), ("of tomorrow", "0002-seed0")):
+        with start(tmp_path, result_key=lambda key=key: key) as folder:
+            assert (folder.run_id, folder.outcome) == (run_id, "finished")
+
+
+def test_a_key_is_asked_for_only_where_a_run_of_the_recipe_is_finished(tmp_path):
+    ended(tmp_path, lr=0.2)
+    with start(tmp_path, result_key=pytest.fail) as folder:
+        assert folder.outcome == "new"
+    with start(tmp_path, result_key=pytest.fail) as folder:
+        assert folder.outcome == "resumed"
+
+
+def test_a_finished_run_that_does_not_verify_is_not_shown_as_finished(tmp_path):
+    root = ended(tmp_path)
+    (root / "results.json").write_text((root / "results.json").read_text().replace("90.0", "99.0"))
+    for resume in (False, True):
+        assert refusal(CorruptError, lambda resume=resume: start(tmp_path, resume=resume)) == (
+            f"{root}: 1 of 2 files do not verify\n"
+            f"  {root}/results.json: damaged: its sha256 is not the recorded one\n"
+            "put the files back, or start a new run with --new"
+        )
+    assert begun(tmp_path, new=True).name == "0002-seed0"
 
 
 def test_neither_names_nor_times_tell_which_run_is_the_latest(tmp_path):
@@ -153,7 +209,7 @@ def test_whoever_loses_the_race_for_a_number_looks_again(tmp_path, monkeypatch):
             shutil.copytree(folder, place)
         return rename(folder, place)
 
-    monkeypatch.setattr(run_folder, "rename_new", another_is_first)
+    monkeypatch.setattr(runs, "rename_new", another_is_first)
     with start(tmp_path, new=True) as folder:
         assert tried == ["0001-seed0", "0002-seed0"]
         assert folder.run_id == "0002-seed0"
@@ -164,10 +220,8 @@ def test_whoever_loses_the_race_for_a_number_looks_again(tmp_path, monkeypatch):
     assert list((tmp_path / "digits-kd").glob(".*")) == []
 
 
-@pytest.mark.parametrize(
-    ("resume", "run_id", "outcome"), [(False, "0002-seed0", "new"), (True, "0001-seed0", "finished")]
-)
-def test_a_run_that_ends_while_it_is_taken_over_is_finished(tmp_path, monkeypatch, resume, run_id, outcome):
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_ends_while_it_is_taken_over_is_finished(tmp_path, monkeypatch, resume):
     root, acquire = begun(tmp_path), lock.Lock.acquire
 
     def its_owner_is_faster(lock):
@@ -177,7 +231,7 @@ def test_a_run_that_ends_while_it_is_taken_over_is_finished(tmp_path, monkeypatc
 
     monkeypatch.setattr(lock.Lock, "acquire", its_owner_is_faster)
     with start(tmp_path, resume=resume) as folder:
-        assert (folder.run_id, folder.outcome) == (run_id, outcome)
+        assert (folder.run_id, folder.outcome) == ("0001-seed0", "finished")
     assert (root / "lock").read_text() == ""
 
 
@@ -330,26 +384,26 @@ def test_left_overs_are_swept_when_a_run_is_resumed(tmp_path):
 
 def test_metrics_rows_come_back_and_a_torn_one_goes(tmp_path):
     with start(tmp_path) as folder:
-        assert folder.metrics() == []
+        assert folder.log.rows() == []
         rows = [{"stage": "student", "step": i, "kd": 0.1 * i} for i in range(3)]
         for row in rows:
-            folder.log_metrics(row)
-        assert folder.metrics() == rows
+            folder.log.append(row)
+        assert folder.log.rows() == rows
         with open(folder.path("metrics.jsonl"), "ab") as file:
             file.write(b'{"stage": "stu')
-        assert folder.metrics() == rows
+        assert folder.log.rows() == rows
     with start(tmp_path) as folder:
-        folder.log_metrics({"step": 3})
-        assert folder.metrics() == [*rows, {"step": 3}]
-        folder.truncate_metrics(2)
-        assert folder.metrics() == rows[:2]
-        assert refusal(CorruptError, lambda: folder.truncate_metrics(3)) == (
+        folder.log.append({"step": 3})
+        assert folder.log.rows() == [*rows, {"step": 3}]
+        folder.log.truncate(2)
+        assert folder.log.rows() == rows[:2]
+        assert refusal(CorruptError, lambda: folder.log.truncate(3)) == (
             f"{folder.root}/metrics.jsonl: 2 rows, at least 3 expected"
         )
-        folder.truncate_metrics(0)
+        folder.log.truncate(0)
         assert folder.path("metrics.jsonl").read_bytes() == b""
         folder.path("metrics.jsonl").write_bytes(b'{"a": 1}\n{"a\n{"a": 3}\n')
-        assert refusal(CorruptError, folder.metrics) == f"{folder.root}/metrics.jsonl: line 2 is damaged"
+        assert refusal(CorruptError, folder.log.rows) == f"{folder.root}/metrics.jsonl: line 2 is damaged"
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "export/../../x"])
@@ -366,9 +420,9 @@ def test_a_finished_run_can_be_verified(tmp_path):
         folder.write_bytes("export/student.onnx", b"onnx")
         folder.write_text("tensorboard/events", "not ours")
         folder.checkpoints("student").save({"w": torch.ones(2)}, {})
-        folder.log_metrics({"a": 1})
-        assert refusal(CorruptError, folder.verify) == (
-            f"{folder.root}: not finished, so it has no manifest to verify; resume it"
+        folder.log.append({"a": 1})
+        assert refusal(UnfinishedError, folder.verify) == (
+            f"{folder.root}: not finished, so it has no manifest to verify; the command that began it goes on with it"
         )
         folder.finish()
         assert folder.finished
@@ -415,7 +469,12 @@ def test_a_manifest_of_another_run_is_refused(tmp_path):
 
 
 def test_what_is_no_run_cannot_be_viewed(tmp_path):
-    assert refusal(CorruptError, lambda: RunFolder.view(tmp_path)) == f"{tmp_path}/run.json: missing"
+    assert refusal(ReportError, lambda: RunFolder.view(tmp_path)) == (
+        f"{tmp_path}: not a run folder: it holds no run.json"
+    )
+    assert refusal(ReportError, lambda: RunFolder.view(tmp_path / "x")) == f"{tmp_path}/x: no such run folder"
+    text = refusal(ReportError, lambda: RunFolder.view(tmp_path / ("x" * 300)))
+    assert text.endswith(": no such run folder: File name too long")
 
 
 # --- checkpoints ------------------------------------------------------------------------------
@@ -470,3 +529,96 @@ def test_checkpoints_copied_from_another_run_are_refused(tmp_path):
         shutil.copytree(first.root / "checkpoints" / "student", second.root / "checkpoints" / "student")
         text = refusal(CorruptError, second.checkpoints("student").load)
         assert "belongs to run '0001-seed0', not to '0002-seed0'" in text
+
+
+# --- workers ----------------------------------------------------------------------------------
+
+processes = multiprocessing.get_context("fork")
+
+
+def own_and_wait(out: Path, told) -> None:
+    """Own a run that has a worker, until it is killed."""
+    folder = start(out)
+    worker = processes.Process(target=work, args=(folder.root, Owner.me(), told))
+    worker.start()
+    told.send(worker.pid)
+    while True:
+        time.sleep(1)
+
+
+def work(root: Path, owner: Owner, told) -> None:
+    """Write something each time that a file ``go`` appears, and tell what came of it."""
+    os.setsid()
+    folder = RunFolder.view(root, owner=owner)
+    checkpoints = folder.checkpoints("teacher")
+    actions = {
+        "save": lambda: checkpoints.save({"w": torch.ones(2)}, {"step": 1}),
+        "dump": lambda: folder.write_json("nan_dump.json", {}),
+        "drop": lambda: folder.drop_checkpoints("teacher"),
+        "plan": lambda: folder.folder_of("planning"),
+    }
+    for name in ("save", "save", *actions):
+        while not (root.parent / "go").exists():
+            time.sleep(0.005)
+        (root.parent / "go").unlink()
+        try:
+            actions[name]()
+            told.send("done")
+        except Exception as error:
+            told.send(f"{type(error).__name__}: {error}")
+
+
+def bytes_below(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() if path.is_file() else b"" for path in sorted(folder.rglob("*"))}
+
+
+def test_a_worker_that_outlives_its_owner_cannot_write_into_a_run_that_another_owns(tmp_path):
+    told, sender = processes.Pipe()
+    owning = processes.Process(target=own_and_wait, args=(tmp_path, sender))
+    owning.start()
+    worker = told.recv()
+
+    def answer() -> str:
+        (tmp_path / "digits-kd" / "go").touch()
+        assert told.poll(30)
+        return told.recv()
+
+    try:
+        assert answer() == "done", "while its owner lives"
+        owning.kill()
+        owning.join()
+        assert answer() == "done", "its owner is dead and nobody has taken the run over: what it trained is not lost"
+        with start(tmp_path) as folder:
+            assert folder.resumed
+            assert folder.checkpoints("teacher").load()[1] == {"step": 1}
+            folder.drop_checkpoints("teacher")
+            folder.write_json("results.json", {})
+            refused = [answer()]
+            folder.finish()
+        before = bytes_below(folder.root)
+        refused += [answer() for _ in range(3)]
+        assert bytes_below(folder.root) == before
+    finally:
+        os.kill(worker, signal.SIGKILL)
+    me = f"process {os.getpid()} on host '{os.uname().nodename}' since "
+    assert refused[0].startswith(f"LockedError: {folder.root}: in use by {me}")
+    ending = f"; this worker of process {owning.pid} must not write into it, and stops"
+    assert refused[0].endswith(ending)
+    assert refused[1:] == [f"LockedError: {folder.root}: given up by its owner{ending}"] * 3
+    assert RunFolder.view(folder.root).verify() == 2
+
+
+def test_a_new_owner_waits_for_a_worker_in_the_middle_of_a_write(tmp_path, monkeypatch):
+    root = begun(tmp_path)
+    monkeypatch.setattr(lock, "PATIENCE_S", 0.2)
+    with lock.write_lock(root, shared=True), lock.write_lock(root, shared=True):
+        assert refusal(LockedError, lambda: start(tmp_path)) == (
+            f"{root}: its owner is gone, but a worker process of that owner is in the middle of a write; "
+            "wait for the worker or end it, or start another run with --new"
+        )
+    monkeypatch.setattr(lock, "PATIENCE_S", 30)
+    writing = lock.write_lock(root, shared=True)
+    writing.__enter__()
+    threading.Timer(0.3, writing.__exit__, (None, None, None)).start()
+    with start(tmp_path) as folder:
+        assert folder.resumed

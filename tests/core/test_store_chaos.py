@@ -275,8 +275,8 @@ def whole_run(out: Path) -> None:
         checkpoints = folder.checkpoints("student")
         step = 0 if (last := checkpoints.load()) is None else last[1]["step"]
         checkpoints.save(weights(step + 1), {"step": step + 1})
-        folder.truncate_metrics(0)
-        folder.log_metrics({"kd": 1.0})
+        folder.log.truncate(0)
+        folder.log.append({"kd": 1.0})
         folder.write_json("results.json", {"done": True})
         folder.drop_checkpoints("student")
         folder.finish()
@@ -290,7 +290,7 @@ def can_be_finished(out: Path) -> None:
         finished = [RunFolder.view(root) for root in (out / "kd").glob("0*")]
     assert [folder.run_id for folder in finished] == ["0001-seed0"], "a killed run is resumed, not begun again"
     assert finished[0].verify() == 3
-    assert finished[0].metrics() == [{"kd": 1.0}]
+    assert finished[0].log.rows() == [{"kd": 1.0}]
     assert leftovers(out) == []
 
 

@@ -22,7 +22,7 @@ from kdzoo.storage.run_folder import RunFolder
 from kdzoo.testing.checks import ALL
 
 COMMANDS = {"run", "check", "show", "list", "schema", "plugins", "report", "compare", "export", "verify"}
-COMMANDS |= {"test-plugin", "new"}
+COMMANDS |= {"test-plugin", "verify-run", "new"}
 
 
 def built_in() -> set[str]:
@@ -271,7 +271,7 @@ def test_a_report_can_be_written_again(cli: CommandLine, finished: Path) -> None
         again = again or page.read_bytes()
     assert page.read_bytes() == again
     assert again.count(b"<svg") > plain.count(b"<svg")
-    refused(cli("report", "."), 2, "results.json: is missing; a report needs it, and a finished run has it")
+    refused(cli("report", "."), 2, ".: not a run folder: it holds no run.json")
 
 
 def test_compare_puts_runs_side_by_side(cli: CommandLine, finished: Path) -> None:

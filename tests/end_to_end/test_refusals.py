@@ -80,11 +80,12 @@ def test_new_and_resume_exclude_each_other(cli: CommandLine) -> None:
 def test_a_finished_run_is_left_alone(cli: CommandLine, trained: Trained) -> None:
     folder = trained.folder
     before = content(folder)
-    ended = cli("run", cli.recipe(), "--out", folder.parent.parent, "--resume")
-    assert ended.code == 0, ended
-    assert ended.out.startswith(f"already finished: {folder}\n")
-    assert f"{results(folder)['student']['top1_percent']:.2f}" in ended.out
-    assert content(folder) == before
+    for options in ((), ("--resume",)):
+        ended = cli("run", cli.recipe(), "--out", folder.parent.parent, *options)
+        assert ended.code == 0, ended
+        assert ended.out.startswith(f"already finished: {folder}; --new starts another run\n")
+        assert f"{results(folder)['student']['top1_percent']:.2f}" in ended.out
+        assert content(folder) == before
     assert run_folder(folder.parent.parent) == folder
 
 

@@ -1,0 +1,108 @@
+"""The runs of one recipe, ``<out>/<recipe's name>/<number>-seed<seed>/``: their records, order and numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from kdzoo.errors import CorruptError, ReportError, plain
+from kdzoo.storage.atomic import rename_new, write_text, writing
+from kdzoo.storage.lock import Lock
+from kdzoo.storage.owner import discarded, temporary_in
+from kdzoo.storage.sealed import read_sealed, write_sealed
+from kdzoo.types import NAME
+
+RUN_ID = re.compile(r"(\d{4,})-seed(-?\d+)")
+
+Record = dict[str, Any]  # what run.json holds
+
+
+def read_run_record(root: Path) -> Record:
+    """Return what run.json holds; raise CorruptError if it is missing or damaged."""
+    path = root / "run.json"
+    record = read_sealed(
+        path, run_id=str, sequence=int, seed=int, status=str, checkpointed=list, recipe_hash=str, recipe=dict
+    )
+    if record["status"] not in ("running", "finished"):
+        raise CorruptError(f"{path}: damaged: unknown status '{plain(record['status'])}'")
+    return record
+
+
+def existing_run(root: Path) -> Path:
+    """Return ``root`` if it is a run folder, whole or damaged; raise ReportError if it is none."""
+    try:
+        if not root.is_dir():
+            raise ReportError(f"{plain(str(root), 200)}: no such run folder")
+        if not (root / "run.json").exists() and not (root / "manifest.json").exists():
+            raise ReportError(f"{root}: not a run folder: it holds no run.json")
+    except OSError as error:  # a name that is too long, or a folder that may not be looked into
+        raise ReportError(f"{plain(str(root), 200)}: no such run folder: {error.strerror}") from None
+    return root
+
+
+def runs_of_seed(parent: Path, seed: int) -> list[tuple[Path, Record]]:
+    """The runs of a seed, the one begun last first, by their recorded numbers; CorruptError if one cannot be read."""
+    found = []
+    for root in _folders(parent):
+        try:
+            record = read_run_record(root)
+        except CorruptError as error:
+            if root.name.endswith(f"-seed{seed}"):
+                raise CorruptError(f"{error}; mend or remove the folder, or start a new run with --new") from None
+            continue
+        if record["seed"] == seed:
+            found.append((root, record))
+    return sorted(found, key=lambda run: run[1]["sequence"], reverse=True)
+
+
+def create_run(
+    parent: Path, record: Record, recipe_text: str, warn: Callable[[str], None]
+) -> tuple[Path, Record, Lock] | None:
+    """Make a new run's folder, whole from its first moment, and lock it; None when another process took its number.
+
+    The number is above all in use, those of damaged runs too.
+    """
+    sequence = 1 + max([0, *_numbers(parent)])
+    run_id = f"{sequence:04d}-seed{record['seed']}"
+    record = {"run_id": run_id, "sequence": sequence, "status": "running", "checkpointed": [], **record}
+    temporary, place = temporary_in(parent), parent / run_id
+    with discarded(temporary):
+        with writing(place):
+            temporary.mkdir()
+            (temporary / "checkpoints").mkdir()
+        lock = Lock(temporary / "lock", warn)
+        lock.acquire()
+        with lock.released_on_error():
+            write_text(temporary / "recipe.yaml", recipe_text)
+            write_sealed(temporary / "run.json", record)
+            with writing(place):
+                renamed = rename_new(temporary, place)
+    if not renamed:
+        lock.release()
+        return None
+    lock.path = place / "lock"
+    return place, record, lock
+
+
+def stage_folder(root: Path, stage: str) -> Path:
+    """Where the checkpoints of a stage are; a stage may have any name, and a folder not."""
+    name = stage
+    if not re.fullmatch(NAME, stage):
+        readable = re.sub("[^a-z0-9]+", "-", stage.lower()).strip("-")[:40]
+        name = f"{readable or 'stage'}-{hashlib.sha256(stage.encode()).hexdigest()[:8]}"
+    return root / "checkpoints" / name
+
+
+def _numbers(parent: Path) -> Iterator[int]:
+    for root in _folders(parent):
+        yield int(root.name.partition("-")[0])
+        with contextlib.suppress(CorruptError):  # its name counts, and starting afresh must stay possible
+            yield read_run_record(root)["sequence"]
+
+
+def _folders(parent: Path) -> list[Path]:
+    return sorted(path for path in parent.iterdir() if RUN_ID.fullmatch(path.name) and path.is_dir())
