@@ -1,4 +1,4 @@
-"""Adversarial distillation: a discriminator, trained beside the student, takes part in the loss."""
+"""Adversarial distillation: a discriminator is trained with the student and takes part in the loss."""
 
 from __future__ import annotations
 

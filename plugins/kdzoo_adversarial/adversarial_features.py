@@ -1,4 +1,4 @@
-"""A discriminator that tells the student's features from the teacher's."""
+"""A discriminator that distinguishes the student's features from the teacher's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kdzoo_adversarial.discriminators import adversary, collapse, midpoint, watc
 def adversarial_features_discriminator_loss(student_score: Tensor, teacher_score: Tensor, flipped: float) -> Tensor:
     """Average the cross-entropies of "teacher" on the teacher's and "student" on the student's scores, in nats.
 
-    With weight ``flipped`` the student's are called the teacher's as well, so that the discriminator cannot be sure.
+    With weight ``flipped`` the student's scores also count as the teacher's, so the discriminator cannot be sure.
 
     Shapes: any shape, the same or not for both; log-odds -> scalar. Undecided scores of 0 cost (2 + flipped) ln 2.
     """
@@ -33,26 +33,27 @@ def adversarial_features_student_loss(student_score: Tensor) -> Tensor:
 
 
 class AdversarialFeatures(Algorithm):
-    """Makes the student's embedding indistinguishable from the teacher's, for a discriminator that learns to tell them.
+    """Makes the student's embedding indistinguishable from the teacher's for a discriminator that learns the
+    difference.
 
-    No label is read. The student's logits are pulled to the teacher's by their squared difference; its embedding, what
-    the classifier reads, is to have the distribution of the teacher's. Each step first trains the discriminator D on
-    both embeddings (detached), L_D = -log D(f_T) - log(1 - D(f_S)) - mu log D(f_S), then the student against it,
-    L = |z_S - z_T|^2 - log D(f_S). The last term of L_D, with mu ``flipped``, keeps it from winning outright.
+    It reads no label. The squared difference pulls the student's logits to the teacher's; the student's embedding, the
+    input of its classifier, should have the distribution of the teacher's. Each step first trains the discriminator D
+    on both embeddings (detached), L_D = -log D(f_T) - log(1 - D(f_S)) - mu log D(f_S), then the student against it, L =
+    |z_S - z_T|^2 - log D(f_S). The last term of L_D, with mu ``flipped``, keeps it from winning outright.
 
     Reads: pre_logits of student and teacher, each (N, D); their logits, each (N, K).
     Loss terms: ``logits``: squared logit units, 0 when student equals teacher, mean over samples and classes.
         ``adversarial``: nats, above 0, ln 2 where the discriminator is undecided, mean over samples.
         ``discriminator``: nats, above 0, (2 + mu) ln 2 when undecided, mean over samples.
-    Trains: a discriminator with an Adam optimizer of its own; where the embeddings differ in width, a linear projector
-        of the student's, with the student.   State: none.
+    Trains: a discriminator with its own Adam optimizer; if the embeddings differ in width, a linear projector of the
+        student's embedding, with the student. State: none.
     Raises: nothing.
     Source: Belagiannis, Farshad, Galasso, "Adversarial Network Compression", ECCV workshops 2018,
         https://arxiv.org/abs/1803.10750.
-    Differs from the paper: 1. the student minimises -log D(f_S) instead of log(1 - D(f_S)), which has the same goal and
-        a gradient where the discriminator is sure. 2. embeddings of different width are made alike by a projector.
-        3. width, depth and optimizer of the discriminator, and all weights, are ours. 4. no dropout is added to the
-        student. There may be more: the full text was not at hand, nor any code of the authors.
+    Differs from the paper: 1. the student minimises -log D(f_S), not log(1 - D(f_S)): the goal is the same, with a
+        gradient where the discriminator is sure. 2. a projector maps embeddings of different width to one width. 3.
+        width, depth and optimizer of the discriminator, and all weights, are ours. 4. no dropout is added to the
+        student. There may be more: we had neither the full text nor code of the authors.
     Defaults from: the validation split of digits (adversarial, discriminator_lr); our own choice (all else).
     """
 
@@ -81,7 +82,7 @@ class AdversarialFeatures(Algorithm):
             0.5,
             ge=0,
             le=100,
-            description="Weight of the student's samples that the discriminator is told are the teacher's; 0 for none.",
+            description="Weight of the student's samples that the discriminator sees as the teacher's; 0 for none.",
         )
 
     options: Options
@@ -101,7 +102,7 @@ class AdversarialFeatures(Algorithm):
     def step(self, ctx: StepContext) -> Iterator[Update]:
         student, teacher = self.projector(ctx.student.pre_logits), ctx.teacher.pre_logits
         scores = self.discriminator(student.detach()), self.discriminator(teacher)
-        # The flipped samples pull the student's scores up, so that 0 is not where undecided ones lie.
+        # The flipped samples raise the student's scores, so undecided scores are not at 0.
         watch(ctx, scores[1], scores[0], midpoint(scores[1], scores[0]))
         loss = adversarial_features_discriminator_loss(*scores, self.options.flipped)
         yield Update("discriminator", {"discriminator": loss})

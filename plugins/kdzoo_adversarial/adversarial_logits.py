@@ -1,4 +1,4 @@
-"""A discriminator that tells the student's logits from the teacher's."""
+"""A discriminator that distinguishes the student's logits from the teacher's."""
 
 from __future__ import annotations
 
@@ -72,12 +72,12 @@ class Discriminator(nn.Module):
 
 
 class AdversarialLogits(Algorithm):
-    """Makes the student's logits indistinguishable from the teacher's, for a discriminator that learns to tell them.
+    """Makes the student's logits indistinguishable from the teacher's for a discriminator that learns the difference.
 
-    A fixed divergence demands the teacher's very logits, which a small student cannot produce; a learned loss demands
-    logits that look like a teacher's. Each step first trains the discriminator on both logits (detached), then the
-    student against it. As the discriminator also names the class, both sides gain by class-revealing logits, and the
-    adversary is conditional. An L1 distance keeps student and teacher aligned sample by sample.
+    A fixed divergence asks for exactly the teacher's logits, which a small student cannot produce; a learned loss asks
+    for logits that look like a teacher's. Each step first trains the discriminator on both logits (detached), then the
+    student against it. The discriminator also names the class, so both sides gain by logits that show the class, and
+    the adversary is conditional. An L1 distance keeps student and teacher aligned sample by sample.
 
     Reads: student and teacher logits, (N, K), and the labels.
     Loss terms: ``l1``: logit units, 0 when student equals teacher, mean over samples and classes.
@@ -85,14 +85,14 @@ class AdversarialLogits(Algorithm):
         ``label``: nats, cross-entropy of the discriminator's classes on student logits, mean over samples.
         ``discriminator``: hinge loss of the scores, 2 when undecided; with ``wgan`` minus the distance plus a penalty.
         ``discriminator_label``: nats, mean cross-entropy of its classes on teacher's and student's logits.
-    Trains: a discriminator (residual perceptron on logits) with an Adam optimizer of its own.   State: none.
+    Trains: a discriminator (residual perceptron on logits) with its own Adam optimizer. State: none.
     Raises: nothing.
     Source: Xu, Hsu, Huang, "Training Shallow and Thin Networks for Acceleration via Knowledge Distillation with
         Conditional Adversarial Networks", ICLR 2018 workshop, https://arxiv.org/abs/1709.00513. The hinge and
         Wasserstein forms: public code of Liu et al., "Structured Knowledge Distillation", CVPR 2019.
     Differs from the paper: 1. scores are trained by a hinge (or Wasserstein) loss, the paper's by a log loss. 2. width,
-        depth and optimizer of the discriminator are ours, and it is not normalised, so that a batch of one works.
-        3. the discriminator is updated once a step. 4. no dropout is added to the student as a source of noise.
+        depth and optimizer of the discriminator are ours, and it has no normalisation, so a batch of one works. 3. the
+        discriminator is updated once a step. 4. no dropout is added to the student as a source of noise.
     Defaults from: our own choice; tuned on nothing.
     """
 
@@ -159,7 +159,7 @@ class AdversarialLogits(Algorithm):
         labels = (F.cross_entropy(teacher_label, targets) + F.cross_entropy(student_label, targets)) / 2
         yield Update("discriminator", {"discriminator": loss, "discriminator_label": labels})
 
-        score, label = self.discriminator(student)  # the discriminator that has just been updated
+        score, label = self.discriminator(student)  # the discriminator is already updated here
         yield Update(
             "student",
             {

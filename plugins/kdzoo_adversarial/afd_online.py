@@ -66,22 +66,23 @@ class AFDOnline(Algorithm):
 
     There is no teacher. Each of M networks learns from the labels, from the others' softened answers, with T
     ``temperature``, and from the maps of the next network in a cycle (of two, from each other's): its discriminator
-    learns to call the next one's maps real and its own, brought to the same number of channels by a transfer layer,
-    fake; the network and its transfer layer learn to fool it. L_k = CE + T^2 mean KL(p_l || p_k) + (1 - D_k(f_k))^2.
+    learns to call the next network's maps real and its own network's maps fake; a transfer layer gives the latter the
+    same number of channels. The network and its transfer layer learn to fool the discriminator. L_k = CE + T^2 mean
+    KL(p_l || p_k) + (1 - D_k(f_k))^2.
 
     Reads: logits of the student and of every peer, each (N, K); their features at the deepest level, (N, C, H, W).
     Loss terms: ``kd``: nats times T^2, 0 when all networks agree; mean over samples and over the other networks.
         ``adversarial``: squared score, 1/4 where the discriminator is undecided, mean over samples; a network's own.
         ``discriminator``: squared score, 1/2 when undecided; mean over samples and discriminators.
         ``transfer``: as ``adversarial``, for the transfer layers; mean over samples and networks.
-    Trains: a discriminator and a transfer layer (1x1 convolution) a network, both with Adam.   State: none.
+    Trains: a discriminator and a transfer layer (1x1 convolution) per network, both with Adam. State: none.
     Raises: NeedsError (by the core) if no levels can be paired, or without a peer.
     Source: Chung, Park, Kim, Kwak, "Feature-map-level Online Adversarial Knowledge Distillation", ICML 2020,
         https://arxiv.org/abs/2002.01775.
-    Differs from the paper: 1. the adversarial term is added to the others and taken by the same optimizer; the paper
-        steps it apart, with an optimizer of its own. 2. every network has a transfer layer, also where the numbers of
-        channels agree. 3. all networks of a step learn from answers given before any of them was updated. 4. the
-        discriminator, its optimizer and all weights are ours. There may be more: the full text was not at hand.
+    Differs from the paper: 1. the adversarial term is added to the others, with one optimizer for all; in the paper it
+        has its own optimizer. 2. every network has a transfer layer, also if the numbers of channels agree. 3. all
+        networks of a step learn from answers given before any of them was updated. 4. the discriminator, its optimizer
+        and all weights are ours. There may be more: we did not have the full text.
     Defaults from: the paper (temperature 3), as far as we know; the validation split of digits (adversarial, learning
         rates); our own choice (width).
     """
@@ -149,7 +150,7 @@ class AFDOnline(Algorithm):
             )
 
     def tell_apart(self, ctx: StepContext, maps: Sequence[Tensor]) -> Tensor:
-        """The mean loss of the discriminators, whose accuracies are noted."""
+        """The mean loss of the discriminators; their accuracies are noted."""
         losses = []
         for k, (name, discriminator) in enumerate(zip(self.names, self.discriminators, strict=True)):
             with torch.no_grad():
@@ -160,7 +161,7 @@ class AFDOnline(Algorithm):
         return torch.stack(losses).mean()
 
     def fool(self, k: int, maps: Tensor) -> Tensor:
-        """What network ``k`` pays for maps that its discriminator takes for its own."""
+        """The loss of network ``k`` for maps that its discriminator recognises."""
         return afd_online_generator_loss(self.discriminators[k](self.transfers[k](maps)))
 
     def warnings(self, means: Mapping[str, float]) -> Iterable[str]:
@@ -169,5 +170,5 @@ class AFDOnline(Algorithm):
 
 
 def _turned(networks: Sequence) -> list:  # type: ignore[type-arg]
-    """For each network the next one, whose maps it imitates; after the last comes the first."""
+    """For each network the next one, which it imitates; after the last comes the first."""
     return [*networks[1:], networks[0]]

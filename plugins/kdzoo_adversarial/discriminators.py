@@ -1,4 +1,4 @@
-"""How adversaries are trained, how well a discriminator tells real from fake, and when that is a collapse."""
+"""How adversaries are trained, how well a discriminator separates real from fake, and when it has collapsed."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from torch import Tensor, nn
 
 from kdzoo.api import OwnNetwork, StepContext
 
-#: An epoch's mean accuracy from which on a discriminator has won.
+#: From this mean accuracy of an epoch on, a discriminator has won.
 WON = 0.99
-#: An epoch's mean spread of scores below which a discriminator says the same of all samples. Scores of all objectives
-#: here are decided at a distance of about 1.
+#: Below this mean spread of scores in an epoch, a discriminator says the same of all samples. With all objectives here,
+#: decided scores are about 1 apart.
 DEAD = 0.01
 
 
 def adversary(module: nn.Module, lr: float) -> OwnNetwork:
-    """A network of the algorithm with the Adam that adversaries are usually trained by: little momentum, no decay."""
+    """A network of the algorithm with the usual Adam of adversaries: little momentum, no decay."""
     return OwnNetwork(module, {"name": "adam", "lr": lr, "betas": (0.5, 0.999), "weight_decay": 0.0})
 
 
 def discriminator_accuracy(real_score: Tensor, fake_score: Tensor, threshold: Tensor | float = 0.0) -> Tensor:
-    """Return the share of scores on their own side of ``threshold``, real ones above; real and fake count alike.
+    """Return the share of scores on the right side of ``threshold``, real ones above; real and fake count equally.
 
     A score on the threshold counts half, so that a discriminator which always says the same has 0.5.
 
@@ -35,7 +35,7 @@ def discriminator_accuracy(real_score: Tensor, fake_score: Tensor, threshold: Te
 
 
 def midpoint(real_score: Tensor, fake_score: Tensor) -> Tensor:
-    """Return the threshold half way between the mean scores, for objectives under which no score means undecided.
+    """Return the threshold half way between the mean scores, for objectives without a fixed undecided score.
 
     Shapes: any shape -> scalar, without gradient.
     """
@@ -45,7 +45,7 @@ def midpoint(real_score: Tensor, fake_score: Tensor) -> Tensor:
 def watch(
     ctx: StepContext, real_score: Tensor, fake_score: Tensor, threshold: Tensor | float = 0.0, of: str = ""
 ) -> None:
-    """Note a discriminator's accuracy and the standard deviation of its scores, real and fake; ``of`` says whose."""
+    """Note a discriminator's accuracy and the standard deviation of its scores, real and fake; ``of`` names it."""
     scores = torch.cat([real_score.detach().flatten(), fake_score.detach().flatten()])
     ctx.note(f"discriminator_accuracy{of}", discriminator_accuracy(real_score, fake_score, threshold))
     ctx.note(f"discriminator_spread{of}", scores.std(correction=0))
@@ -54,8 +54,8 @@ def watch(
 def collapse(means: Mapping[str, float], real: str, fake: str, of: str = "") -> Iterator[str]:
     """Say that a discriminator has collapsed, if the epoch's means of what ``watch`` noted show it.
 
-    It has when it is never wrong, or says the same of everything. One that is often wrong about samples that it
-    judges differently has not: its opponent is good.
+    It has collapsed if it is never wrong, or says the same of everything. If it is often wrong but judges samples
+    differently, it has not collapsed: its opponent is good.
     """
     accuracy, spread = f"discriminator_accuracy{of}", f"discriminator_spread{of}"
     if means[accuracy] >= WON:

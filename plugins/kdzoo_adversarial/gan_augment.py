@@ -1,4 +1,4 @@
-"""A generator, trained on the training set, that makes more of it for the student."""
+"""A generator, trained on the training set, that makes more samples for the student."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from kdzoo.api import (
 )
 from kdzoo_adversarial.discriminators import adversary, collapse, watch
 
-#: Pictures of each class in the report, and of how many classes.
+#: Pictures of each class in the report, and the number of classes shown.
 SHOWN, CLASSES_SHOWN = 6, 10
 
 
@@ -59,7 +59,7 @@ class ClassGenerator(nn.Module):
         super().__init__()
         channels, *size = image
         self.size = (size[0], size[1])
-        # At least 2x2: BatchNorm needs something to average over in a batch of one.
+        # At least 2x2: in a batch of one BatchNorm averages over positions only.
         self.base = (width, *(max(2, math.ceil(side / 4)) for side in size))
         self.classes = nn.Embedding(num_classes, latent_dim)
         self.stem = nn.Linear(2 * latent_dim, math.prod(self.base))
@@ -112,7 +112,7 @@ class ClassDiscriminator(nn.Module):
 
 @contextmanager
 def statistics_kept(model: nn.Module) -> Iterator[None]:
-    """Leave the running statistics of BatchNorm as they are: those of generated samples are not the data's."""
+    """Keep the running statistics of BatchNorm, because generated samples have others than the data."""
     layers = [layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     before = [layer.momentum for layer in layers]
     try:
@@ -127,11 +127,12 @@ def statistics_kept(model: nn.Module) -> Iterator[None]:
 class GANAugment(Algorithm):
     """Makes the student match the teacher on the training set, and on samples of a GAN that was trained on it.
 
-    What a student can still learn from a teacher on its own training set is little: both know it by heart. A
-    class-conditional generator G makes new samples of the same distribution; the teacher answers to them, and the
-    student learns the answers: L = T^2 KL(p_t || p_s) on real samples, and the same on generated ones, with T
-    ``temperature``. The GAN is trained beside the student, on the same batches: its discriminator tells real from
-    generated samples and names the class of both; the generator wants to be taken for real and its class to be read.
+    On the training set a student can learn little more from its teacher, because both fit it almost perfectly. A
+    class-conditional generator G makes new samples of the same distribution; the teacher answers them, and the student
+    learns these answers: L = T^2 KL(p_t || p_s) on real samples, and the same on generated ones, with T
+    ``temperature``. The GAN is trained together with the student, on the same batches. Its discriminator separates real
+    from generated samples and names the class of both. The generator learns to make samples that look real and show
+    their class.
 
     Reads: the images (N, C, H, W) and labels of the batch; logits of student and teacher on them, (N, K), and on
         generated images.
@@ -141,15 +142,15 @@ class GANAugment(Algorithm):
         ``discriminator_class``, ``generator_class``: nats, cross-entropies of the discriminator's classes, on real and
         generated samples, and on generated ones; means over samples.
     Trains: a generator and a discriminator with Adam optimizers of their own.   State: BatchNorm of the generator.
-    Raises: NeedsError on data that are no images.
+    Raises: NeedsError if the data are not images.
     Source: Liu, Fusi, Mackey, "Teacher-Student Compression with Generative Adversarial Networks", 2018,
         https://arxiv.org/abs/1812.02271, and the authors' code (GAN-TSC); the GAN: Odena, Olah, Shlens, "Conditional
         Image Synthesis with Auxiliary Classifier GANs", ICML 2017.
-    Differs from the paper: 1. the GAN is trained beside the student; the authors' is trained before. 2. each step has
-        real and generated samples; in the authors' code a step has either, generated ones with probability p_fake: the
-        weights of ``kd`` and ``kd_generated`` stand for it. 3. the divergence of softened answers, where the authors'
-        code has the squared difference of logits. 4. the task loss on real samples is added. 5. the student's
-        BatchNorm statistics come from real samples only. 6. all networks of the GAN are small ones of ours.
+    Differs from the paper: 1. the GAN is trained together with the student; the authors' is trained before. 2. each
+        step has real and generated samples; in the authors' code a step has one kind, generated ones with probability
+        p_fake: the weights of ``kd`` and ``kd_generated`` replace that. 3. the divergence of softened answers; the
+        authors' code has the squared difference of logits. 4. the task loss on real samples is added. 5. the student's
+        BatchNorm statistics come from real samples only. 6. the networks of the GAN are small and our own.
     Defaults from: ``kd`` (temperature 4, task 0.1, kd 0.9); our own choice (all else), tuned on nothing.
     """
 
@@ -173,19 +174,19 @@ class GANAugment(Algorithm):
     also_known_as = ("gan_tsc", "gan_mc", "gan_compression")
     skip_checks: ClassVar = {
         "perfect_student_scores_zero": "The terms of the GAN do not depend on the student, and on generated samples "
-        "both networks answer anew; kd is 0.",
+        "the answers are new; kd is 0.",
     }
 
     class Options(AlgorithmOptions):
         temperature: Temperature = 4.0
         generated: float = Field(
-            1.0, gt=0, le=16, description="Generated samples for each real one that the student is shown."
+            1.0, gt=0, le=16, description="Generated samples for each real one in a step of the student."
         )
         warmup_epochs: int = Field(
             5,
             ge=0,
             le=10_000,
-            description="Epochs over which the weight of generated samples grows to all of it.",
+            description="Epochs over which the weight of generated samples grows to its full value.",
         )
         latent_dim: int = Field(64, ge=1, le=65536, description="Width of the generator's input noise.")
         width: int = Field(
@@ -227,7 +228,7 @@ class GANAugment(Algorithm):
         loss = gan_augment_discriminator_loss(score, fake_score)
         yield Update("discriminator", {"discriminator": loss, "discriminator_class": named})
 
-        score, label = self.discriminator(images)  # the discriminator that has just been updated
+        score, label = self.discriminator(images)  # the discriminator is already updated here
         loss = gan_augment_generator_loss(score)
         yield Update("generator", {"generator": loss, "generator_class": F.cross_entropy(label, classes)})
 
@@ -269,5 +270,5 @@ class GANAugment(Algorithm):
             "Generated samples",
             images,
             tuple(names[k] for k in classes),
-            "What the student was shown beside the data, by the class that was asked for.",
+            "What the student sees besides the data, by the class that was asked for.",
         )

@@ -1,4 +1,4 @@
-"""What both algorithms of this family do beside their chain: the table without, with and over assistants."""
+"""What both algorithms of this family report: students without a teacher, with it, and over assistants."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from kdzoo.api import (
     Table,
 )
 
-#: The stage in which the teacher itself teaches the student, and how it is called in the report.
+#: The stage in which the teacher itself teaches the student, and its name in the report.
 BASELINE, BASELINE_LABEL = "baseline", "student of the teacher itself"
 
 
@@ -43,13 +43,13 @@ class AssistedOptions(AlgorithmOptions):
 
 
 class Assisted(Algorithm):
-    """Base of this family: runs the chain, or a chain an assistant, and compares it with plain distillation."""
+    """Base of this family: runs one chain, or one per assistant, and compares it with plain distillation."""
 
     Options = AssistedOptions
 
     @classmethod
     def guides(cls, teacher: StageResult, assistants: Sequence[StageResult]) -> tuple[StageResult, ...]:
-        """Who teaches the network that follows these trained assistants."""
+        """The teachers of the network that follows these trained assistants."""
         raise TypeError(f"{cls.__name__} does not say who teaches after an assistant")
 
     @classmethod
@@ -90,7 +90,7 @@ class Assisted(Algorithm):
         assistants = [result for name, result in found.items() if name.startswith("assistant_")]
         sizes = {result.name: _parameters(run, result) for result in assistants}
         students = _students(found, assistants)
-        direct: float | None = None  # accuracy of the student that the teacher itself taught
+        direct: float | None = None  # accuracy of the student with the teacher itself
         rows: list[tuple[str | float | None, ...]] = []
         if run.control is not None:
             rows.append(("none (NOKD)", None, run.entries["control"]["top1_percent"], _validation(run.control)))
@@ -138,7 +138,7 @@ def _students(
 
 
 def _top1(run: FinishedRun, over: list[StageResult], result: StageResult) -> float:
-    """A student's accuracy on the test split: measured before, where it is the one that was delivered."""
+    """A student's accuracy on the test split; that of the delivered one is measured already."""
     if result.key == run.student.key:
         return run.entries["student"]["top1_percent"]
     (entry,) = run.measure({f"{result.name}, over {over[-1].model.name}": run.network(result)})

@@ -16,24 +16,23 @@ from kdzoo_assistant.comparison import Assisted, AssistedOptions
 class DGKD(Assisted):
     """Makes each assistant and the student match the teacher and all larger assistants at once.
 
-    In a chain of assistants each learns from the one before only, and what that one got wrong is handed down. Here
-    assistant i is taught by the teacher and the assistants 0 to i - 1, the student by all of them:
-    L = sum over guides g of T^2 KL(p_g(T) || p(T)), with T ``temperature``. As a regulariser ``drop`` of the guides,
-    drawn anew in every step, are left out (stochastic teaching). The recipe lists the assistants from the largest to
-    the smallest.
+    In a chain each assistant learns only from the one before, and inherits its mistakes. Here assistant i learns from
+    the teacher and the assistants 0 to i - 1, and the student from all of them: L = sum over guides g of T^2 KL(p_g(T)
+    || p(T)), with T ``temperature``. As a regulariser each step leaves out ``drop`` of the guides at random (stochastic
+    teaching). The recipe lists the assistants from the largest to the smallest.
 
     Reads: logits of the network that is trained and of all its guides, each (N, K).
     Loss terms: ``kd``: nats times T^2, at least 0, 0 when the network answers as all guides of the step do; sum over
         classes and guides, mean over samples.
-    Trains: nothing of its own; one stage an assistant, one for each student.   State: none.
+    Trains: nothing of its own; one stage for each assistant and each student. State: none.
     Raises: NeedsError for ``assistants: each`` without a validation split.
     Source: Son, Na, Choi, Hwang, "Densely Guided Knowledge Distillation using Multiple Teacher Assistants", ICCV 2021,
         https://arxiv.org/abs/2009.08825, section 3, and the authors' code (DGKD).
-    Differs from the paper: 1. one guide always stays, so that the first assistant learns from the teacher in every
-        step; the authors' code can drop all. 2. the divergence is averaged over samples, where the authors' code
-        averages over samples and classes: their lambda is ``loss_weights: {task: 1 - lambda, kd: lambda / K}`` here,
-        for K classes. 3. temperature, weights and ``drop`` are one for all stages. 4. an assistant is selected as the
-        recipe says, on validation data; the authors' code keeps the epoch that does best on test data.
+    Differs from the paper: 1. one guide always stays, so the first assistant learns from the teacher in every step; the
+        authors' code can drop all. 2. the divergence is averaged over samples; the authors' code averages over samples
+        and classes: their lambda is ``loss_weights: {task: 1 - lambda, kd: lambda / K}`` here, for K classes. 3.
+        temperature, weights and ``drop`` are the same for all stages. 4. an assistant is selected on validation data,
+        as the recipe says; the authors' code keeps the epoch that does best on test data.
     Defaults from: the authors' code (temperature 5, drop 1); ``kd`` (task 0.1, kd 0.9).
     """
 
@@ -55,7 +54,7 @@ class DGKD(Assisted):
             1,
             ge=0,
             le=100,
-            description="How many guides are left out of each step, drawn anew; at least one always stays. 0 for none.",
+            description="How many guides each step leaves out at random; at least one always stays. 0 for none.",
         )
 
     @classmethod

@@ -11,26 +11,25 @@ from kdzoo_assistant.comparison import Assisted, AssistedOptions
 
 
 class TAKD(Assisted):
-    """Makes the student match an assistant of intermediate size, which was made to match the teacher before.
+    """Makes the student match an assistant of intermediate size that has learnt to match the teacher.
 
-    A student far smaller than its teacher learns less from it than from a smaller teacher. So the knowledge is handed
-    down in steps: teacher -> assistant 0 -> assistant 1 -> ... -> student, each step an ordinary distillation by the
-    algorithm that ``via`` names. The recipe lists the assistants from the largest to the smallest. Options and loss
-    weights that are not this class's own are those of that algorithm and hold for every step of the chain. Beside it
-    the student is taught by the teacher itself (``compare_direct``); ``assistants: each`` compares assistants of
-    several sizes.
+    A student far smaller than its teacher learns less from it than from a smaller teacher. So the knowledge passes down
+    in steps: teacher -> assistant 0 -> assistant 1 -> ... -> student, each step an ordinary distillation by the
+    algorithm that ``via`` names. The recipe lists the assistants from the largest to the smallest. Other options and
+    loss weights than this class's own go to that algorithm, the same for every step. For comparison the teacher itself
+    also teaches the student (``compare_direct``); ``assistants: each`` compares assistants of several sizes.
 
     Reads: what the algorithm that ``via`` names reads.
     Loss terms: those of the algorithm that ``via`` names.
-    Trains: nothing of its own; one stage an assistant, one for each student.   State: none.
+    Trains: nothing of its own; one stage for each assistant and each student. State: none.
     Raises: NeedsError for ``assistants: each`` without a validation split.
     Source: Mirzadeh, Farajtabar, Li, Levine, Matsukawa, Ghasemzadeh, "Improved Knowledge Distillation via Teacher
         Assistant", AAAI 2020, https://arxiv.org/abs/1902.03393, and the authors' code.
-    Differs from the paper: 1. the divergence is averaged over samples, where the authors' code averages over samples
-        and classes: their lambda is ``loss_weights: {task: 1 - lambda, kd: lambda / K}`` here, for K classes.
-        2. temperature and weights are one for the whole chain, where the authors' code takes them anew for every step.
-        3. an assistant is selected as the recipe says, on validation data; the authors' code keeps the epoch that does
-        best on test data.
+    Differs from the paper: 1. the divergence is averaged over samples; the authors' code averages over samples and
+        classes: their lambda is ``loss_weights: {task: 1 - lambda, kd: lambda / K}`` here, for K classes. 2.
+        temperature and weights are the same for the whole chain; the authors' code sets them for every step. 3. an
+        assistant is selected on validation data, as the recipe says; the authors' code keeps the epoch that does best
+        on test data.
     Defaults from: the paper (``via``); that algorithm (everything else).
     """
 

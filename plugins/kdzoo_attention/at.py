@@ -42,11 +42,11 @@ def _attention(features: Tensor, size: tuple[int, int], p: int) -> Tensor:
 
 
 class AT(Algorithm):
-    """Makes the student's attention maps, where in the image its activations are large, match the teacher's.
+    """Makes the student's attention maps (the places with large activations) match the teacher's.
 
-    The map of a level is Q = sum over channels of A_c^p (``p``), scaled to length 1; over all paired levels j,
-    L = sum over j of the mean of (Q_S^j - Q_T^j)^2. Channels are summed away, so that the two networks may be of
-    different widths and nothing has to be projected.
+    The map of a level is Q = sum over channels of A_c^p (``p``), scaled to length 1; over all paired levels j, L = sum
+    over j of the mean of (Q_S^j - Q_T^j)^2. The sum removes the channels, so the two networks may have different widths
+    and need no projector.
 
     Reads: features of student and teacher at all paired levels, each (N, C, H, W).
     Loss terms: ``at``: dimensionless, at least 0, 0 when the maps agree, which they do when student equals teacher;
@@ -56,9 +56,9 @@ class AT(Algorithm):
     Source: Zagoruyko, Komodakis, "Paying More Attention to Attention: Improving the Performance of Convolutional Neural
         Networks via Attention Transfer", ICLR 2017, https://arxiv.org/abs/1612.03928, section 3.1, and the
         authors' code.
-    Differs from the paper: 1. the mean of squares, as in the authors' code, where the paper has the length of the
-        difference. 2. ``p`` is even, so that no absolute value is needed. 3. maps of different size are averaged to the
-        smaller one. 4. the activations are those after each level's last block, whatever the backbone.
+    Differs from the paper: 1. the mean of squares, as in the authors' code; the paper has the length of the difference.
+        2. ``p`` is even, so no absolute value is needed. 3. maps of different size are averaged to the smaller one. 4.
+        the activations are those after each level's last block, whatever the backbone.
     Defaults from: mdistiller and RepDistiller (p 2, task 1, at 1000); the authors' code has the same 1000 as beta.
     """
 

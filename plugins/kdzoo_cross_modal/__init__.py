@@ -1,4 +1,4 @@
-"""Cross-modal distillation: a network that reads one modality teaches one that reads another, of the same scenes."""
+"""Cross-modal distillation: a network for one modality teaches a network for another one of the same scenes."""
 
 from __future__ import annotations
 

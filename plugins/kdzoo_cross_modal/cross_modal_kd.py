@@ -11,11 +11,11 @@ from kdzoo_cross_modal.pairs import Pairs, PairsOptions
 
 
 class CrossModalKD(Pairs):
-    """Makes the student answer to one modality what the teacher answers to another, over unlabelled pairs.
+    """Makes the student's answers to one modality match the teacher's answers to another, over unlabelled pairs.
 
-    Both see the same scene, each through its own sensor. The teacher's softened class probabilities are the student's
-    only targets for scenes without a label; then the student is fine-tuned on the few samples that have one. Both
-    stages share the recipe's epochs, so that the control, which trains on those labels alone, takes as many steps.
+    Both see the same scene through different sensors. For scenes without a label, the teacher's softened class
+    probabilities are the student's only targets; then the student is fine-tuned on the few samples with a label. Both
+    stages share the recipe's epochs, so the control, which trains on those labels alone, takes as many steps.
 
     Reads: logits of student and teacher, each (N, K). No label.
     Loss terms: ``soft_labels``: nats times temperature squared, 0 when both agree; mean over the batch.
@@ -24,7 +24,7 @@ class CrossModalKD(Pairs):
     Source: Gupta, Hoffman, Malik, "Cross Modal Distillation for Supervision Transfer", CVPR 2016,
         https://arxiv.org/abs/1507.00448, for learning from pairs; the soft targets are those of Hinton, Vinyals, Dean,
         "Distilling the Knowledge in a Neural Network", 2015, https://arxiv.org/abs/1503.02531.
-    Differs from the paper: 1. it transfers answers where Gupta et al. transfer features. 2. small data sets.
+    Differs from the paper: 1. it transfers answers; Gupta et al. transfer features. 2. the data sets are small.
     Defaults from: the temperature is common in later work on soft targets.
     """
 

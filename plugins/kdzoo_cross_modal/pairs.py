@@ -1,4 +1,4 @@
-"""What both algorithms of this family do: first learn from pairs without labels, then from the few labels."""
+"""The two stages of this family's algorithms: pairs without labels, then the few labels."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class PairsOptions(AlgorithmOptions):
 
 
 class Pairs(Algorithm):
-    """Base of this family: a stage over all pairs, labels withheld, and one over the labelled samples after it.
+    """Base of this family: a stage over all pairs without labels, then one over the labelled samples.
 
-    Both share the recipe's epochs, so that together they take as many steps as the control.
+    Both share the recipe's epochs, so together they take as many steps as the control.
     """
 
-    tiny_recipe: ClassVar = {"train": {"epochs": 2}}  # a stage is an epoch at least
+    tiny_recipe: ClassVar = {"train": {"epochs": 2}}  # a stage takes at least one epoch
 
     Options = PairsOptions
 

@@ -1,4 +1,4 @@
-"""Activities seen by a phone and a watch that were worn at once."""
+"""Activities recorded by a phone and a watch at the same time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from kdzoo.api.data import ArraySplit, DataError, DataSource, DataSplits
 
 FILE = "phone_watch_har.npz"
-#: People whose windows are held out; nobody is in two splits.
+#: People held out for these splits; nobody is in two splits.
 VALIDATION, TEST = ("s16", "s17", "s18"), ("s19", "s20", "s21", "s22", "s23")
 KEYS = ("phone", "watch", "label", "subject", "classes")
 

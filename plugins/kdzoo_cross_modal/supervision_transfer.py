@@ -28,20 +28,20 @@ def supervision_transfer_loss(student_map: Tensor, teacher_map: Tensor) -> Tenso
 class SupervisionTransfer(Pairs):
     """Makes the student's features of one modality match a teacher's features of another, over unlabelled pairs.
 
-    A network with labels for modality s supervises one for modality d, of which there are only pairs: at level i* the
+    A network for modality s, trained with labels, supervises one for modality d, which has pairs only: at level i* the
     student minimises ||psi_d(I_d) - phi_s(I_s)||^2 over all pairs (option ``level``). Then it is fine-tuned on the few
-    samples that have a label. Both stages share the recipe's epochs, so that the control, which trains on those labels
-    alone, takes as many steps.
+    samples with a label. Both stages share the recipe's epochs, so the control, which trains on those labels alone,
+    takes as many steps.
 
     Reads: features of student and teacher at one paired level, (N, C, H, W). No label.
     Loss terms: ``transfer``: squared activations, 0 when both maps are equal; mean over all elements.
-    Trains: a 1 x 1 convolution from the student's channels to the teacher's where they differ.   State: none.
+    Trains: a 1 x 1 convolution from the student's channels to the teacher's, if they differ. State: none.
     Raises: NeedsError if ``level`` is not one of the paired levels, or for fewer than two epochs.
     Source: Gupta, Hoffman, Malik, "Cross Modal Distillation for Supervision Transfer", CVPR 2016,
         https://arxiv.org/abs/1507.00448, equation 1.
     Differs from the paper: 1. a projector and pooling where the networks differ. 2. the student starts from random
-        weights. 3. small data sets, and classification where the paper also detects. Said from general knowledge of
-        the paper, whose text was not at hand.
+        weights. 3. small data sets, and classification only; the paper also detects. This list is from general
+        knowledge of the paper; we did not have its text.
     Defaults from: our own choice.
     """
 

@@ -1,4 +1,4 @@
-"""Data-free distillation: the student never sees a training sample, only what a teacher can be made to recognise."""
+"""Data-free distillation: the student sees no training sample, only images made by means of the teacher."""
 
 from __future__ import annotations
 

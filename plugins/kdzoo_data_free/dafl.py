@@ -24,7 +24,7 @@ def dafl_one_hot_loss(teacher_logits: Tensor) -> Tensor:
 
 
 def dafl_activation_loss(teacher_pre_logits: Tensor) -> Tensor:
-    """Reward samples that excite the teacher's features: minus their mean magnitude.
+    """Reward samples with strong features of the teacher: minus the mean magnitude.
 
     Shapes: (N, D) -> scalar, in units of the features, mean over samples and features.
     """
@@ -32,7 +32,7 @@ def dafl_activation_loss(teacher_pre_logits: Tensor) -> Tensor:
 
 
 def dafl_balance_loss(teacher_logits: Tensor) -> Tensor:
-    """Reward a batch that holds all classes alike: minus the entropy of the mean prediction, in nats.
+    """Reward a batch with all classes equally often: minus the entropy of the mean prediction, in nats.
 
     Shapes: (N, K) -> scalar from -ln K (balanced) to 0 (one class only).
     """
@@ -41,30 +41,30 @@ def dafl_balance_loss(teacher_logits: Tensor) -> Tensor:
 
 
 class DAFL(Generating):
-    """Makes the student match the teacher on images that a generator invents to please the teacher.
+    """Makes the student match the teacher on generated images that the teacher answers like real ones.
 
-    No training data is read. A generator learns to make images to which the teacher answers as it does to real ones:
-    with certainty (one-hot), with strong features (activation), and with all classes equally often in a batch
-    (balance): L = one_hot + alpha * activation + beta * balance. On the same images the student learns the teacher's
-    answers. Each step updates the generator, then the student on the images made before that update.
+    It reads no training data. A generator learns to make images that the teacher answers like real ones: with certainty
+    (one-hot), with strong features (activation), and with all classes equally often in a batch (balance): L = one_hot +
+    alpha * activation + beta * balance. On the same images the student learns the teacher's answers. Each step updates
+    the generator, then the student on the images made before that update.
 
     Reads: teacher logits (N, K) and pre_logits (N, D) on generated images; student logits on the same.
     Loss terms: ``one_hot``: nats, 0 for a certain teacher, mean over samples.
         ``activation``: minus the mean magnitude of the teacher's features, below 0.
         ``balance``: nats, from -ln K (balanced) to 0.
         ``batch_norm``: distance of the images' features from the mean and variance that the teacher's BatchNorm layers
-        remember, in the features' units, sum over layers; 0 for a teacher without BatchNorm.
+        store, in the features' units, sum over layers; 0 for a teacher without BatchNorm.
         ``kd``: nats, 0 when student equals teacher, mean over samples.
-    Trains: a generator with an Adam optimizer of its own.   State: BatchNorm statistics of the generator.
+    Trains: a generator with its own Adam optimizer. State: BatchNorm statistics of the generator.
     Raises: nothing.
     Source: Chen, Wang, Xu, Yang, Liu, Shi, Xu, Xu, Tian, "Data-Free Learning of Student Networks", ICCV 2019,
         https://arxiv.org/abs/1904.01186, and the authors' code.
-    Differs from the paper: 1. generated pixels are cut off at 0 and 1, so that they lie in the range of real ones; the
-        authors' pass through tanh before their BatchNorm and are unbounded. 2. balance is in nats; the authors' code
-        uses the logarithm to base 10, so its weight 5 is 5 / ln 10 here. 3. the generator's Adam learns at 1e-3, the
-        authors' at 0.2. 4. BatchNorm in the generator has epsilon 1e-5, the authors' 0.8. 5. one schedule, the
-        recipe's, holds for the generator too. 6. the term ``batch_norm``, which the paper has not, comes from
-        DeepInversion; its weight is 0 unless a recipe sets it.
+    Differs from the paper: 1. generated pixels are clipped to 0 and 1, the range of real ones; the authors' pass
+        through tanh before their BatchNorm and are unbounded. 2. balance is in nats; the authors' code uses the
+        logarithm to base 10, so its weight 5 is 5 / ln 10 here. 3. the generator's Adam learns at 1e-3, the authors' at
+        0.2. 4. BatchNorm in the generator has epsilon 1e-5, the authors' 0.8. 5. the recipe's schedule applies to the
+        generator too. 6. the term ``batch_norm`` is not in the paper but from DeepInversion; its weight is 0 unless a
+        recipe sets it.
     Defaults from: the authors' code for MNIST (loss weights, latent_dim, width); our own choice (generator_lr).
     """
 

@@ -1,4 +1,4 @@
-"""DeepInversion: images that a teacher remembers, made from noise, and a student that learns from them."""
+"""DeepInversion: images with a teacher's stored statistics, made from noise, and a student that learns from them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from kdzoo.api import (
 from kdzoo_data_free.generator import SHOWN, by_channel, pictures
 from kdzoo_data_free.statistics import batch_norm_gap_loss, batch_norm_inputs, in_eval_mode
 
-#: The authors soften both networks so, and keep probabilities within these limits, where they disagree.
+#: For the disagreement, the authors soften both networks by this and keep probabilities within these limits.
 DISAGREEMENT_TEMPERATURE = 3.0
 DISAGREEMENT_LIMITS = (0.01, 0.99)
 
@@ -50,7 +50,7 @@ def total_variation_loss(images: Tensor, norm: Literal["l1", "l2"]) -> Tensor:
 
 
 def deep_inversion_divergence(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Say how far student and teacher disagree: a divergence like Jensen and Shannon's, with its directions exchanged.
+    """Return the disagreement of student and teacher: the Jensen-Shannon divergence with its directions exchanged.
 
     It averages KL(M || student) and KL(M || teacher) for the mean M of both predictions, as the authors' code does.
     All predictions are kept within 0.01 and 0.99.
@@ -71,7 +71,7 @@ def deep_inversion_disagreement_loss(student_logits: Tensor, teacher_logits: Ten
 
 
 class Canvas(nn.Module):
-    """The images in the making: normalised pixels (N, C, H, W), as the teacher sees them, trained like weights."""
+    """The current images: normalised pixels (N, C, H, W), as the teacher sees them, trained like weights."""
 
     def __init__(self, pixels: Tensor) -> None:
         super().__init__()
@@ -79,33 +79,33 @@ class Canvas(nn.Module):
 
 
 class DeepInversion(Algorithm):
-    """Makes the student match the teacher on images drawn out of the teacher's own memory.
+    """Makes the student match the teacher on images with the statistics stored in the teacher.
 
-    No training data is read. A batch of noise is trained, pixel by pixel, until the teacher takes each image for the
-    class that it was given and its features have the mean and variance that the teacher's BatchNorm layers remember,
-    with a prior against noise: L = CE + alpha_tv * TV + alpha_l2 * l2 + alpha_f * batch_norm. In the adaptive variant
-    images on which the student already agrees cost more (alpha_c * disagreement). After ``inversion_steps`` the images
-    are kept and new ones begin; the student learns the teacher's answers on those kept, in the same steps.
+    It reads no training data. It trains a batch of noise, pixel by pixel, until the teacher sees the wanted class in
+    each image and the features have the mean and variance stored in the teacher's BatchNorm layers, with a prior
+    against noise: L = CE + alpha_tv * TV + alpha_l2 * l2 + alpha_f * batch_norm. In the adaptive variant images on
+    which the student already agrees cost more (alpha_c * disagreement). After ``inversion_steps`` the images are kept
+    and new ones begin; in the same steps the student learns the teacher's answers on the kept images.
 
     Reads: teacher logits (N, K) and the inputs of its BatchNorm layers, student logits (N, K), on synthetic images.
     Loss terms: ``cross_entropy``: nats, 0 for a certain teacher, mean over samples.
-        ``total_variation``: in normalised pixels, 0 for flat images; the option of that name says by which norm.
+        ``total_variation``: in normalised pixels, 0 for flat images; the option of that name chooses the norm.
         ``l2``: in normalised pixels, norm of the batch.
-        ``batch_norm``: in units of the features, 0 for the remembered statistics, sum over layers.
+        ``batch_norm``: in units of the features, 0 for the stored statistics, sum over layers.
         ``disagreement``: from 1 (student equals teacher) to 0, mean over samples; only where ``adaptive``.
         ``kd``: nats, 0 when student equals teacher, mean over samples.
-    Trains: the images in the making, with an Adam optimizer of their own.   State: the images kept.
+    Trains: the current images, with their own Adam optimizer. State: the kept images.
     Raises: NeedsError if the teacher has no BatchNorm.
     Source: Yin, Molchanov, Alvarez, Li, Mallya, Hoiem, Jha, Kautz, "Dreaming to Distill: Data-free Knowledge Transfer
         via DeepInversion", CVPR 2020, https://arxiv.org/abs/1912.08795, equations 2 to 8, and the authors' code.
-    Differs from the paper: 1. the student learns while images are made, in the same steps, from those finished (at
-        first from those in the making); the paper makes all images first, or in turns with the student. 2. only the
-        last ``bank`` batches are kept. 3. a batch is kept as it ends, the authors' code takes it when it cost least.
-        4. Adam has the betas of the authors' code for ImageNet (0.5, 0.9), so that it forgets a batch when the next
-        begins; the authors begin a new optimizer. 5. pixels are cut off at 0 and 1 after each step, as in the authors'
-        code for ImageNet and unlike that for CIFAR. 6. the divergence behind ``disagreement`` has its two directions
-        exchanged and its probabilities kept within 0.01 and 0.99, as in the authors' code; the paper writes Jensen and
-        Shannon's.
+    Differs from the paper: 1. the student learns while images are made, in the same steps, from finished images (at
+        first from unfinished ones); the paper makes all images first, or in turns with the student. 2. only the last
+        ``bank`` batches are kept. 3. the last state of a batch is kept; the authors' code keeps the one that cost
+        least. 4. Adam has the betas of the authors' code for ImageNet (0.5, 0.9), so it forgets a batch when the next
+        begins; the authors begin a new optimizer. 5. pixels are clipped to 0 and 1 after each step, as in the authors'
+        code for ImageNet but not in that for CIFAR. 6. the divergence behind ``disagreement`` has its two directions
+        exchanged and its probabilities kept within 0.01 and 0.99, as in the authors' code; the paper has the
+        Jensen-Shannon divergence.
     Defaults from: the authors' code for CIFAR-10 with the parameters it calls the paper's (loss weights, images,
         inversion_steps, inversion_lr, jitter); the paper (weight of disagreement); our own choice (bank, temperature).
     """
@@ -134,13 +134,11 @@ class DeepInversion(Algorithm):
     }
 
     class Options(AlgorithmOptions):
-        images: int = Field(256, ge=2, le=65536, description="Images that are made at a time.")
-        inversion_steps: int = Field(2000, ge=1, le=1_000_000, description="Steps that a batch of images is made in.")
+        images: int = Field(256, ge=2, le=65536, description="Number of images that are made at a time.")
+        inversion_steps: int = Field(2000, ge=1, le=1_000_000, description="Number of steps to make a batch of images.")
         inversion_lr: float = Field(0.05, gt=0, le=10, description="Adam learning rate of the images.")
         bank: int = Field(20, ge=1, le=10_000, description="Batches of images kept for the student.")
-        jitter: int = Field(
-            2, ge=0, le=64, description="Most pixels that images are rolled by, at random, in each step."
-        )
+        jitter: int = Field(2, ge=0, le=64, description="Largest random shift of the images in each step, pixels.")
         adaptive: bool = Field(True, description="Make images on which student and teacher disagree.")
         total_variation: Literal["l1", "l2"] = Field(
             "l2", description="Mean absolute differences of neighbours, or Euclidean norms over the batch."
@@ -165,13 +163,13 @@ class DeepInversion(Algorithm):
             self.register_buffer(name, by_channel(values, channels), persistent=False)
 
     def noise(self, batch: int) -> Tensor:
-        """What batch number ``batch`` of the images begins as; the same in every process."""
+        """The first values of batch number ``batch`` of the images; the same in every process."""
         generator = torch.Generator().manual_seed(int(self.seed) * 1_000_003 + batch)
         return torch.randn(self.options.images, *self.shapes.image, generator=generator)
 
     def networks(self) -> Mapping[str, OwnNetwork]:
         adam = {"name": "adam", "lr": self.options.inversion_lr, "betas": (0.5, 0.9), "weight_decay": 0.0}
-        # Each batch of images needs the whole rate, also the last.
+        # Each batch of images needs the full rate, also the last.
         return {"images": OwnNetwork(self.canvas, adam, scheduled=False)}
 
     def pixels(self, normalised: Tensor) -> Tensor:
@@ -190,7 +188,7 @@ class DeepInversion(Algorithm):
         yield Update("student", {"kd": loss})
 
     def inversion_losses(self, ctx: StepContext) -> dict[str, Tensor]:
-        """The terms by which the images in the making are judged."""
+        """The terms that the current images minimise."""
         normalised = rolled(self.canvas.pixels, self.options.jitter, ctx.random("jitter"))
         images = self.pixels(normalised)
         with batch_norm_inputs(ctx.modules["teacher"]) as seen:
@@ -213,7 +211,7 @@ class DeepInversion(Algorithm):
         return losses
 
     def kept(self, step: int) -> Tensor:
-        """Normalised images (N, C, H, W) that are finished before ``step``; those in the making where none is."""
+        """Normalised images (N, C, H, W) that are finished before ``step``; the current ones if there are none."""
         batches = min(step // self.options.inversion_steps, self.options.bank)
         return self.bank[: batches * self.options.images] if batches else self.canvas.pixels.detach()
 

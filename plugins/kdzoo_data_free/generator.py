@@ -29,8 +29,8 @@ SHOWN = 40
 class Generator(nn.Module):
     """Noise to images in [0, 1]: a quarter-size map, doubled twice by upsampling, with convolutions between.
 
-    In training a batch has the mean and the standard deviation by which the teacher normalises real images, but for
-    pixels cut off at 0 and 1.
+    In training a batch has the mean and the standard deviation of the teacher's normalisation, except for clipping to 0
+    and 1.
 
     Shapes: (N, latent_dim) -> (N, C, H, W).
     """
@@ -42,7 +42,7 @@ class Generator(nn.Module):
         super().__init__()
         channels, height, width_px = image
         self.size = (height, width_px)
-        # at least 2x2, so that BatchNorm has something to average over in a batch of one
+        # at least 2x2, because in a batch of one BatchNorm averages over positions only
         self.base = (width, max(2, math.ceil(height / 4)), max(2, math.ceil(width_px / 4)))
         self.stem = nn.Linear(latent_dim, math.prod(self.base))
         self.blocks = nn.Sequential(
@@ -98,7 +98,7 @@ class Generating(Algorithm):
         return self.generator(self.noise(ctx.batch_size, ctx.random("latent")))
 
     def noise(self, samples: int, random: torch.Generator) -> Tensor:
-        """What the generator makes images of: (N, latent_dim), where the generator is."""
+        """The generator's input: (N, latent_dim), on the generator's device."""
         return torch.randn(samples, self.options.latent_dim, generator=random).to(self.generator.mean.device)
 
     @classmethod
@@ -117,7 +117,7 @@ def by_channel(values: Sequence[float], channels: int) -> Tensor:
 
 @torch.no_grad()
 def pictures(images: Tensor, teacher: nn.Module, classes: Sequence[str]) -> Images:
-    """Show synthetic images (N, C, H, W), each with what the teacher takes it for."""
+    """Show synthetic images (N, C, H, W), each with the teacher's answer."""
     probabilities = teacher(images).logits.float().softmax(dim=1)
     captions = tuple(f"{classes[int(p.argmax())]} ({float(p.max()):.0%})" for p in probabilities)
     return Images(

@@ -1,4 +1,4 @@
-"""What a teacher's BatchNorm remembers of its training data, and how far other images are from it."""
+"""The statistics of training data in a teacher's BatchNorm, and the distance of other images from them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-#: The input of a BatchNorm (N, C, ...), and the mean (C,) and variance (C,) that it remembers.
+#: The input of a BatchNorm (N, C, ...), and its stored mean (C,) and variance (C,).
 Remembered = tuple[Tensor, Tensor, Tensor]
 
 
 def batch_norm_gap_loss(layers: Iterable[Remembered]) -> Tensor:
-    """Say how far a batch's mean and variance are from the remembered ones, as Euclidean norms summed over layers.
+    """Return the distance of a batch's mean and variance from the stored ones: Euclidean norms, summed over layers.
 
     Shapes: at least one of (features (N, C, ...), mean (C,), variance (C,)) -> scalar, in the features' units.
     """
@@ -27,13 +27,13 @@ def batch_norm_gap_loss(layers: Iterable[Remembered]) -> Tensor:
 
 
 def distance(one: Tensor, other: Tensor) -> Tensor:
-    """Euclidean distance, whose gradient is 0 where both are the same."""
+    """Euclidean distance, with gradient 0 where both are equal."""
     return torch.linalg.vector_norm(one - other)
 
 
 @contextmanager
 def batch_norm_inputs(network: nn.Module) -> Iterator[list[Remembered]]:
-    """Collect what each BatchNorm that runs inside the block is given, beside what it remembers."""
+    """Collect the input and the stored statistics of each BatchNorm that runs inside the block."""
     seen: list[Remembered] = []
 
     def keep(layer: Any, inputs: tuple[Tensor, ...]) -> None:
@@ -51,7 +51,7 @@ def batch_norm_inputs(network: nn.Module) -> Iterator[list[Remembered]]:
 
 @contextmanager
 def in_eval_mode(network: nn.Module) -> Iterator[None]:
-    """Run a network in eval mode inside the block, so that what it is shown leaves no trace in its BatchNorm."""
+    """Run a network in eval mode inside the block, so its inputs do not change its BatchNorm."""
     training = [module for module in network.modules() if module.training]
     network.eval()
     try:

@@ -42,26 +42,26 @@ def attention(features: Tensor) -> Tensor:
 
 
 class ZSKT(Generating):
-    """Makes the student match the teacher on images that a generator invents to set the two apart.
+    """Makes the student match the teacher on generated images where the two differ most.
 
-    No training data is read. A generator is trained to maximise D_KL(teacher || student); the student, on the same
-    images, to minimise it, and to be active where the teacher is (attention transfer, weight beta). Each step updates
+    It reads no training data. A generator learns to maximise D_KL(teacher || student). On the same images the student
+    learns to minimise it, and to be active where the teacher is (attention transfer, weight beta). Each step updates
     the generator once and then, on the images made before that, the student ``student_updates`` times (n_S).
 
     Reads: teacher and student logits (N, K) and paired levels (N, C, H, W), on generated images.
     Loss terms: ``disagreement``: what the generator minimises, minus ``kd`` on its images, at most 0.
         ``kd``: nats a class, 0 when student equals teacher, mean over samples and classes, and over a step's updates.
         ``attention``: dimensionless, 0 when student equals teacher, mean over samples and places, sum over levels.
-    Trains: a generator with an Adam optimizer of its own.   State: BatchNorm statistics of the generator.
+    Trains: a generator with its own Adam optimizer. State: BatchNorm statistics of the generator.
     Raises: NeedsError if no levels can be paired (by the core).
     Source: Micaelli, Storkey, "Zero-shot Knowledge Transfer via Adversarial Belief Matching", NeurIPS 2019,
         https://arxiv.org/abs/1905.09768, algorithm 1, and the authors' code.
-    Differs from the paper: 1. generated pixels are cut off at 0 and 1, so that they lie in the range of real ones; the
-        authors' are unbounded. 2. the generator's first map is a quarter of the image's size, the authors' 10 x 10 for
-        images of 32 x 32. 3. levels are all that student and teacher share; the authors take the ends of the three
-        groups of a WideResNet, which for such networks are the same. 4. gradients are clipped as the recipe says
+    Differs from the paper: 1. generated pixels are clipped to 0 and 1, the range of real ones; the authors' are
+        unbounded. 2. the generator's first map is a quarter of the image's size, the authors' 10 x 10 for images of 32
+        x 32. 3. levels are all that student and teacher share; the authors take the ends of the three groups of a
+        WideResNet, which for such networks are the same. 4. gradients are clipped as the recipe says
         (``train.grad_clip_norm``; the authors' code clips at 5). 5. the student learns on the images made before the
-        generator's update, as in algorithm 1; the authors' code makes them anew, of the same noise, after it.
+        generator's update, as in algorithm 1; the authors' code makes them again after it, from the same noise.
     Defaults from: the authors' code (temperature, beta, latent_dim, generator_lr, width) and the paper
         (student_updates; 7 in the code).
     """

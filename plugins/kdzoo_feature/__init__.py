@@ -1,4 +1,4 @@
-"""Feature distillation: the student matches what the teacher computes on the way, its feature maps."""
+"""Feature distillation: the student matches the teacher's feature maps."""
 
 from __future__ import annotations
 

@@ -22,10 +22,10 @@ def fitnet_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
 
 
 class HintProjector(nn.Module):
-    """Brings the student's map to the teacher's shape: one convolution, batch norm, and ReLU if wanted.
+    """Brings the student's map to the teacher's shape: one convolution, batch norm, and an optional ReLU.
 
     The convolution depends on the sizes: 3x3 with stride 2 from twice the size, 4x4 transposed with stride 2 from half
-    the size, otherwise the valid one that leaves the teacher's size (1x1 for equal sizes). A student map that is
+    the size, otherwise one without padding that gives the teacher's size (1x1 for equal sizes). A student map that is
     smaller in another ratio is first resized bilinearly.
 
     Shapes: (N, C_student, H_student, W_student) -> (N, C_teacher, H_teacher, W_teacher).
@@ -46,7 +46,7 @@ class HintProjector(nn.Module):
         else:
             self.resize = want
             self.conv = nn.Conv2d(*channels, kernel_size=1)
-        # The projector only ever trains, so running statistics would be state that nothing reads.
+        # The projector is never evaluated, so nothing would read running statistics.
         self.bn = nn.BatchNorm2d(teacher.channels, track_running_stats=False)
         self.relu = nn.ReLU() if use_relu else nn.Identity()
 
@@ -60,8 +60,8 @@ class FitNet(Algorithm):
     """Makes a feature map of the student, projected to the teacher's shape, match the teacher's map (the hint).
 
     The hint at one level guides the lower half of a student that is thinner, and perhaps deeper, than its teacher. A
-    projector r, trained along with the student and dropped afterwards, bridges the shapes:
-    L = mean of (r(student map) - teacher map)^2. ``level`` chooses the pair of maps.
+    projector r, trained with the student and dropped afterwards, bridges the shapes: L = mean of (r(student map) -
+    teacher map)^2. ``level`` chooses the pair of maps.
 
     Reads: features of student and teacher at one paired level, each (N, C, H, W).
     Loss terms: ``hint``: squared activation units, at least 0, 0 when the projected student map equals the teacher's;
@@ -72,7 +72,7 @@ class FitNet(Algorithm):
         https://arxiv.org/abs/1412.6550, section 2.2; the projector as in mdistiller.
     Differs from the paper: 1. hint and task are trained together, as in later comparisons; the paper first trains up to
         the hinted layer alone, then the whole with soft targets. 2. mean of squares instead of half their sum. 3. batch
-        norm and ReLU after the projector's convolution. 4. shapes that mdistiller's projector has no rule for are
+        norm and ReLU after the projector's convolution. 4. mdistiller's projector has no rule for some shapes; they are
         resized.
     Defaults from: mdistiller and RepDistiller (hint 100, task 1, the middle level).
     """

@@ -1,4 +1,4 @@
-"""Knowledge review: each level of the teacher teaches the student's level and all that come before it."""
+"""Knowledge review: each level of the teacher teaches the student's level and all deeper ones."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _context_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class Fusion(nn.Module):
-    """Attention-based fusion: one level of the student with what the deeper levels have handed down.
+    """Attention-based fusion: one level of the student with the output of the deeper levels.
 
     Shapes: (N, C_student, H, W) and the deeper (N, width, H', W') -> to compare (N, C_teacher, H_teacher, W_teacher),
     to hand on (N, width, H_teacher, W_teacher).
@@ -46,7 +46,7 @@ class Fusion(nn.Module):
     def __init__(self, student: Level, teacher: Level, width: int, deepest: bool) -> None:
         super().__init__()
         self.size = teacher.height, teacher.width
-        # All of this only ever trains, so running statistics would be state that nothing reads.
+        # These modules are never evaluated, so nothing would read running statistics.
         enter = nn.Conv2d(student.channels, width, kernel_size=1, bias=False)
         leave = nn.Conv2d(width, teacher.channels, kernel_size=3, padding=1, bias=False)
         self.enter = nn.Sequential(enter, nn.BatchNorm2d(width, track_running_stats=False))
@@ -68,24 +68,24 @@ class Fusion(nn.Module):
 
 
 class ReviewKD(Algorithm):
-    """Makes the student's maps, each fused with all deeper ones, match the teacher's maps, fine and coarse alike.
+    """Makes the student's maps, each fused with all deeper ones, match the teacher's maps at several sizes.
 
-    A level of the teacher should teach not only the student's level of the same depth but the deeper ones too. From
-    the deepest level to the shallowest, a fusion module (ABF) mixes each of the student's maps with what the deeper
-    levels handed down, by an attention over the two, and projects the mixture to the teacher's shape. The hierarchical
+    A level of the teacher should teach not only the student's level of the same depth but the deeper ones too. From the
+    deepest level to the shallowest, a fusion module (ABF) mixes each of the student's maps with the output of the
+    deeper levels, by an attention over the two, and projects the mixture to the teacher's shape. The hierarchical
     context loss (HCL) compares the two at full size and after pooling to 4, 2 and 1 pixels a side. The embedding takes
     part as the deepest level, a map of one pixel.
 
     Reads: features of student and teacher at all paired levels, each (N, C, H, W); pre_logits of both, each (N, D).
     Loss terms: ``review``: squared activation units, at least 0, 0 when every fused map equals the teacher's; mean over
         elements, sum over levels. In epoch e, counted from 0, it is multiplied by min((e + 1) / ``warmup_epochs``, 1).
-    Trains: a fusion module a level.   State: none.
+    Trains: one fusion module per level. State: none.
     Raises: NeedsError if no levels can be paired (by the core).
     Source: Chen, Liu, Zhao, Jia, "Distilling Knowledge via Knowledge Review", CVPR 2021,
         https://arxiv.org/abs/2104.09044, section 3, and the authors' code (ReviewKD).
-    Differs from the paper: 1. the teacher's maps are those after each level's last activation, where the authors' code
-        takes them before it. 2. the warm-up is at 1 / ``warmup_epochs`` in the first epoch, where the authors' begins
-        with 0. 3. maps need not be square.
+    Differs from the paper: 1. the teacher's maps are those after each level's last activation, the authors' code takes
+        them before it. 2. the warm-up is at 1 / ``warmup_epochs`` in the first epoch; the authors' begins with 0. 3.
+        maps need not be square.
     Defaults from: the authors' CIFAR-100 code (task 1, review 1, 20 of 240 epochs of warm-up, at most 512 channels);
         its weight differs from pair to pair, from 0.6 to 8.
     """

@@ -1,4 +1,4 @@
-"""Graph distillation: the student builds the graph of a batch, samples and their relations, that the teacher builds."""
+"""Graph distillation: the student matches the teacher's graph of a batch: samples and their relations."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def irg_edge_loss(student_layers: Sequence[Tensor], teacher_layers: Sequence[Ten
 
     Mean over N * N pairs and over layers. Only ``student_layers`` receive a gradient.
 
-    Shapes: for each layer (N, ...), (N, ...), of any and not the same size -> scalar, at most 1.
+    Shapes: for each layer (N, ...), (N, ...), of any sizes -> scalar, at most 1.
     """
     pairs = zip(student_layers, teacher_layers, strict=True)
     return torch.stack([F.mse_loss(_edges(student), _edges(teacher.detach())) for student, teacher in pairs]).mean()
@@ -62,11 +62,11 @@ def _moves(first: Tensor, second: Tensor) -> Tensor:
 
 
 class IRG(Algorithm):
-    """Makes the graph of a batch, its samples, their distances, their moves between layers, match the teacher's.
+    """Makes the graph of a batch (samples, their distances, their moves between layers) match the teacher's.
 
     A network's knowledge of a batch is a graph at each layer: its vertices are the samples' features, its edges the
-    squared distances between samples, in units of the largest. Between two layers the graph is transformed: each sample
-    moves by a squared distance of its own. Vertices are matched at the logits only, where the two networks must agree
+    squared distances between samples, in units of the largest. Between two layers each sample moves by a squared
+    distance: this transforms the graph. Vertices are matched at the logits only, where the two networks must agree
     anyway; edges at the two deepest levels and the embedding; the transformation between these two levels.
 
     Reads: logits of student and teacher, each (N, K); features of both at the two deepest paired levels, (N, C, H, W);

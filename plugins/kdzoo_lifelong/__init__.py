@@ -1,4 +1,4 @@
-"""Lifelong learning: tasks that come one after another, and a student that is taught by what it was before."""
+"""Lifelong learning: tasks follow one another, and the student learns from its earlier self."""
 
 from __future__ import annotations
 

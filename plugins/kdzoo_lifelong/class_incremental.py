@@ -1,4 +1,4 @@
-"""A sequence of tasks: how classes become tasks and tasks become stages, and what a run shows of them."""
+"""A sequence of tasks: splitting classes into tasks, a stage for each task, and their report items."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ JOINT = "joint training"
 
 
 def split_classes(num_classes: int, tasks: int, seed: int | None) -> Tasks:
-    """Split the classes into tasks whose sizes differ by at most one, larger ones first.
+    """Split the classes into tasks of nearly equal size: sizes differ by at most one, larger ones first.
 
-    The order of the classes is drawn from ``seed``, or is the data set's where that is None.
+    The order of the classes is drawn from ``seed``; if that is None, it is the data set's.
     """
     generator = torch.Generator().manual_seed(seed or 0)
     order = list(range(num_classes)) if seed is None else torch.randperm(num_classes, generator=generator).tolist()
@@ -72,9 +72,9 @@ class LifelongOptions(AlgorithmOptions):
 
 
 class Lifelong(Algorithm):
-    """Base of this family: learns one task after another, and shows what was kept of the earlier ones.
+    """Base of this family: learns one task after another, and reports the accuracy on all of them.
 
-    Each task is a stage that starts from the network of the task before, which is its teacher too. One head has an
+    Each task is a stage. It starts from the network of the task before, which is also its teacher. One head has an
     output for every class of the data; a stage sees the classes of its tasks so far and touches no other output.
     """
 
@@ -102,12 +102,12 @@ class Lifelong(Algorithm):
 
     @classmethod
     def opening(cls, plan: StagePlan) -> AlgorithmChoice | None:
-        """What trains the first task, which has nothing to keep; None trains on the labels alone."""
+        """The algorithm of the first task, which has no earlier task to keep; None trains on the labels alone."""
         return None
 
     @classmethod
     def kept(cls, plan: StagePlan, tasks: Tasks, results: Sequence[StageResult]) -> tuple[int, ...]:
-        """Rows of the training split that are trained on again with the next task, after ``results``."""
+        """Rows of the training split that the next task, after ``results``, trains on again."""
         return ()
 
     @classmethod
@@ -140,14 +140,14 @@ class Lifelong(Algorithm):
                 wanted.append(Stage(name, plan.student, start=bound, samples=rows, classes=seen, earlier=earlier))
             done = yield wanted
             results.append(done[0])
-            bound = done[-1]  # what labels alone trained is the first stage of both
+            bound = done[-1]  # the first stage, trained on labels alone, belongs to both sequences
         return results[-1]
 
     # --- report_items -----------------------------------------------------------------------------
 
     @classmethod
     def ways(cls, run: FinishedRun, tasks: Tasks) -> Mapping[str, Sequence[nn.Module]]:
-        """The ways to answer that are compared, each with its module after every task."""
+        """The compared ways to answer, each with its module after every task."""
         return {cls.name: [run.network(result) for result in stages_named(run, "task", tasks)]}
 
     @classmethod
@@ -160,7 +160,9 @@ class Lifelong(Algorithm):
             bound = stages_named(run, "fine_tuning", tasks)
             ways[FINE_TUNING] = [run.network(result) for result in bound]
         found = {way: accuracies(run, modules, tasks) for way, modules in ways.items()}
-        told = "; ".join(f"{number}: {', '.join(run.classes[k] for k in task)}" for number, task in enumerate(tasks, 1))
+        listed = "; ".join(
+            f"{number}: {', '.join(run.classes[k] for k in task)}" for number, task in enumerate(tasks, 1)
+        )
         for way, numbers in found.items():
             yield HeatMap(
                 f"Accuracy: {way}",
@@ -168,7 +170,7 @@ class Lifelong(Algorithm):
                 tuple(f"task {number}" for number in range(1, len(tasks) + 1)),
                 tuple(tuple(row) for row in numbers),
                 unit="%",
-                note=f"{ACCURACY_NOTE} Tasks: {told}.",
+                note=f"{ACCURACY_NOTE} Tasks: {listed}.",
             )
         joint = {} if run.control is None else {JOINT: joint_accuracies(run, run.network(run.control), tasks)}
         yield by_task("Average accuracy after each task", average_accuracy, found | joint, AVERAGE_NOTE, True)
@@ -219,7 +221,7 @@ def by_task(
     note: str,
     averaged: bool = False,
 ) -> Table:
-    """One number after each task, a column each way; ``averaged`` adds their mean over the tasks."""
+    """One number after each task, one column per way; ``averaged`` adds their mean over the tasks."""
     columns = {way: [number_of(numbers, after) for after in range(len(numbers))] for way, numbers in found.items()}
     rows: list[tuple[str | float | None, ...]] = [
         (str(number), *numbers) for number, numbers in enumerate(zip(*columns.values(), strict=True), 1)

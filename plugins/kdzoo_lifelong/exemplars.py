@@ -1,4 +1,4 @@
-"""Exemplars: which samples of a class are kept, and how a network answers by them alone."""
+"""Exemplars: choosing samples of a class to keep, and classifying by them alone."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch.nn import functional as F
 
 from kdzoo.api import Outputs, StagePlan, StageResult
 
-#: Rows of the training split by class, the most telling first.
+#: Rows of the training split by class, the most typical first.
 Exemplars = Mapping[int, tuple[int, ...]]
 
 
 def herding(embeddings: Tensor, count: int) -> list[int]:
-    """Choose ``count`` rows (all, where there are fewer), each so that the mean of those chosen is nearest to the mean.
+    """Choose ``count`` rows (all, if there are fewer), one by one, so that their mean is nearest to the mean of all.
 
     Embeddings are brought to length 1 first. Every prefix of the answer is the answer for a smaller count.
 
@@ -41,9 +41,9 @@ def class_mean(embeddings: Tensor) -> Tensor:
 def choose_exemplars(
     plan: StagePlan, tasks: Sequence[Sequence[int]], results: Sequence[StageResult], memory: int
 ) -> Exemplars:
-    """Return what is kept after the tasks of ``results``: equally many of each class seen, ``memory`` in all at most.
+    """Return the exemplars after the tasks of ``results``: equally many of each class seen, at most ``memory`` in all.
 
-    The classes of a task are chosen by the network that had just learnt it, and later only shortened.
+    The network that has just learnt a task chooses the exemplars of its classes; later the lists are only shortened.
     """
     kept: dict[int, tuple[int, ...]] = {}
     for task, result in zip(tasks, results, strict=False):
@@ -57,7 +57,7 @@ def choose_exemplars(
 
 
 class NearestMean(nn.Module):
-    """Answers with the class whose exemplars are nearest in the mean: logits are minus the squared distance.
+    """Answers with the class of the nearest mean of exemplars: logits are minus the squared distance.
 
     Classes without an exemplar are never the answer. ``network`` gives the embedding when asked for ``pre_logits``.
     """
@@ -80,6 +80,6 @@ class NearestMean(nn.Module):
 
 
 def nearest_mean(plan: StagePlan, network: nn.Module, result: StageResult, exemplars: Exemplars) -> NearestMean:
-    """The classifier by exemplars, their means taken by the network of ``result``, whose live form is ``network``."""
+    """The classifier by exemplars; the network of ``result``, live as ``network``, computes their means."""
     means = {k: class_mean(plan.outputs(result, rows).pre_logits) for k, rows in exemplars.items() if rows}
     return NearestMean(network, means, plan.num_classes)

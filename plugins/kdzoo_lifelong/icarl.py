@@ -31,7 +31,7 @@ OWN_HEAD = "own head"
 
 
 def icarl_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Binary cross-entropy of a sigmoid a class against targets in [0, 1], in nats: class sum, sample mean.
+    """Binary cross-entropy of one sigmoid per class against targets in [0, 1], in nats: class sum, sample mean.
 
     Shapes: (N, K), (N, K) -> scalar.
     """
@@ -39,30 +39,29 @@ def icarl_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 class ICaRL(Lifelong):
-    """Makes the network answer as before on earlier classes, for new samples and for a few exemplars that are kept.
+    """Makes the network answer as before on earlier classes, for new samples and a few kept exemplars.
 
-    The classes come in ``tasks`` tasks; each output is a sigmoid g of its own. Task i starts from the network of task
-    i - 1 and is trained on its samples and all exemplars D. With q the sigmoid outputs of the network before,
-    L = - sum over (x, y) in D of [sum over new k of 1(k = y) log g_k + 1(k != y) log(1 - g_k)
-    + sum over earlier k of q_k log g_k + (1 - q_k) log(1 - g_k)]. After a task, ``memory`` exemplars are shared equally
-    by all classes seen, chosen by herding in the embedding; a sample is then given the class whose exemplars have the
-    nearest mean.
+    The classes come in ``tasks`` tasks; each output is a separate sigmoid g. Task i starts from the network of task i -
+    1 and is trained on its samples and all exemplars D. With q the sigmoid outputs of the network before, L = - sum
+    over (x, y) in D of [sum over new k of 1(k = y) log g_k + 1(k != y) log(1 - g_k) + sum over earlier k of q_k log g_k
+    + (1 - q_k) log(1 - g_k)]. After a task, all classes seen share ``memory`` exemplars equally, chosen by herding in
+    the embedding; a sample then gets the class with the nearest mean of exemplars.
 
     Reads: logits of the student and of the network before, each (N, K); the embedding, (N, D).
     Loss terms: ``task``: nats, 0 at best; binary cross-entropy on the classes of the task. ``icarl``: nats; the same on
         the earlier classes against the outputs of the network before; for a student equal to its teacher their entropy.
         Both: sum over classes, mean over samples.
-    Trains: nothing of its own; one stage a task, and one a task for the lower bound.   State: none.
-    Raises: NeedsError where there are more tasks or classes than classes or exemplars, a task has no training sample,
-        or a network has no embedding.
+    Trains: nothing of its own; one stage per task, and one more per task for the lower bound. State: none.
+    Raises: NeedsError if there are more tasks than classes or more classes than exemplars, a task has no training
+        sample, or a network has no embedding.
     Source: Rebuffi, Kolesnikov, Sperl, Lampert, "iCaRL: Incremental Classifier and Representation Learning", CVPR 2017,
         https://arxiv.org/abs/1611.07725, algorithms 1 to 5, and the authors' code.
     Differs from the paper: 1. one head has an output for every class of the data; the losses touch those of classes
-        seen so far (the authors' code trains those to come towards 0). 2. the loss is averaged over samples, where the
-        paper sums and the authors' code averages over samples and classes. 3. means of exemplars are of the samples as
-        they are, where the authors' code also averages over their mirror images. 4. the delivered student is the plain
-        network, which answers by its own head; the nearest mean of exemplars, which needs the exemplars, is measured
-        beside it. 5. the lower bound is trained with a softmax, as the control is.
+        seen so far (the authors' code trains those of later classes towards 0). 2. the loss is averaged over samples;
+        the paper sums, and the authors' code averages over samples and classes. 3. means of exemplars are those of the
+        samples themselves; the authors' code also averages over their mirror images. 4. the delivered student is the
+        plain network, which answers by its own head; the nearest mean of exemplars is measured too. 5. the lower bound
+        is trained with a softmax, as the control is.
     Defaults from: the paper (``memory``: 2000 for 100 classes of 50,000 samples; scale it to the data); the paper's
         loss, which weighs both terms by 1.
     """
@@ -81,7 +80,7 @@ class ICaRL(Lifelong):
     also_known_as = ("incremental_classifier_and_representation_learning",)
 
     class Options(LifelongOptions):
-        memory: int = Field(2000, ge=1, description="Exemplars that are kept, of all classes together; samples.")
+        memory: int = Field(2000, ge=1, description="Number of exemplars to keep, of all classes together; samples.")
 
     def __init__(self, options: AlgorithmOptions, shapes: Shapes) -> None:
         super().__init__(options, shapes)

@@ -17,8 +17,8 @@ from kdzoo_lifelong.class_incremental import Lifelong, LifelongOptions
 def lwf_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of the student's softened predictions against the teacher's, in nats; mean over samples.
 
-    ``smoothing`` mixes the student's distribution with the uniform one, so that no logarithm is of less than
-    smoothing / K. There is no factor of temperature^2. Only ``student_logits`` receive a gradient.
+    ``smoothing`` mixes the student's distribution with the uniform one, so no probability is less than smoothing / K.
+    There is no factor of temperature^2. Only ``student_logits`` receive a gradient.
 
     Shapes: (N, K), (N, K) -> scalar.
     """
@@ -41,15 +41,16 @@ class LwF(Lifelong):
     Reads: logits of the student and of the network before, each (N, K).
     Loss terms: ``lwf``: nats; sum over the earlier classes, mean over samples; for a student equal to its teacher the
         entropy of the softened prediction.
-    Trains: nothing of its own; one stage a task, and one a task for the lower bound.   State: none.
-    Raises: NeedsError where there are more tasks than classes, or a task has no training sample.
+    Trains: nothing of its own; one stage per task, and one more per task for the lower bound. State: none.
+    Raises: NeedsError if there are more tasks than classes, or a task has no training sample.
     Source: Li, Hoiem, "Learning without Forgetting", ECCV 2016, https://arxiv.org/abs/1606.09282, equations 2 and 3;
         for a sequence of tasks in one head: Masana et al., FACIL (src/approach/lwf.py).
-    Differs from the paper: 1. one head has an output for every class of the data, and no label tells the task at test
+    Differs from the paper: 1. one head has an output for every class of the data, and the task is not given at test
         time (class-incremental): the answer is the largest output among all classes seen. The losses of a task touch
         only outputs of classes seen so far, the cross-entropy only those of the task, as if it had a head of its own.
-        2. the earlier classes share one softmax, as in FACIL; the paper has one a task. 3. there is no warm-up with
-        frozen weights. 4. every task is trained alike, where the paper lowers the learning rate for later ones.
+        2. the earlier classes share one softmax, as in FACIL; the paper has one per task. 3. there is no warm-up with
+        frozen weights. 4. every task is trained with the same settings; the paper lowers the learning rate for later
+        ones.
     Defaults from: the paper (temperature 2, lambda 1); FACIL smooths by 1e-5, the paper does not.
     """
 

@@ -1,4 +1,4 @@
-"""What a sequence of tasks is judged by: accuracy on each task after each task, and three numbers made of that.
+"""Measures of a sequence of tasks: accuracy on each task after each task, and three numbers computed from it.
 
 ``accuracies[i][j]`` is the accuracy on task j after task i was learnt, in percent; None where it was not measured.
 """
@@ -17,7 +17,7 @@ def task_accuracies(
 ) -> tuple[float | None, ...]:
     """Return the accuracy in percent on each task after task ``after``, where the answer is one of the classes seen.
 
-    Nothing tells which task a sample is of. None for the tasks to come, and for one without a test sample.
+    The task of a sample is not given. None for later tasks, and for one without a test sample.
 
     Shapes: ``logits`` (N, K), ``targets`` (N,).
     """
@@ -35,7 +35,7 @@ def average_accuracy(accuracies: Accuracies, after: int) -> float | None:
 
 
 def average_forgetting(accuracies: Accuracies, after: int) -> float | None:
-    """Return how far the earlier tasks are below the best they ever were, in points; None after the first task.
+    """Return the distance of earlier tasks from their best accuracy so far, in points; None after the first task.
 
     The mean over earlier tasks j of max over l < i of a_lj, minus a_ij (Chaudhry et al. 2018, average forgetting).
     """
@@ -47,7 +47,7 @@ def average_forgetting(accuracies: Accuracies, after: int) -> float | None:
 
 
 def backward_transfer(accuracies: Accuracies, after: int) -> float | None:
-    """Return what later learning did to the earlier tasks, in points; negative is forgetting, None after the first.
+    """Return the effect of later learning on earlier tasks, in points; negative is forgetting, None after the first.
 
     The mean over earlier tasks j of a_ij - a_jj (Lopez-Paz and Ranzato 2017, equation 3).
     """
@@ -59,6 +59,6 @@ def difference(first: float | None, second: float | None) -> float | None:
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """The mean of what was measured; None of nothing."""
+    """The mean of the measured values; None if there are none."""
     measured = [value for value in values if value is not None]
     return sum(measured) / len(measured) if measured else None

@@ -15,7 +15,7 @@ from kdzoo_multi_teacher.comparison import SeveralTeachers, SeveralTeachersOptio
 
 
 def ca_mkd_weights(logits: Sequence[Tensor], targets: Tensor) -> Tensor:
-    """Return how far each of M answers is trusted on each sample, by its cross-entropy on the label; columns sum to 1.
+    """Return the weight of each of M answers on each sample, by its cross-entropy on the label; columns sum to 1.
 
     Shapes: for each answer (N, K); (N,) -> (M, N), from 0 to 1 / (M - 1), 1 / M where all are equally sure.
     """
@@ -28,7 +28,8 @@ def ca_mkd_logits_loss(
 ) -> Tensor:
     """Return temperature^2 times the weighted divergence from each teacher, averaged over samples and teachers.
 
-    In nats; a teacher's weight on a sample is how sure it is of the label. Only ``student_logits`` receive a gradient.
+    In nats; a teacher's weight on a sample grows with its certainty of the label. Only ``student_logits`` receive a
+    gradient.
 
     Shapes: (N, K), for each teacher (N, K); (N,) -> scalar.
     """
@@ -47,8 +48,9 @@ def ca_mkd_feature_loss(
 ) -> Tensor:
     """Return the weighted squared differences from each teacher's features, averaged over elements, samples, teachers.
 
-    ``student_features`` are projected, one for each teacher; ``head_logits`` are what the teacher's classifier makes of
-    them: the surer of the label, the larger the weight. Both receive a gradient, the teachers' features none.
+    ``student_features`` are projected, one for each teacher; ``head_logits`` are the answers of the teacher's
+    classifier to them: the surer of the label, the larger the weight. Both receive a gradient, the teachers' features
+    none.
 
     Shapes: for each teacher (N, ...), (N, ...), (N, K); (N,) -> scalar.
     """
@@ -58,28 +60,28 @@ def ca_mkd_feature_loss(
 
 
 class CAMKD(SeveralTeachers):
-    """Makes the student match several teachers, on each sample those most that are sure of its label.
+    """Makes the student match several teachers, weighed on each sample by their certainty of its label.
 
-    Averaging trusts a teacher that is wrong as much as one that is right. Here teacher k of M has the weight
-    w_k = (1 - exp(L_k) / sum_j exp(L_j)) / (M - 1) on a sample, where L_k is the cross-entropy of its answer with the
-    label. The features are weighed likewise, but by what teacher k's classifier makes of the student's embedding once
-    it is projected to the teacher's width: v_k grows as the student's features become useful to that teacher.
-    L = mean_k w_k T^2 KL(p_k(T) || p_S(T)) + beta mean_k v_k |r_k(F_S) - F_k|^2, with T ``temperature``.
+    Averaging trusts a teacher that is wrong as much as one that is right. Here teacher k of M has the weight w_k = (1 -
+    exp(L_k) / sum_j exp(L_j)) / (M - 1) on a sample, where L_k is the cross-entropy of its answer with the label. The
+    features are weighed in the same way, but by the answer of teacher k's classifier to the student's projected
+    embedding: v_k grows as the student's features become useful to that teacher. L = mean_k w_k T^2 KL(p_k(T) ||
+    p_S(T)) + beta mean_k v_k |r_k(F_S) - F_k|^2, with T ``temperature``.
 
     Reads: logits of student and of every teacher, each (N, K), and the labels; pre_logits of student and of every
         teacher, each (N, D); the teachers' classifiers.
     Loss terms: ``kd``: nats times T^2, at least 0, 0 when the student answers as all teachers do; mean over samples and
         teachers. ``feature``: squared activation units, at least 0, 0 when every projected embedding equals its
         teacher's; mean over elements, samples and teachers.
-    Trains: a projector a teacher, from the student's embedding to the teacher's.   State: none.
-    Raises: NeedsError for a teacher whose classifier is not one linear layer over its embedding; NeedsError (by the
-        core) for fewer than two teachers.
+    Trains: one projector per teacher, from the student's embedding to the teacher's. State: none.
+    Raises: NeedsError if a teacher's classifier is not one linear layer over its embedding; NeedsError (by the core)
+        for fewer than two teachers.
     Source: Zhang, Chen, Wang, "Confidence-Aware Multi-Teacher Knowledge Distillation", ICASSP 2022,
         https://arxiv.org/abs/2201.00007, section 2, and the authors' code (CA-MKD).
     Differs from the paper: 1. both terms are divided by the number of teachers, although the weights sum to 1, as in
-        the authors' code. 2. features are the embeddings before the classifier, where the authors take the last maps:
-        every network has them, and the classifier reads them as they are. 3. the authors' code leaves the feature term
-        out in the first epoch.
+        the authors' code. 2. features are the embeddings before the classifier; the authors take the last maps. Every
+        network has embeddings, and the classifier reads them directly. 3. the authors' code leaves the feature term out
+        in the first epoch.
     Defaults from: the authors' CIFAR-100 script (temperature 4, task 1, kd 1, feature 50).
     """
 
@@ -110,7 +112,7 @@ class CAMKD(SeveralTeachers):
         self.projectors = nn.ModuleList(
             nn.Sequential(
                 nn.Linear(shapes.student.pre_logits, teacher.pre_logits),
-                # The projector only ever trains, so running statistics would be state that nothing reads.
+                # The projector is never evaluated, so nothing would read running statistics.
                 nn.BatchNorm1d(teacher.pre_logits, track_running_stats=False),
                 nn.ReLU() if options.use_relu else nn.Identity(),
             )
@@ -131,7 +133,7 @@ class CAMKD(SeveralTeachers):
         }
 
     def classifier(self, ctx: StepContext, index: int) -> nn.Linear:
-        """The linear layer by which a teacher turns its embedding into logits; frozen, like all of it."""
+        """The linear layer that turns a teacher's embedding into logits; frozen, like the whole teacher."""
         model: Any = ctx.modules[f"teacher_{index}"]
         classifier = model.get_classifier() if hasattr(model, "get_classifier") else None
         width = self.shapes.teachers[index].pre_logits

@@ -1,4 +1,4 @@
-"""What all algorithms of this family show beside their student: the weights of the teachers, and the best one alone."""
+"""What all algorithms of this family report: the teachers' weights, and the best teacher alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kdzoo.api import (
     Table,
 )
 
-#: The stage that is taught by the best teacher alone, and how it is called in the report.
+#: The stage with the best teacher alone, and its name in the report.
 SINGLE, SINGLE_LABEL = "best_single", "best single teacher"
 
 
@@ -57,14 +57,14 @@ class SeveralTeachers(Algorithm):
 
 
 def best_teacher(teachers: Sequence[StageResult]) -> StageResult | None:
-    """The first of those that are best on the validation split; None where there is no such split."""
+    """The best teacher on the validation split, the first of equals; None without such a split."""
     if not all("top1_percent" in teacher.metrics for teacher in teachers):
         return None
     return max(teachers, key=lambda teacher: teacher.metrics["top1_percent"])
 
 
 def note_weights(ctx: StepContext, weights: Sequence[float] | Tensor, of: str = "weight") -> None:
-    """Note how much each teacher counts in a step, as ``<of>_teacher_<i>``; ``weights`` (M,) sum to 1."""
+    """Note the weight of each teacher in a step, as ``<of>_teacher_<i>``; ``weights`` (M,) sum to 1."""
     for index, weight in enumerate(weights):
         ctx.note(f"{of}_teacher_{index}", weight)
 
@@ -92,7 +92,7 @@ def shown_weights(run: FinishedRun) -> Iterator[Table]:
 
 
 def comparison(run: FinishedRun, name: str) -> Table:
-    """The student of all teachers beside that of the best one, the control, and the teachers themselves."""
+    """The student of all teachers, that of the best one, the control, and the teachers themselves."""
     rows: list[tuple[str | float | None, ...]] = []
     measured = dict(run.entries)
 

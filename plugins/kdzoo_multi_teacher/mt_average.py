@@ -40,8 +40,8 @@ class MTAverage(SeveralTeachers):
 
     An ensemble of networks answers better than each of them, and its mean answer can teach one student. With logits
     divided by T (``temperature``) before the softmax, L = T^2 * KL(1/M sum of p_m(T) || p_student(T)) over M teachers
-    (``average: outputs``), or the mean of M such divergences, one a teacher (``average: losses``). The two have the
-    same gradient: the second is larger by what the teachers disagree among each other.
+    (``average: outputs``), or the mean of M such divergences, one per teacher (``average: losses``). Both have the same
+    gradient; the second is larger by the teachers' disagreement.
 
     Reads: logits of student and of every teacher, each (N, K).
     Loss terms: ``kd``: nats times T^2, at least 0; sum over classes, mean over samples. 0 when the student gives the
@@ -50,8 +50,8 @@ class MTAverage(SeveralTeachers):
     Raises: NeedsError (by the core) for fewer than two teachers.
     Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", NIPS 2014 Deep Learning Workshop,
         https://arxiv.org/abs/1503.02531, section 1; both forms as in the code of AE-KD (Du et al., NeurIPS 2020).
-    Differs from the paper: 1. the divergence instead of the cross-entropy with soft targets, which has the same
-        gradient. 2. the paper's other mean, the geometric one, is left out.
+    Differs from the paper: 1. the divergence, not the cross-entropy with soft targets; the gradient is the same. 2. the
+        paper's other mean, the geometric one, is left out.
     Defaults from: the code of AE-KD (temperature 4, task 1, kd 0.9); our choice (``average``).
     """
 

@@ -1,4 +1,4 @@
-"""Several teachers who vote on which samples are alike."""
+"""Several teachers that vote on which samples are alike."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from kdzoo_multi_teacher.mt_average import mt_average_outputs_loss
 
 
 def mt_dissimilarity_loss(student_features: Tensor, teacher_features: Sequence[Tensor], margin: float) -> Tensor:
-    """Return by how much the student's distances break the order that the teachers vote for, averaged over triplets.
+    """Return the amount by which the student's distances break the teachers' order, averaged over triplets.
 
-    For samples i, j, k most teachers put j or k closer to i; the student's distance to that one should be smaller by
-    ``margin`` at least. Distances are in units of their mean over the batch; a tied vote asks for nothing. Only
+    For samples i, j, k most teachers put j or k closer to i; the student's distance to that one should be smaller by at
+    least ``margin``. Distances are in units of their mean over the batch; a tied vote asks for nothing. Only
     ``student_features`` receive a gradient. Fewer than three samples make no triplet: 0.
 
     Shapes: (N, ...), for each teacher (N, ...), of any sizes -> scalar.
@@ -39,12 +39,12 @@ def _orders(features: Tensor) -> Tensor:
 
 
 class MTDissimilarity(SeveralTeachers):
-    """Makes the student match the teachers' mean answer, and find those samples alike that most teachers find alike.
+    """Makes the student match the teachers' mean answer, and order distances between samples as most teachers do.
 
-    At the output the teachers' softened probabilities are averaged. At intermediate layers their features cannot be:
-    they differ in size and meaning. What they have in common is which of two samples is more like a third. Each teacher
-    votes, for every triplet (i, j, k) of the batch, on whether j or k is closer to i; where the student's distances
-    d_S break the order that most teachers voted for, it pays max(0, margin + d_S(i, near) - d_S(i, far)).
+    At the output the teachers' softened probabilities are averaged. Features of intermediate layers cannot be averaged:
+    they differ in size and meaning. But all of them say which of two samples is more like a third. Each teacher votes,
+    for every triplet (i, j, k) of the batch, on whether j or k is closer to i; if the student's distances d_S break the
+    order of the majority, it pays max(0, margin + d_S(i, near) - d_S(i, far)).
 
     Reads: logits of student and of every teacher, each (N, K); features of all at all paired levels, each (N, C, H, W).
     Loss terms: ``kd``: nats times T^2, T ``temperature``, at least 0, 0 when the student gives the mean answer; mean
@@ -57,9 +57,9 @@ class MTDissimilarity(SeveralTeachers):
         https://doi.org/10.1145/3097983.3098135. The authors published no code: averaged outputs, triplets and the vote
         are the paper's, the rest is ours.
     Differs from the paper: 1. every triplet of the batch counts; the vote is a plain majority. 2. distances are between
-        whole maps, in units of the mean distance of the batch, so that one margin suits all levels and networks. 3. all
-        paired levels take part, with equal weight. 4. the divergence instead of the cross-entropy with the mean answer,
-        which has the same gradient. There may be more: no numbers of the authors were there to compare with.
+        whole maps, in units of the mean distance of the batch, so one margin suits all levels and networks. 3. all
+        paired levels take part, with equal weight. 4. the divergence, not the cross-entropy with the mean answer; the
+        gradient is the same. There may be more: we had no numbers of the authors to compare with.
     Defaults from: the code of AE-KD (temperature 4, task 1, kd 0.9); our own choice (margin 0); the best of 1, 10 and
         100 on the validation split of digits (dissimilarity 100).
     """

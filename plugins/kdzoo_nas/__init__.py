@@ -1,4 +1,4 @@
-"""Search and supernets: the student's own architecture is found by distillation, or cut out of a wider network."""
+"""Search and supernets: the student's architecture is found by distillation, or cut out of a wider network."""
 
 from __future__ import annotations
 

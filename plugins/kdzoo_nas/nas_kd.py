@@ -33,33 +33,34 @@ LIMITS = {"max_params_m": "params_m", "max_macs_g": "macs_g", "max_latency_ms": 
 
 
 class Axis(AlgorithmOptions):
-    """An argument of the student's model and what it may be."""
+    """An argument of the student's model and its allowed values."""
 
     arg: str = Field(min_length=1, description="Name of the model's argument, as under models.student.args.")
     values: tuple[Any, ...] = Field(
         min_length=2,
-        description="Values to choose from, ordered, so that neighbours are alike: numbers, words or lists.",
+        description="Values to choose from, ordered so that neighbours are similar: numbers, words or lists.",
     )
 
 
 class NasKD(Algorithm):
-    """Makes a student whose own architecture is searched for, each candidate scored by a short distillation.
+    """Searches for the student's architecture, scoring each candidate by a short distillation.
 
     Candidates differ from the recipe's student in ``depth``, ``width`` (arguments of its model) and ``resolution``.
     Those over the budget are never trained. Each of the others is distilled from the teacher for ``trial_epochs`` by
     the algorithm that ``via`` names; its accuracy on the validation split guides the next proposals (tree-structured
-    Parzen estimator). The best one, and the recipe's hand-picked student beside it, are then distilled with the full
-    budget. Options and loss weights that are not its own go to ``via``.
+    Parzen estimator). The best one and the recipe's hand-picked student are then distilled with the full budget.
+    Options and loss weights that are not its own go to ``via``.
 
     Reads: what the algorithm that ``via`` names reads.
     Loss terms: those of the algorithm that ``via`` names.
-    Trains: nothing of its own; a stage a trial, one for the hand-picked student, one for the found one.   State: none.
+    Trains: nothing of its own; one stage per trial, one for the hand-picked student, one for the found one. State:
+        none.
     Raises: NeedsError if there is nothing to search, no validation split, no candidate within the budget, or if the
         hand-picked student is over it; KdzooError without optuna.
     Source: Liu, Jia, Tan, Vemulapalli, Zhu, Green, Wang, "Search to Distill: Pearls are Everywhere but not the Eyes",
-        CVPR 2020, https://arxiv.org/abs/1911.09074: architectures are searched for by what they reach under the
-        teacher. The sampler is that of Bergstra, Bardenet, Bengio, Kegl, "Algorithms for Hyper-Parameter Optimization",
-        NIPS 2011, as optuna has it.
+        CVPR 2020, https://arxiv.org/abs/1911.09074: architectures are scored by their accuracy under the teacher. The
+        sampler is that of Bergstra, Bardenet, Bengio, Kegl, "Algorithms for Hyper-Parameter Optimization", NIPS 2011,
+        as optuna has it.
     Differs from the paper: 1. optuna's sampler proposes candidates; the paper's is a network trained by reinforcement
         learning. 2. the budget is a limit; the paper weighs latency into the reward. 3. the space is a few arguments
         of one family of models. 4. any algorithm that needs exactly one teacher can judge the trials (``via``).
@@ -96,16 +97,19 @@ class NasKD(Algorithm):
         max_latency_ms: float | None = Field(
             None, gt=0, description="Budget: median time of one sample on this machine, milliseconds; null: no limit."
         )
-        trials: int = Field(16, ge=1, le=100_000, description="Candidates that are trained, at most.")
+        trials: int = Field(16, ge=1, le=100_000, description="Largest number of candidates that are trained.")
         trial_epochs: int = Field(5, ge=1, le=100_000, description="Passes over the training split of each trial.")
         random_trials: int = Field(
             8,
             ge=1,
             le=100_000,
-            description="Candidates drawn at random, those over the budget among them, before the sampler learns.",
+            description="Candidates drawn at random before the sampler learns; includes those over the budget.",
         )
         side_by_side: int = Field(
-            1, ge=1, le=1024, description="Candidates proposed at a time, so that they can be trained side by side."
+            1,
+            ge=1,
+            le=1024,
+            description="Number of candidates proposed at a time; they can be trained at the same time.",
         )
 
     # --- the stages ---------------------------------------------------------------------------
@@ -204,7 +208,7 @@ class NasKD(Algorithm):
 
 
 def space_of(options: Any) -> tuple[Dimension, ...]:
-    """The dimensions that the options name; NeedsError when there is none."""
+    """The dimensions that the options name; NeedsError if there is none."""
     axes = {"depth": options.depth, "width": options.width}
     found = [Dimension(name, axis.arg, axis.values) for name, axis in axes.items() if axis is not None]
     if options.resolution:
@@ -218,14 +222,14 @@ def space_of(options: Any) -> tuple[Dimension, ...]:
 
 
 def budget_of(plan: StagePlan) -> dict[str, float]:
-    """The limits that the options name, or else as many parameters as the hand-picked student has."""
+    """The limits that the options name, or else the number of parameters of the hand-picked student."""
     named = {name: getattr(plan.options, limit) for limit, name in LIMITS.items()}
     given = {name: limit for name, limit in named.items() if limit is not None}
     return given or {"params_m": plan.costs(plan.student).params_m}
 
 
 def cost_of(plan: StagePlan, spec: ModelSpec, name: str) -> float:
-    """What a model costs: params_m, macs_g or latency_ms."""
+    """The cost of a model: params_m, macs_g or latency_ms."""
     return plan.latency(spec) if name == "latency_ms" else float(getattr(plan.costs(spec), name))
 
 
@@ -239,7 +243,7 @@ def score_of(result: StageResult) -> float:
 
 
 def front(points: Sequence[Point]) -> list[Point]:
-    """The points that no other beats: none is as good or better at lower or equal cost."""
+    """The points that no other point beats: no other is as good or better at lower or equal cost."""
 
     def beaten(p: Point) -> bool:
         return any(q.x <= p.x and q.y >= p.y and (q.x, q.y) != (p.x, p.y) for q in points)
@@ -248,7 +252,7 @@ def front(points: Sequence[Point]) -> list[Point]:
 
 
 def place_of(run: FinishedRun, result: StageResult, space: Sequence[Dimension]) -> list[str | int | float | None]:
-    """Where a trained network stands in each dimension; None where it leaves an argument to its default."""
+    """The value of a trained network in each dimension; None for an argument left at its default."""
     network: Any = run.network(result)
     values = [network.size[0] if d.arg is None else result.model.args.get(d.arg) for d in space]
     return [value if isinstance(value, str | int | float | None) else brief(value) for value in values]

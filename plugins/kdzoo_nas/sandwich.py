@@ -45,26 +45,27 @@ def sandwich_loss(narrow: Sequence[Tensor], widest: Tensor) -> Tensor:
 
 
 class Sandwich(Algorithm):
-    """Trains one network at many widths at once, the widest teaching the narrower ones inside it.
+    """Trains one network at many widths at once; the widest teaches the narrower ones inside it.
 
     A network of width w is the leading part of every tensor of the widest, the supernet. Each step runs the widest on
-    the labels, and the narrowest and ``random`` widths drawn between on the widest's own predictions of that step:
-    L = CE(y, p_max) + sum over w of CE(p_max, p_w), one update of the shared weights. After training, each of
-    ``widths`` is cut out as a plain network, and its BatchNorm statistics are measured anew, its weights as they are.
+    the labels, and the narrowest and ``random`` widths drawn in between on the widest's predictions of that step: L =
+    CE(y, p_max) + sum over w of CE(p_max, p_w), one update of the shared weights. After training, each of ``widths`` is
+    cut out as a plain network with unchanged weights, and its BatchNorm statistics are measured again.
 
     Reads: logits of the student at each width, each (N, K).
     Loss terms: ``sandwich``: nats, 0 when every width answers as the widest; mean over the batch, sum over the widths.
     Trains: nothing of its own; a stage for the supernet, one for each width cut out of it, and, unless ``alone`` is
         false, one for each width trained alone.   State: none.
-    Raises: NeedsError if ``widths`` are all one, or the student's is not among them or cannot be switched.
+    Raises: NeedsError if ``widths`` are all equal, or do not include the student's, or the student cannot switch its
+        width.
     Source: Yu, Huang, "Universally Slimmable Networks and Improved Training Techniques", ICCV 2019,
         https://arxiv.org/abs/1903.05134, sections 3.2 to 4.2, and the authors' code; the same in Yu et al., "BigNAS:
         Scaling Up Neural Architecture Search with Big Single-Stage Models", ECCV 2020, section 3.
     Differs from the paper: 1. widths are whole numbers of channels, drawn uniformly; the paper draws a share of the
-        widest. 2. the divergence instead of the cross-entropy with soft targets, which has the same gradient and is 0
-        when the widths agree. 3. BatchNorm statistics are the mean over one pass through the training split as
-        it is augmented, by default; the paper takes about a thousand images. 4. BigNAS's own initialisation,
-        learning-rate schedule and regularisation are left out.
+        widest. 2. the divergence, not the cross-entropy with soft targets: the gradient is the same, and it is 0 when
+        the widths agree. 3. BatchNorm statistics are the mean over one pass through the training split as it is
+        augmented, by default; the paper takes about a thousand images. 4. BigNAS's own initialisation, learning-rate
+        schedule and regularisation are left out.
     Defaults from: the paper (four widths a step: ``random`` 2); our own choice (``widths``).
     """
 
@@ -88,17 +89,17 @@ class Sandwich(Algorithm):
         widths: tuple[int, ...] = Field(
             (8, 16, 24),
             min_length=2,
-            description="Widths that are measured, the student's among them; the largest is the supernet's; channels.",
+            description="Widths to measure, channels; includes the student's; the largest is the supernet's.",
         )
         random: int = Field(
-            2, ge=0, le=64, description="Widths drawn between the narrowest and the widest in each step; a number."
+            2, ge=0, le=64, description="Number of widths drawn between the narrowest and the widest in each step."
         )
         calibration_epochs: int = Field(
-            1, ge=1, le=1000, description="Passes over the training split that measure BatchNorm statistics anew."
+            1, ge=1, le=1000, description="Passes over the training split that measure BatchNorm statistics again."
         )
         alone: bool = Field(True, description="Also train every width alone, under the student's budget, to compare.")
         phase: Literal["supernet", "cut"] = Field(
-            "supernet", description="Which part of the algorithm a stage runs; its stages set it, a recipe does not."
+            "supernet", description="Which part of the algorithm a stage runs; set by the algorithm, not by a recipe."
         )
 
     def __init__(self, options: AlgorithmOptions, shapes: Shapes) -> None:
@@ -139,7 +140,7 @@ class Sandwich(Algorithm):
 
     @classmethod
     def load_start(cls, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-        """Cut a network out of a wider one; its BatchNorm forgets and will average over all batches it sees."""
+        """Cut a network out of a wider one; reset its BatchNorm, which then averages over all batches it sees."""
         shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
         model.load_state_dict(leading(weights, shapes), strict=True)
         for module in model.modules():
@@ -151,7 +152,7 @@ class Sandwich(Algorithm):
 
     def step(self, ctx: StepContext) -> Iterator[Update]:
         if self.options.phase == "cut":
-            return  # the forward that made ctx.student has measured this batch's statistics; no weight changes
+            return  # the forward pass of ctx.student has measured this batch's statistics; no weight changes
         model: Any = ctx.modules["student"]
         width = getattr(model, "width", None)
         if width != self.widest or not callable(getattr(model, "at", None)):
@@ -160,7 +161,7 @@ class Sandwich(Algorithm):
                 "a method at(width) would be right, e.g. slimmable_cnn"
             )
         narrow = []
-        # All processes run the same widths: they share the statistics of each.
+        # All processes run the same widths, because they share the statistics of each width.
         for each in self.draw(ctx.random("widths", shared=True)):
             with model.at(each):
                 narrow.append(ctx.networks["student"](ctx.batch.inputs).logits)

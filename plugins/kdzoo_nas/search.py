@@ -1,7 +1,7 @@
-"""A search over a student's arguments, which a killed run repeats step by step.
+"""A search over a student's arguments; a killed run repeats it step by step.
 
-What is proposed depends on the seed and on the scores so far, and those come from the store of stages: replayed over
-them, a search asks the same again. Its journal is written anew each time and so cannot disagree; others may read it.
+Proposals depend on the seed and on the scores so far. The scores come from the store of stages, so a repeated search
+asks the same again. It writes its journal again each time, so the journal cannot disagree; other tools may read it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Point = tuple[int, ...]  # a place in the space: which value of each dimension
 
 
 def load_optuna() -> Any:
-    """Import optuna, which need not be there; KdzooError when it is not."""
+    """Import optuna, which is optional; KdzooError if it is not installed."""
     try:
         import optuna
     except ImportError as error:
@@ -34,7 +34,7 @@ def load_optuna() -> Any:
 
 @dataclass(frozen=True)
 class Dimension:
-    """One direction of the space: an argument of the model, or its input size where ``arg`` is None."""
+    """One dimension of the space: an argument of the model, or its input size if ``arg`` is None."""
 
     name: str
     arg: str | None
@@ -49,16 +49,16 @@ class Dimension:
 class Trial:
     """A candidate to train."""
 
-    number: int  # of the journal, where candidates that were not trained have numbers too
+    number: int  # of the journal, which also numbers candidates that were not trained
     point: Point
     spec: ModelSpec = field(compare=False)
 
 
 class Search:
-    """Proposes candidates within a budget, batch by batch, and is told how well each did.
+    """Proposes candidates within a budget, batch by batch, and receives the score of each.
 
-    ``budget`` maps a cost to its limit, ``cost`` says what a candidate costs: params_m, macs_g or latency_ms. The same
-    calls and answers give the same proposals. ``folder`` is where the journal goes; None keeps it in memory.
+    ``budget`` maps a cost to its limit, ``cost`` computes a candidate's: params_m, macs_g or latency_ms. The same calls
+    and answers give the same proposals. The journal is written to ``folder``; None keeps it in memory.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Search:
         self._draw = random.Random(seed)
         sampler = self._optuna.samplers.TPESampler(n_startup_trials=random_trials, seed=seed % 2**32)
         distribution = self._optuna.distributions.IntDistribution
-        # Places in the list, not values: neighbours in the recipe's list are taken for similar, whatever they are.
+        # Places in the list, not values: neighbours in the recipe's list count as similar.
         self._distributions = {d.name: distribution(0, len(d.values) - 1) for d in self.space}
         self._study = self._optuna.create_study(
             storage=self._storage(folder), sampler=sampler, study_name="search", direction="maximize"
@@ -110,7 +110,7 @@ class Search:
         return batch
 
     def _next(self) -> Trial | None:
-        """The next new candidate within the budget; those over it are told to the sampler, and not trained."""
+        """The next new candidate within the budget; the sampler learns of those over it, but they are not trained."""
         size = 1
         for dimension in self.space:
             size *= len(dimension.values)
@@ -128,7 +128,7 @@ class Search:
         return None
 
     def _propose(self, point: Point | None) -> tuple[Any, Point]:
-        """One more trial of the journal: where the sampler wants it, or at ``point``."""
+        """One more trial of the journal: the sampler's choice, or ``point``."""
         if point is not None:
             self._study.enqueue_trial({d.name: index for d, index in zip(self.space, point, strict=True)})
         asked = self._study.ask(self._distributions)
@@ -152,7 +152,7 @@ class Search:
         return spec
 
     def over_budget(self, spec: ModelSpec) -> str:
-        """What of the budget a model exceeds, in words; empty when nothing."""
+        """The limits that a model exceeds, in words; empty if none."""
         for name, limit in self.budget.items():
             cost = self.cost(spec, name)
             if cost > limit:
@@ -162,7 +162,7 @@ class Search:
     # --- telling ------------------------------------------------------------------------------
 
     def tell(self, trial: Trial, top1_percent: float) -> None:
-        """Say how well a candidate did, in percent of the validation split."""
+        """Record a candidate's accuracy on the validation split, in percent."""
         self.scores[trial] = top1_percent
         self._study.tell(trial.number, top1_percent)
 

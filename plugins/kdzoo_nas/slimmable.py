@@ -1,7 +1,7 @@
-"""Small convnets of one width and one depth, each of which runs at any smaller width too.
+"""Small convnets of one width and one depth; each also runs at any smaller width.
 
-A network of width w is an ordinary one: plain convolutions, BatchNorm and a classifier, saved and exported as such.
-What makes it slimmable is that the leading part of each of its tensors is a network of a smaller width, run by ``at``.
+A network of width w is an ordinary one: plain convolutions, BatchNorm and a classifier, saved and exported as such. It
+is slimmable: the leading parts of its tensors are a network of a smaller width, which ``at`` runs.
 
 Source: Yu & Huang, "Universally Slimmable Networks and Improved Training Techniques", ICCV 2019,
 https://arxiv.org/abs/1903.05134, section 3 (the networks themselves are ours, of the sizes that this project needs).
@@ -21,7 +21,7 @@ from kdzoo.api.models import StagedNet, he_normal, network_cfgs, register_networ
 
 
 def leading(tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-    """Return the leading part of each tensor, as views; raise ValueError where a shape does not fit in.
+    """Return the leading part of each tensor, as views; raise ValueError if a shape does not fit in.
 
     Shapes: each tensor (A, B, ...) with a shape (a, b, ...), a <= A, b <= B, ... -> (a, b, ...).
     """
@@ -52,7 +52,7 @@ class ConvStage(nn.Sequential):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions beside a shortcut, which is a 1 x 1 convolution where the shape changes."""
+    """Two 3 x 3 convolutions with a shortcut, which is a 1 x 1 convolution where the shape changes."""
 
     def __init__(self, before: int, width: int, stride: int) -> None:
         super().__init__()
@@ -83,8 +83,8 @@ class SlimmableNet(StagedNet):
     """``stages`` stages of ``depth`` blocks; the first has ``width`` channels at full size, each next twice at half.
 
     Residual networks begin with a 3 x 3 convolution of their own. ``at(w)`` runs the leading part of every tensor,
-    which is a network of width w; in training mode it leaves the running statistics of BatchNorm alone. A network of
-    width w that stands alone is built with ``width=w`` and given those parts.
+    which is a network of width w; in training mode it leaves the running statistics of BatchNorm alone. A separate
+    network of width w is built with ``width=w`` and gets those parts.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Online distillation: networks without a teacher that learn side by side and from each other."""
+"""Online distillation: untrained networks learn together, from each other."""
 
 from __future__ import annotations
 

@@ -42,10 +42,10 @@ def codistill_loss(logits: Tensor, others: Sequence[Tensor]) -> Tensor:
 class Codistill(Algorithm):
     """Makes each of several networks of one architecture match the mean prediction of the others.
 
-    All start from weights of their own and learn the same task side by side. After a burn-in of ``burn_in_epochs`` on
-    the labels alone, network i of M adds KL(mean over j != i of p_j || p_i). The paper's networks are trained on
-    different machines and know each other only as they were some time ago: with ``stale`` the others' predictions are
-    those of their last visit to a sample, an epoch ago. The student is the first of the group, and the one kept.
+    All start from different weights and learn the same task together. After a burn-in of ``burn_in_epochs`` on the
+    labels alone, network i of M adds KL(mean over j != i of p_j || p_i). The paper's networks train on different
+    machines and see only older predictions of each other. So with ``stale`` the others' predictions are those of their
+    last visit to a sample, an epoch ago. The student is the first of the group, and the only one delivered.
 
     Reads: logits of the student and of every peer, each (N, K), the labels, and with ``stale`` the sample index.
     Loss terms: ``codistill``: nats, 0 when a network predicts like the mean of the others; mean over the batch. During
@@ -55,10 +55,10 @@ class Codistill(Algorithm):
     Raises: NeedsError if a peer is of another architecture than the student.
     Source: Anil, Pereyra, Passos, Ormandi, Dahl, Hinton, "Large scale distributed neural network training through
         online distillation", ICLR 2018, https://arxiv.org/abs/1804.03235, algorithm 1.
-    Differs from the paper: 1. all networks see the same batches, which the paper tries too; it gains most where each
-        group of machines reads data of its own. 2. stale predictions are remembered, an epoch old, where the paper
-        computes them with copies of the weights that are exchanged now and then. 3. the divergence, which differs from
-        the cross-entropy by a term without gradient.
+    Differs from the paper: 1. all networks see the same batches, which the paper tries too; it gains most if each group
+        of machines reads data of its own. 2. stale predictions are stored ones, an epoch old; the paper computes them
+        with copies of the weights that are exchanged now and then. 3. the divergence, which differs from the
+        cross-entropy by a term without gradient.
     Defaults from: our own choice; the paper's burn-in is counted in steps of its tasks.
     """
 
@@ -73,11 +73,11 @@ class Codistill(Algorithm):
     needs = Needs(teachers=0, peers=(1, None), sample_index=True)
     default_weights: ClassVar = {"task": 1.0, "codistill": 1.0}
     also_known_as = ("codistillation", "online_distillation")
-    tiny_recipe: ClassVar = {"algorithm": {"options": {"burn_in_epochs": 0}}}  # an epoch is all that the suite trains
+    tiny_recipe: ClassVar = {"algorithm": {"options": {"burn_in_epochs": 0}}}  # the suite trains for one epoch only
 
     class Options(AlgorithmOptions):
         burn_in_epochs: int = Field(
-            1, ge=0, le=100_000, description="Epochs on the labels alone, before the others are worth listening to."
+            1, ge=0, le=100_000, description="Epochs on the labels alone, before networks learn from each other."
         )
         stale: bool = Field(
             False,
@@ -110,14 +110,14 @@ class Codistill(Algorithm):
     def step(self, ctx: StepContext) -> Iterator[Update]:
         names = ["student", *(f"peer_{i}" for i in range(len(ctx.peers)))]
         logits = [ctx.student.logits, *(peer.logits for peer in ctx.peers)]
-        told = self.predictions(ctx, logits)
+        predicted = self.predictions(ctx, logits)
         for i, (name, own) in enumerate(zip(names, logits, strict=True)):
-            loss = codistill_loss(own, told[:i] + told[i + 1 :])
+            loss = codistill_loss(own, predicted[:i] + predicted[i + 1 :])
             burnt_in = ctx.clock.epoch >= self.options.burn_in_epochs
             yield Update(name, {"task": ctx.task_loss(own), "codistill": loss if burnt_in else loss.detach()})
 
     def predictions(self, ctx: StepContext, logits: Sequence[Tensor]) -> list[Tensor]:
-        """What each network is taken to predict: its logits now, or those it remembers where it has seen a sample."""
+        """The prediction of each network: its logits now, or the stored ones of samples that it has seen."""
         now = [own.detach() for own in logits]
         if not self.options.stale:
             return now

@@ -1,4 +1,4 @@
-"""What algorithms whose networks learn side by side show of them."""
+"""Report items of algorithms with several networks that learn together."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from kdzoo.api import FinishedRun, ReportItem, Table, agreement_percent, top1_pe
 
 
 def peers_and_their_ensemble(run: FinishedRun) -> Iterable[ReportItem]:
-    """Measure the mean of all networks of the group, and show each beside it, with how often the student disagrees."""
+    """Measure the mean of all networks of the group, and list each with the share of answers that differ from the
+    student's.
+    """
     result = run.student
     labels = ["student", *(f"peer {i}" for i in range(len(result.peers)))]
     networks = [run.network(result, label.replace(" ", "_")) for label in labels]

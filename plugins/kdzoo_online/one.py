@@ -29,9 +29,9 @@ from kdzoo.api import (
 )
 from kdzoo.api.models import he_normal
 
-#: What the authors add to each probability of the ensemble, so that its logarithm exists.
+#: The authors add this to each probability of the ensemble, so its logarithm exists.
 SMALLEST = 1e-7
-#: A branch whose mean weight in the ensemble passes this leaves nothing for the others.
+#: A branch with a larger mean weight in the ensemble leaves nothing for the others.
 COLLAPSED = 0.99
 
 
@@ -51,12 +51,12 @@ def one_loss(branches: Sequence[Tensor], ensemble: Tensor, temperature: float) -
 
 
 def one_rampup(epoch: int, rampup_epochs: int) -> float:
-    """Return the share of its weight that the term has in an epoch: exp(-5 (1 - e / E)^2), 1 from epoch E on."""
+    """Return the factor of the term's weight in an epoch: exp(-5 (1 - e / E)^2), 1 from epoch E on."""
     return math.exp(-5.0 * (1.0 - min(epoch, rampup_epochs) / rampup_epochs) ** 2) if rampup_epochs else 1.0
 
 
 class Residual(nn.Module):
-    """Two 3 x 3 convolutions beside a shortcut, at stride 1 or 2: (N, C, H, W) -> (N, C', H', W')."""
+    """Two 3 x 3 convolutions with a shortcut, at stride 1 or 2: (N, C, H, W) -> (N, C', H', W')."""
 
     def __init__(self, before: int, after: int, stride: int) -> None:
         super().__init__()
@@ -143,12 +143,12 @@ def gated(weights: Tensor, logits: Sequence[Tensor]) -> Tensor:
 
 
 class ONE(Algorithm):
-    """Makes a network and extra branches over its lower layers match the ensemble that a gate makes of them all.
+    """Makes a network and extra branches over its lower layers match their own gated ensemble.
 
     The network's own top is branch 0; ``branches`` more grow from the level before its last ``depth``. A gate g reads
     that shared level, and z_e = sum over branches i of g_i z_i. All branches and the ensemble learn from the labels,
-    and the ensemble teaches the branches: sum over i of T^2 KL(p_e || p_i), with a weight that ramps up. The teacher so
-    grows with its students and costs only the branches. In the end branches and gate are dropped, and the plain
+    and the ensemble teaches the branches: sum over i of T^2 KL(p_e || p_i), with a weight that ramps up. So the teacher
+    improves with its students and costs only the branches. At the end branches and gate are dropped, and the plain
     network is delivered; the report measures each branch and the ensemble.
 
     Reads: logits (N, K) and features at every level of the student, each (N, C, H, W), and the labels.
@@ -160,8 +160,8 @@ class ONE(Algorithm):
     Raises: NeedsError if the student has no more than ``depth`` levels.
     Source: Lan, Zhu, Gong, "Knowledge Distillation by On-the-Fly Native Ensemble", NeurIPS 2018,
         https://arxiv.org/abs/1806.04606, section 3, and the authors' code (ONE_NeurIPS2018).
-    Differs from the paper: 1. the extra branches are residual blocks to the shape of the deepest level whatever the
-        student is; in the paper they repeat its own last stage, which is the same for a ResNet of ``blocks`` blocks.
+    Differs from the paper: 1. the extra branches are residual blocks to the shape of the deepest level for any student;
+        in the paper they repeat its own last stage, which is the same for a ResNet of ``blocks`` blocks.
     Defaults from: the authors' code (2 extra branches, T 3, all weights 1, 80 of 300 epochs of ramp-up).
     """
 
@@ -178,8 +178,10 @@ class ONE(Algorithm):
     also_known_as = ("on_the_fly_native_ensemble", "native_ensemble")
 
     class Options(AlgorithmOptions):
-        branches: int = Field(2, ge=1, le=64, description="Extra branches beside the network's own top.")
-        depth: int = Field(1, ge=1, le=64, description="Levels that each branch has of its own, the deepest ones.")
+        branches: int = Field(2, ge=1, le=64, description="Extra branches besides the network's own top.")
+        depth: int = Field(
+            1, ge=1, le=64, description="Number of levels, the deepest ones, that each branch does not share."
+        )
         blocks: int = Field(1, ge=1, le=1000, description="Residual blocks of an extra branch.")
         temperature: Temperature = 3.0
         rampup_epochs: int = Field(

@@ -1,4 +1,4 @@
-"""Relation distillation: the student arranges samples among each other as the teacher does."""
+"""Relation distillation: the student arranges the samples of a batch as the teacher does."""
 
 from __future__ import annotations
 

@@ -43,13 +43,13 @@ class Embedding(nn.Module):
 
 
 class CRD(Algorithm):
-    """Makes the student's embedding of a sample tell the teacher's embedding of it from those of other samples.
+    """Makes the student's embedding of a sample pick the teacher's embedding of it among those of other samples.
 
-    Both networks' embeddings are mapped to one sphere by a linear layer each. The student's is scored against what
-    memory banks hold of the teacher's, for the same sample and for many (``negatives``) of other classes, and the
-    other way round; the score is exp(s . t / tau) / Z (``temperature``), and each direction minimises the
-    noise-contrastive loss of telling the sample itself from the rest, which bounds the mutual information of the two
-    from below. Z is fixed at the first step, so that scores average to 1 / (number of training samples).
+    Two linear layers map both networks' embeddings to one sphere. The student's embedding gets a score with each of the
+    teacher's embeddings in a memory bank, for the same sample and for many (``negatives``) of other classes, and the
+    other way round. The score is exp(s . t / tau) / Z (``temperature``). Each direction minimises the noise-contrastive
+    loss of picking the sample itself, which bounds the mutual information of the two from below. Z is fixed at the
+    first step, so that scores average to 1 / (number of training samples).
 
     Reads: pre_logits of student and teacher, (N, D_student) and (N, D_teacher); the samples' indices and labels.
     Loss terms: ``crd``: nats, above 0 even when student equals teacher; sum over candidates and both directions, mean
@@ -58,10 +58,10 @@ class CRD(Algorithm):
     Raises: NeedsError for fewer than two training samples.
     Source: Tian, Krishnan, Isola, "Contrastive Representation Distillation", ICLR 2020,
         https://arxiv.org/abs/1910.10699, section 3, and the authors' code (RepDistiller).
-    Differs from the paper: 1. negatives are drawn with replacement, and never more than there are other samples; the
+    Differs from the paper: 1. negatives are drawn with replacement, never more than there are other samples; the
         authors' code replaces only when it must. 2. a sample's label is known from its first batch on; until then its
         row of the banks is noise, and may be drawn as a negative for any class. 3. banks and Z are written after the
-        optimizer step, by the linear layers as they are then; the authors' code writes them before it.
+        optimizer step, with the updated linear layers; the authors' code writes them before it.
     Defaults from: RepDistiller (dim 128, temperature 0.07, momentum 0.5, 16384 negatives, task 1, crd 0.8).
     """
 
@@ -82,8 +82,12 @@ class CRD(Algorithm):
 
     class Options(AlgorithmOptions):
         dim: int = Field(128, ge=1, le=65536, description="Width of the shared embedding.")
-        negatives: int = Field(16384, ge=1, le=1_000_000, description="Samples of other classes to tell each one from.")
-        temperature: float = Field(0.07, ge=1e-4, le=1000, description="Sharpness of the scores: low is sharp.")
+        negatives: int = Field(
+            16384, ge=1, le=1_000_000, description="Samples of other classes to compare each one with."
+        )
+        temperature: float = Field(
+            0.07, ge=1e-4, le=1000, description="Sharpness of the scores: low is sharp; dimensionless."
+        )
         momentum: float = Field(
             0.5, ge=0, lt=1, description="Share of the old row that a memory bank keeps when its sample comes by."
         )
@@ -133,7 +137,7 @@ class CRD(Algorithm):
         return torch.cat([index[:, None], by_class[place.clamp_max(len(labels) - 1)]], dim=1)
 
     def contrast(self, student: Tensor, teacher: Tensor, candidates: Tensor) -> Tensor:
-        """The loss of both directions, by the constants as stored or, before the first step, as they will be."""
+        """The loss of both directions, with the stored constants, or before the first step the ones to be stored."""
         scores = self._scores(student, teacher, candidates)
         fresh = self._log_normalisers(scores)
         known = torch.where(self.normalised, self.log_normalisers, fresh)

@@ -1,4 +1,4 @@
-"""Response distillation: the student matches what the teacher answers, its logits."""
+"""Response distillation: the student matches the teacher's answers, its logits."""
 
 from __future__ import annotations
 

@@ -45,15 +45,15 @@ def _correlations(first: Tensor, second: Tensor) -> Tensor:
 class DIST(Algorithm):
     """Makes the student's probabilities correlate with the teacher's, over the classes and over the batch.
 
-    A teacher that is much stronger answers in a way that a small student cannot copy, but it can keep the relations:
-    which classes a sample is likelier to be (inter-class), and which samples a class is likelier to be (intra-class).
-    With d = 1 - Pearson's correlation, which any shift and positive scale leave alone, and softmax at temperature
-    tau (``temperature``), L = beta * tau^2 * mean_i d(y_S[i, :], y_T[i, :]) + gamma * tau^2 * mean_j d(y_S[:, j],
-    y_T[:, j]); beta and gamma are ``loss_weights.inter`` and ``loss_weights.intra``.
+    A small student cannot copy the answers of a much stronger teacher, but it can keep their relations: which classes
+    are likelier for a sample (inter-class), and which samples are likelier for a class (intra-class). With d = 1 -
+    Pearson's correlation, which no shift or positive scale changes, and softmax at temperature tau (``temperature``), L
+    = beta * tau^2 * mean_i d(y_S[i, :], y_T[i, :]) + gamma * tau^2 * mean_j d(y_S[:, j], y_T[:, j]); beta and gamma are
+    ``loss_weights.inter`` and ``loss_weights.intra``.
 
     Reads: logits of student and teacher, each (N, K).
-    Loss terms: ``inter``, ``intra``: dimensionless times tau^2, from 0 to 2 tau^2, 0 when student equals teacher save
-        for rows that hardly vary; mean over samples and over classes.
+    Loss terms: ``inter``, ``intra``: dimensionless times tau^2, from 0 to 2 tau^2, 0 when student equals teacher,
+        except for rows that hardly vary; mean over samples and over classes.
     Trains: nothing of its own.   State: none.
     Raises: NeedsError (by the core) with two classes or batches of fewer than three samples, where every correlation
         is 1, -1 or none.

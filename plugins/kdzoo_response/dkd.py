@@ -13,7 +13,7 @@ from kdzoo.api import Algorithm, AlgorithmOptions, Needs, Paper, StepContext, Te
 
 
 def dkd_target_loss(student_logits: Tensor, teacher_logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    """Return temperature^2 times the KL between the softened chances of the label against all other classes, in nats.
+    """Return temperature^2 times the KL between the softened probabilities of the label and of all others, in nats.
 
     Only ``student_logits`` receive a gradient; mean over samples.
 
@@ -42,7 +42,7 @@ def _others(logits: Tensor, targets: Tensor) -> Tensor:
 
 def _label_against_rest(logits: Tensor, targets: Tensor) -> Tensor:
     """The log-probabilities of the label and of everything else: (N, K) -> (N, 2)."""
-    # One logit decides between the two, and logsigmoid keeps both logarithms finite however sure it is.
+    # One logit decides between the two, and logsigmoid keeps both logarithms finite for any logit.
     own = logits.gather(1, targets[:, None])
     margin = own - _others(logits, targets).logsumexp(dim=1, keepdim=True)
     return F.logsigmoid(torch.cat([margin, -margin], dim=1))
@@ -51,10 +51,10 @@ def _label_against_rest(logits: Tensor, targets: Tensor) -> Tensor:
 class DKD(Algorithm):
     """Makes the student match the teacher twice: how sure it is of the label, and how it ranks all other classes.
 
-    The loss of ``kd`` splits into a target part (TCKD) and a non-target part (NCKD), and weighs the latter by what the
-    teacher leaves for the other classes: next to nothing when it is sure. Here each has a weight of its own,
-    L = alpha * TCKD + beta * NCKD, both at temperature T (``temperature``) and times T^2; alpha and beta are
-    ``loss_weights.target`` and ``loss_weights.non_target``.
+    The loss of ``kd`` splits into a target part (TCKD) and a non-target part (NCKD). It weighs the latter by the
+    teacher's probability of the other classes, which is almost zero when the teacher is sure. Here each part has its
+    own weight, L = alpha * TCKD + beta * NCKD, both at temperature T (``temperature``) and times T^2; alpha and beta
+    are ``loss_weights.target`` and ``loss_weights.non_target``.
 
     Reads: logits of student and teacher, each (N, K); the labels.
     Loss terms: ``target``, ``non_target``: nats times T^2, at least 0, 0 when student equals teacher; mean over

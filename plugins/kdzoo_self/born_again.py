@@ -25,15 +25,15 @@ from kdzoo.api import (
 class BornAgain(Algorithm):
     """Makes a fresh network match a trained one of the same architecture, generation after generation.
 
-    Generation 0 is the recipe's teacher, which may be another network, as in the paper's tests with a DenseNet that
-    teaches a ResNet, or, without one, the student's own architecture trained on the task alone.
-    Generation k starts from fresh weights of its own and is taught by generation k - 1 through the algorithm that
-    ``via`` names. The last of ``generations`` is the student. Options and loss weights other than ``generations`` and
-    ``via`` are those of that algorithm.
+    Generation 0 is the recipe's teacher. It may be another network, as in the paper's tests with a DenseNet that
+    teaches a ResNet. Without a teacher it is the student's own architecture, trained on the task alone. Generation k
+    starts from fresh weights of its own and is taught by generation k - 1 through the algorithm that ``via`` names. The
+    last of ``generations`` is the student. Options and loss weights other than ``generations`` and ``via`` are those of
+    that algorithm.
 
     Reads: what the algorithm that ``via`` names reads.
     Loss terms: those of the algorithm that ``via`` names.
-    Trains: nothing of its own; one stage a generation.   State: none.
+    Trains: nothing of its own; one stage per generation. State: none.
     Raises: nothing.
     Source: Furlanello, Lipton, Tschannen, Itti, Anandkumar, "Born-Again Neural Networks", ICML 2018,
         https://arxiv.org/abs/1805.04770, the sequence of teaching selves.
@@ -60,7 +60,7 @@ class BornAgain(Algorithm):
             1,
             ge=1,
             le=100,
-            description="How often the network is reborn: stages taught by the one before.",
+            description="How often the network is reborn: the number of stages with a teacher.",
         )
         via: AlgorithmName = Field(
             "kd",
@@ -70,7 +70,7 @@ class BornAgain(Algorithm):
     @classmethod
     def stages(cls, plan: StagePlan) -> Stages:
         generations = plan.options.generations
-        # Without a salt this stage is the control run of the same recipe, and is trained once for both.
+        # Without a salt this stage equals the control run of the recipe, so it is trained once for both.
         teacher = plan.teachers[0] if plan.teachers else (yield Stage("generation_0", plan.student))
         for generation in range(1, generations):
             name = f"generation_{generation}"

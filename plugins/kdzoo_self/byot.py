@@ -58,7 +58,7 @@ class Exit(nn.Module):
 
     def __init__(self, section: Level, deepest: Level, num_classes: int) -> None:
         super().__init__()
-        # The middle convolution brings the map to the deepest one's size without leaving out a pixel.
+        # The middle convolution brings the map to the deepest one's size and leaves out no pixel.
         reach = max(1, section.height // deepest.height), max(1, section.width // deepest.width)
         width = max(1, deepest.channels // 4)
         layers: list[nn.Module] = []
@@ -105,14 +105,14 @@ class AllExits(nn.Module):
 
 
 class BYOT(Algorithm):
-    """Makes exits after each section of a network answer like its deepest classifier, which is the network's own.
+    """Makes exits after each section of a network answer like the network's own, deepest classifier.
 
-    The network is cut into ``sections`` (a ResNet into four); after each but the last stands an exit: a bottleneck to
+    The network is cut into ``sections`` (a ResNet into four); after each but the last comes an exit: a bottleneck to
     the shape of the deepest section, pooling and a classifier. Four kinds of supervision: q^C, the network's own
     classifier, learns from the labels (``task``); every exit q^i learns from the labels (``exit_labels``), from the
-    deepest classifier's softened answers (``exit_soft``: T^2 KL(q^C || q^i)) and from its features (``exit_hint``:
-    |F_i - F_C|^2). All gradients meet in the shared sections. An exit is a network of its own, shallower and faster;
-    the report measures each. What is delivered is the plain network without any exit.
+    deepest classifier's softened answers (``exit_soft``: T^2 KL(q^C || q^i)) and from its features (``exit_hint``: |F_i
+    - F_C|^2). All gradients meet in the shared sections. An exit is also a network of its own, shallower and faster;
+    the report measures each. The delivered student is the plain network without any exit.
 
     Reads: logits (N, K) and features at every level of the student, each (N, C, H, W), and the labels.
     Loss terms: ``exit_labels``: nats, mean over the batch, sum over exits.
@@ -124,9 +124,9 @@ class BYOT(Algorithm):
     Source: Zhang, Song, Gao, Chen, Bao, Ma, "Be Your Own Teacher: Improve the Performance of Convolutional Neural
         Networks via Self Distillation", ICCV 2019, https://arxiv.org/abs/1905.08094, section 3.
     Differs from the paper: 1. three of the kinds of supervision are the paper's; that of the network's own classifier
-        is counted apart, as a term of its own. 2. embeddings are compared after pooling, as in public code. 3. the
-        soft labels are multiplied by T^2, so that their weight does not depend on ``temperature``. 4. the bottleneck's
-        middle convolution is as wide as its stride.
+        is a separate term. 2. embeddings are compared after pooling, as in public code. 3. the term of the soft labels
+        is multiplied by T^2, so its weight does not depend on ``temperature``. 4. the bottleneck's middle convolution
+        is as wide as its stride.
     Defaults from: a public implementation (T 3, alpha 0.1; its 1e-6 for a sum over a batch of 128 is 1e-4 for a mean).
     """
 

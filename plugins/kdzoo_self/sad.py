@@ -18,8 +18,8 @@ def sad_loss(features: Sequence[Tensor], train_target: bool = False) -> Tensor:
     """Return the squared difference of each level's attention map to the next deeper one's: mean over samples and
     positions, sum over pairs.
 
-    A map is the sum of squares over channels, brought to the shallower level's size, softmaxed over all positions.
-    The deeper map receives a gradient only where ``train_target`` says so.
+    A map is the sum of squares over channels, brought to the shallower level's size, softmaxed over all positions. The
+    deeper map receives a gradient only with ``train_target``.
 
     Shapes: each of ``features``, shallow to deep, (N, C, H, W) -> scalar.
     """
@@ -40,11 +40,11 @@ def sad_attention(features: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class SAD(Algorithm):
-    """Makes each level of a network look where the next deeper level looks: its own attention teaches its lower layers.
+    """Makes each level of a network look where its next deeper level looks.
 
     The map of a level is the sum of squared activations over channels, enlarged to the size of the level before it and
     softmaxed over positions. L = sum over levels m of the mean squared difference of map m and map m + 1, where the
-    deeper map is fixed. Nothing but the network itself is needed.
+    deeper map is fixed. It needs nothing but the network itself.
 
     Reads: features of the student at all its levels, each (N, C, H, W).
     Loss terms: ``sad``: dimensionless, at least 0, 0 when all maps agree; at most 2 / (H * W) a pair; mean over samples
@@ -54,9 +54,8 @@ class SAD(Algorithm):
         always 1.
     Source: Hou, Ma, Liu, Loy, "Learning Lightweight Lane Detection CNNs by Self Attention Distillation", ICCV 2019,
         https://arxiv.org/abs/1908.00821, section 3.1.
-    Differs from the paper: 1. it was made for segmenting lanes, and is used here on classifiers. 2. the paper adds the
-        term late in training, when attention means something; here it counts from the start unless ``begin`` says
-        otherwise.
+    Differs from the paper: 1. it was made to segment lanes; here it is used on classifiers. 2. the paper adds the term
+        late in training, when attention means something; here it counts from the start unless ``begin`` says otherwise.
     Defaults from: the paper (0.1); public code has the same.
     """
 

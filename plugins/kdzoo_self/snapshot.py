@@ -29,25 +29,25 @@ from kdzoo.api import (
 
 
 class Snapshot(Algorithm):
-    """Makes a network match what it was at the end of the learning-rate cycle before.
+    """Makes a network match its own snapshot from the end of the previous learning-rate cycle.
 
-    The recipe's epochs are divided into ``cycles`` mini-generations. Each starts from the weights the last one ended
-    with and anneals the learning rate from its peak to its end once, so that the network first moves away from where it
-    was. The first learns from the labels alone; from then on the snapshot at the end of the cycle before is the
-    teacher: L = L_CE + KL(p_teacher^T || p_student), where only the teacher's answers are softened. All of it takes the
-    epochs of one ordinary training, beside the teacher's forward passes.
+    The recipe's epochs are divided into ``cycles`` mini-generations. Each starts from the last weights of the one
+    before and lowers the learning rate once from its peak to its end, so the network first moves away. The first learns
+    from the labels alone; after that, the snapshot at the end of the previous cycle is the teacher: L = L_CE +
+    KL(p_teacher^T || p_student), where only the teacher's answers are softened. All cycles together take the epochs of
+    one ordinary training, plus the teacher's forward passes.
 
     Reads: logits of student and snapshot, each (N, K), and the labels.
     Loss terms: ``snapshot``: nats, at least 0; mean over the batch. Equal networks score 0 at ``temperature`` 1 only.
     Trains: nothing of its own.   State: none; each mini-generation is a stage.
-    Stages: one a mini-generation, which starts from the one before and is taught by it.
+    Stages: one per mini-generation, which starts from the one before and has it as its teacher.
     Raises: NeedsError if there are more cycles than epochs.
     Source: Yang, Xie, Su, Yuille, "Snapshot Distillation: Teacher-Student Optimization in One Generation", CVPR 2019,
         https://arxiv.org/abs/1812.00123.
-    Differs from the paper: 1. the optimizer's momentum starts anew with each cycle. 2. a recipe's warm-up is part of
-        the first cycle only. 3. each cycle sees the samples in the order of the first one's epochs, and augmented like
-        there. 4. both terms weigh 1 whatever the temperature T; a public implementation weighs the labels by 1 + 1/T.
-    Defaults from: our own choice of 2 cycles, temperature 2; the paper tries several, and its text was not at hand.
+    Differs from the paper: 1. the optimizer's momentum starts at zero in each cycle. 2. a recipe's warm-up is part of
+        the first cycle only. 3. each cycle sees the samples in the order and augmentation of the first one's epochs. 4.
+        both terms weigh 1 whatever the temperature T; a public implementation weighs the labels by 1 + 1/T.
+    Defaults from: our own choice of 2 cycles, temperature 2; the paper tries several; we did not have its text.
     """
 
     name = "snapshot"
@@ -60,16 +60,16 @@ class Snapshot(Algorithm):
     needs = Needs(teachers=0)
     default_weights: ClassVar = {"task": 1.0, "snapshot": 1.0}
     also_known_as = ("snapshot_distillation",)
-    tiny_recipe: ClassVar = {"train": {"epochs": 2}}  # a cycle is an epoch at least
+    tiny_recipe: ClassVar = {"train": {"epochs": 2}}  # a cycle takes at least one epoch
 
     class Options(AlgorithmOptions):
         cycles: int = Field(2, ge=2, le=1000, description="Mini-generations that the recipe's epochs are divided into.")
         temperature: Temperature = Field(
-            2.0, description="Softens the teacher's answers, and not the student's; dimensionless."
+            2.0, description="Softens the teacher's answers but not the student's; dimensionless."
         )
 
     def losses(self, ctx: StepContext) -> dict[str, Tensor]:
-        # Only the teacher is softened, and so the temperature is not that of the loss.
+        # Only the teacher is softened, so this is not the temperature of the loss.
         return {"snapshot": soft_target_loss(ctx.student.logits, ctx.teacher.logits / self.options.temperature)}
 
     @classmethod
@@ -79,7 +79,7 @@ class Snapshot(Algorithm):
             raise NeedsError(f"algorithm 'snapshot': {cycles} cycles do not fit into train.epochs: {epochs}")
         before: StageResult | None = None
         for cycle in range(cycles):
-            # Epochs that do not divide go to the later cycles, which the student comes from.
+            # Left-over epochs go to the later cycles, which produce the student.
             length = epochs * (cycle + 1) // cycles - epochs * cycle // cycles
             train = {"epochs": length, "schedule": _one_cycle(plan.train["schedule"], first=before is None)}
             name = "student" if cycle == cycles - 1 else f"cycle_{cycle + 1}"

@@ -1,4 +1,4 @@
-"""TensorBoard event files, one sub-run a stage."""
+"""TensorBoard event files, one sub-run per stage."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class TensorBoard(Tracker):
     """
 
     name = "tensorboard"
-    description = "TensorBoard event files, one sub-run a stage"
+    description = "TensorBoard event files, one sub-run per stage"
 
     def __init__(self) -> None:
         self.folder: Path | None = None
@@ -31,7 +31,7 @@ class TensorBoard(Tracker):
     def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         assert self.folder is not None, "log before start"
         if stage not in self.writers:
-            from torch.utils.tensorboard import SummaryWriter  # two seconds
+            from torch.utils.tensorboard import SummaryWriter  # its import takes two seconds
 
             self.writers[stage] = SummaryWriter(self.folder / stage, purge_step=step)
         for name, value in values.items():
