@@ -1,83 +1,67 @@
-"""Charts of a run as inline SVG that follows the page: its font, its light and dark colours.
-
-matplotlib draws with stand-in colours, which are then replaced by the page's CSS variables.
-"""
+"""The charts of a run: what is drawn, and what a screen reader says of it."""
 
 from __future__ import annotations
 
-import io
 import math
 import re
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from xml.etree import ElementTree
+
+from kdzoo.errors import plain
+from kdzoo.report.drawing import (
+    DASHES,
+    GRID,
+    MARKERS,
+    ROLES,
+    SERIES,
+    colour,
+    highest_nearby,
+    name_point,
+    place,
+    plain_ticks,
+    render,
+    whole_ticks,
+)
+from kdzoo.report.results import Entry, HeatMap, Scatter
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
-ElementTree.register_namespace("", SVG)
-ElementTree.register_namespace("xlink", XLINK)
-
-#: Stand-ins that matplotlib draws with -> variables of report.css.
-INK, MUTED, GRID, PAPER = "#010101", "#020202", "#030303", "#040404"
-SERIES = tuple(f"#0506{i:02x}" for i in range(8))
-VARIABLES = {INK: "ink", MUTED: "muted", GRID: "line", PAPER: "card"} | {c: f"c{i}" for i, c in enumerate(SERIES)}
-#: Colours that mean the same in every chart; other names take the remaining ones in turn.
-ROLES = {"student": 0, "control": 1, "teacher": 2, "export": 3}
-MARKERS = "osD^vPX*"
-DASHES = ("-", "--", "-.", ":")
-#: What a training row of metrics.jsonl holds beside the loss terms.
-BESIDE_TERMS = {"stage", "epoch", "step", "split", "lr", "grad_norm"}
+#: What a training row of metrics.jsonl holds besides the loss terms.
+NOT_TERMS = {"stage", "epoch", "step", "split", "lr", "grad_norm"}
 #: More classes or panels than this are not drawn; the caption says so.
 MOST_CLASSES, MOST_PANELS = 20, 9
 #: More curves than this share names where only a number tells their stages apart, and no more names are listed.
 MOST_CURVES = 12
-
-SETTINGS: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "kdzoo",  # equal content gives equal ids
-    "text.parse_math": False,  # names may hold a dollar sign
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": MUTED,
-    "axes.titlecolor": INK,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "text.color": INK,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 4,
-}
+#: Characters of a name in a chart.
+LONGEST_NAME = 40
+#: Inches, so that text is as large as the page's where the page is wide, and still readable on a phone.
+WIDTH, HEIGHT = 5.0, 3.4
 
 
 @dataclass(frozen=True)
 class Chart:
-    """One drawing: what it shows, in words too, for those who do not see it."""
+    """One chart: its title, its caption, and its drawings as SVG, each of which is described in words too."""
 
     title: str
     caption: str
-    svg: str
+    drawings: tuple[str, ...]
 
 
-def accuracy_against_latency(entries: Sequence[tuple[str, Mapping[str, Any]]]) -> Chart | None:
-    """Draw (role, entry of results.json) pairs; None when nothing was timed."""
-    timed = [(role, entry) for role, entry in entries if entry.get("latency_ms")]
-    points = [(role, entry["label"], entry["latency_ms"]["p50"], entry["top1_percent"]) for role, entry in timed]
+def short(name: Any) -> str:
+    """A name as a chart shows it."""
+    return plain(str(name), LONGEST_NAME)
+
+
+def accuracy_against_latency(entries: Sequence[Entry]) -> Chart | None:
+    """Draw networks and the files of teachers and students; None when nothing was timed."""
+    points = [
+        (entry.role, short(entry.label), entry.latency_ms.p50, entry.top1_percent)
+        for entry in entries
+        if entry.latency_ms and entry.top1_percent is not None and not entry.rejected
+        if entry.network != "control" or entry.format is None
+    ]
     if not points:
         return None
 
@@ -93,8 +77,9 @@ def accuracy_against_latency(entries: Sequence[tuple[str, Mapping[str, Any]]]) -
         plain_ticks(axes.xaxis)
         axes.set(xlabel="latency at batch 1, p50, ms (logarithmic)", ylabel="test accuracy, %")
 
-    told = "; ".join(f"{label} {accuracy:.2f} % at {latency:.3g} ms" for _, label, latency, accuracy in points)
-    return Chart("Accuracy against latency", "Up and to the left is better.", render("latency", told, draw, 6.4, 3.9))
+    words = "; ".join(f"{label} {accuracy:.2f} % at {latency:.3g} ms" for _, label, latency, accuracy in points)
+    drawing = render("latency", words, draw, WIDTH, HEIGHT)
+    return Chart("Accuracy against latency", "Up and to the left is better.", (drawing,))
 
 
 def learning_curves(rows: Sequence[Mapping[str, Any]]) -> Chart | None:
@@ -102,7 +87,7 @@ def learning_curves(rows: Sequence[Mapping[str, Any]]) -> Chart | None:
     stages: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
         if row.get("split") == "validation" and isinstance(row.get("top1_percent"), int | float):
-            stages.setdefault(str(row["stage"]), []).append((row["epoch"] + 1, row["top1_percent"]))
+            stages.setdefault(short(row["stage"]), []).append((row["epoch"] + 1, row["top1_percent"]))
     if not stages:
         return None
 
@@ -123,13 +108,13 @@ def learning_curves(rows: Sequence[Mapping[str, Any]]) -> Chart | None:
         axes.set(xlabel="epoch", ylabel="validation accuracy, %")
         axes.legend()
 
-    told = "; ".join(ends_at(name, [stages[stage] for stage in members]) for name, members in groups.items())
+    words = "; ".join(ends_at(name, [stages[stage] for stage in members]) for name, members in groups.items())
     caption = "Accuracy on the validation split after each epoch."
     if len(groups) < len(stages):
         caption += " Stages that only a number tells apart look alike."
     if len(named) < len(groups):
         caption += f" The first {len(named)} of {len(groups)} are named."
-    return Chart("Learning curves", caption, render("curves", told, draw, 6.4, 3.9))
+    return Chart("Learning curves", caption, (render("curves", words, draw, WIDTH, HEIGHT),))
 
 
 def curve_groups(stages: Sequence[str]) -> dict[str, list[str]]:
@@ -151,6 +136,10 @@ def ends_at(name: str, curves: Sequence[Sequence[tuple[int, float]]]) -> str:
     return f"{name} end between {min(accuracies):.2f} and {max(accuracies):.2f} %"
 
 
+#: Values of one loss term by epoch.
+Values = list[tuple[int, float]]
+
+
 def loss_terms(
     rows: Sequence[Mapping[str, Any]], logged_of: Mapping[str, Mapping[str, str]] | None = None
 ) -> Chart | None:
@@ -159,54 +148,62 @@ def loss_terms(
     ``logged_of`` says, by stage and name, which network a term trains; a stage that trains several has a panel for
     the terms of each, and one for what its algorithm noted.
     """
-    stages: dict[str, dict[str, list[tuple[int, float]]]] = {}
-    for row in rows:
-        if row.get("split") == "train":
-            stage = str(row["stage"])
-            trains = (logged_of or {}).get(stage, {})
-            for name, value in row.items():
-                if name in BESIDE_TERMS or name.startswith("grad_norm_") or not isinstance(value, int | float):
-                    continue
-                of = trains.get(name, "student")
-                panel = stage if of == "student" else f"{stage}: {of}"
-                stages.setdefault(panel, {}).setdefault(name, []).append((row["epoch"] + 1, value))
-    drawn = dict(list(stages.items())[-MOST_PANELS:])
+    panels = term_panels(rows, logged_of or {})
+    drawn = dict(list(panels.items())[-MOST_PANELS:])
     if not drawn:
         return None
-    columns = min(3, len(drawn))
-    lines = math.ceil(len(drawn) / columns)
+    names = list(dict.fromkeys(name for terms in drawn.values() for name in terms))
+    drawings = tuple(
+        panel(f"terms{number}", title, terms, names) for number, (title, terms) in enumerate(drawn.items())
+    )
+    left_out = f" The last {MOST_PANELS} of {len(panels)} panels." if len(panels) > len(drawn) else ""
+    return Chart("Loss terms", f"Mean of each term over an epoch, before its weight.{left_out}", drawings)
+
+
+def term_panels(
+    rows: Sequence[Mapping[str, Any]], logged_of: Mapping[str, Mapping[str, str]]
+) -> dict[str, dict[str, Values]]:
+    """Panel -> term -> its values."""
+    panels: dict[str, dict[str, Values]] = {}
+    for row in rows:
+        if row.get("split") != "train":
+            continue
+        trains = logged_of.get(str(row["stage"]), {})
+        for name, value in row.items():
+            if name in NOT_TERMS or name.startswith("grad_norm_") or not isinstance(value, int | float):
+                continue
+            network = trains.get(name, "student")
+            title = short(row["stage"]) if network == "student" else f"{short(row['stage'])}: {short(network)}"
+            panels.setdefault(title, {}).setdefault(short(name), []).append((row["epoch"] + 1, value))
+    return panels
+
+
+def panel(name: str, title: str, terms: Mapping[str, Values], names: Sequence[str]) -> str:
+    """Draw the terms of one panel; a term has one colour in all of them, by its place in ``names``."""
 
     def draw(figure: Figure) -> None:
-        panels = figure.subplots(lines, columns, squeeze=False)
-        names = list(dict.fromkeys(name for terms in drawn.values() for name in terms))
-        for axes in panels.flat[len(drawn) :]:
-            axes.set_visible(False)
-        for axes, (stage, terms) in zip(panels.flat, drawn.items(), strict=False):
-            for name, values in terms.items():
-                epochs, means = zip(*values, strict=True)
-                i = names.index(name)
-                marker = "o" if len(values) < 3 else ""
-                axes.plot(epochs, means, DASHES[i % 4], marker=marker, color=SERIES[(i + len(ROLES)) % 8], label=name)
-            everything = [value for values in terms.values() for _, value in values]
-            if min(everything) > 0 and max(everything) > 30 * min(everything):
-                axes.set_yscale("log")
-                plain_ticks(axes.yaxis)
-            axes.set_title(stage)
-            axes.set_xlabel("epoch")
-            whole_ticks(axes)
-            axes.legend()
+        axes = figure.subplots()
+        for term, values in terms.items():
+            epochs, means = zip(*values, strict=True)
+            i = names.index(term)
+            marker = "o" if len(values) < 3 else ""
+            axes.plot(epochs, means, DASHES[i % 4], marker=marker, color=SERIES[(i + len(ROLES)) % 8], label=term)
+        everything = [value for values in terms.values() for _, value in values]
+        if min(everything) > 0 and max(everything) > 30 * min(everything):
+            axes.set_yscale("log")
+            plain_ticks(axes.yaxis)
+        axes.set_title(title)
+        axes.set_xlabel("epoch")
+        whole_ticks(axes)
+        axes.legend()
 
-    left_out = f" The last {MOST_PANELS} of {len(stages)} panels." if len(stages) > len(drawn) else ""
-    caption = f"Mean of each term over an epoch, before its weight.{left_out}"
-    told = "; ".join(
-        f"{stage}: " + ", ".join(f"{name} from {v[0][1]:.3g} to {v[-1][1]:.3g}" for name, v in terms.items())
-        for stage, terms in drawn.items()
-    )
-    return Chart("Loss terms", caption, render("terms", told, draw, 4.3 * columns, 3.1 * lines))
+    words = ", ".join(f"{term} from {v[0][1]:.3g} to {v[-1][1]:.3g}" for term, v in terms.items())
+    return render(name, f"{title}: {words}", draw, 3.8, 2.9)
 
 
 def per_class_accuracy(classes: Sequence[str], accuracy: Mapping[str, Sequence[float | None]]) -> Chart | None:
-    """Draw bars a class, those with the largest difference between student and control (or teacher) first."""
+    """Draw a line a class with a point a network, those with the largest difference between student and control (or
+    teacher) first. The axis begins near the lowest point."""
     other = next((label for label in ("control", "teacher") if label in accuracy), None)
     if "student" not in accuracy or not classes:
         return None
@@ -216,38 +213,40 @@ def per_class_accuracy(classes: Sequence[str], accuracy: Mapping[str, Sequence[f
         return ours - theirs if ours is not None and theirs is not None else 0.0
 
     order = sorted(range(len(classes)), key=lambda k: -abs(gain(k)))[:MOST_CLASSES]
-    order.sort(key=gain)  # the first bar is drawn lowest
+    order.sort(key=gain)  # the first line is drawn lowest
     labels = [label for label in ("teacher", "control", "student") if label in accuracy]
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        bar = 0.8 / len(labels)
-        for i, label in enumerate(reversed(labels)):
-            places = [y + bar * (i - (len(labels) - 1) / 2) for y in range(len(order))]
-            values = [accuracy[label][k] or 0.0 for k in order]
-            axes.barh(places, values, bar * 0.9, color=colour(label), label=label)
-        axes.set_yticks(range(len(order)), [classes[k] for k in order])
+        for y, k in enumerate(order):
+            known = [value for label in labels if (value := accuracy[label][k]) is not None]
+            if known:
+                axes.plot([min(known), max(known)], [y, y], color=GRID, linewidth=2.5, zorder=1)
+        for label, size in zip(labels, (10, 8, 6)[-len(labels) :], strict=True):  # of equal ones each can be seen
+            points = [(value, y) for y, k in enumerate(order) if (value := accuracy[label][k]) is not None]
+            xs, ys = zip(*points, strict=True) if points else ((), ())
+            marker = MARKERS[place(label) % 8]
+            axes.plot(xs, ys, marker, color=colour(label), label=label, markersize=size, clip_on=False)
+        axes.set_yticks(range(len(order)), [short(classes[k]) for k in order])
         axes.set_ylim(-0.6, len(order) - 0.4)
-        axes.set_xlim(0, 100)
-        axes.grid(axis="y", visible=False)
+        axes.set_xmargin(0.04)
         axes.set_xlabel("test accuracy, %")
-        handles, names = axes.get_legend_handles_labels()
-        axes.legend(handles[::-1], names[::-1], loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(labels))
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(labels), handletextpad=0.2)
 
     caption = f"Sorted by the student's gain over the {other}." if other else "The student's own."
     if len(order) < len(classes):
         caption += f" The {len(order)} of {len(classes)} classes that differ most."
     shown = {label: ["none" if value is None else f"{value:.1f} %" for value in accuracy[label]] for label in labels}
-    told = "; ".join(
-        f"{classes[k]}: " + ", ".join(f"{label} {shown[label][k]}" for label in labels) for k in reversed(order)
+    words = "; ".join(
+        f"{short(classes[k])}: " + ", ".join(f"{label} {shown[label][k]}" for label in labels) for k in reversed(order)
     )
-    height = 1.0 + 0.13 * len(labels) * len(order)
-    return Chart("Accuracy by class", caption, render("classes", told, draw, 8.0, height))
+    drawing = render("classes", words, draw, 5.6, 1.1 + 0.27 * len(order))
+    return Chart("Accuracy by class", caption, (drawing,))
 
 
-def heat_map(item: Mapping[str, Any], number: int) -> Chart:
+def heat_map(item: HeatMap, number: int) -> Chart:
     """Draw an item's numbers by row and column, the largest darkest."""
-    rows, columns, values = item["rows"], item["columns"], item["values"]
+    rows, columns, values = [short(row) for row in item.rows], [short(column) for column in item.columns], item.values
     known = [value for line in values for value in line if value is not None]
     low, high = min(known, default=0.0), max(known, default=0.0)
 
@@ -269,126 +268,34 @@ def heat_map(item: Mapping[str, Any], number: int) -> Chart:
         axes.grid(visible=False)
         axes.tick_params(length=0)
 
-    told = "; ".join(
+    words = "; ".join(
         f"{row}: " + ", ".join(f"{column} {value:.3g}" for column, value in zip(columns, line, strict=True)
                                if value is not None)
         for row, line in zip(rows, values, strict=True)
     )  # fmt: skip
     width, height = 2.0 + 0.8 * len(columns), 0.9 + 0.42 * len(rows)
-    caption = " ".join(part for part in (f"In {item['unit']}." if item["unit"] else "", item["note"]) if part)
-    return Chart(item["title"], caption, render(f"item{number}", told, draw, max(4.0, width), height))
+    caption = " ".join(part for part in (f"In {item.unit}." if item.unit else "", item.note) if part)
+    return Chart(item.title, caption, (render(f"item{number}", words, draw, max(4.0, width), height),))
 
 
-def scatter(item: Mapping[str, Any], number: int) -> Chart:
+def scatter(item: Scatter, number: int) -> Chart:
     """Draw an item's points, a colour and a marker for each group, and join those of its front."""
-    points = item["points"]
-    groups = list(dict.fromkeys(point["group"] for point in points))
+    points = [(point.x, point.y, short(point.label), short(point.group)) for point in item.points]
+    groups = list(dict.fromkeys(group for *_, group in points))
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         for i, group in enumerate(groups):
-            mine = sorted((p["x"], p["y"], p["label"]) for p in points if p["group"] == group)
-            xs, ys, labels = zip(*mine, strict=True)
-            joined = "-" if item["front"] == group else ""
+            xs, ys, labels = zip(*sorted((x, y, label) for x, y, label, of in points if of == group), strict=True)
+            joined = "-" if short(item.front) == group else ""
             axes.plot(xs, ys, joined + MARKERS[i % 8], color=SERIES[i % 8], markersize=7, label=group or None)
             for x, y, label in zip(xs, ys, labels, strict=True):
-                above = highest_nearby(x, y, [(p["x"], p["y"]) for p in points])
+                above = highest_nearby(x, y, [(x, y) for x, y, *_ in points])
                 name_point(axes, label, (x, y), 7 if above else -7, 8)
         axes.margins(x=0.12, y=0.18)
-        axes.set(xlabel=item["x_label"], ylabel=item["y_label"])
+        axes.set(xlabel=short(item.x_label), ylabel=short(item.y_label))
         if any(groups):
             axes.legend()
 
-    told = "; ".join(f"{p['group']} {p['label']} {p['y']:.4g} at {p['x']:.4g}".strip() for p in points)
-    return Chart(item["title"], item["note"], render(f"item{number}", told, draw, 6.4, 3.9))
-
-
-def place(role: str, turn: int = 0) -> int:
-    """The number of a role's colour and marker; names without a role take what the roles leave over."""
-    spare = [i for i in range(len(SERIES)) if i not in ROLES.values()]
-    return ROLES.get(role, spare[turn % len(spare)])
-
-
-def colour(role: str, turn: int = 0) -> str:
-    return SERIES[place(role, turn)]
-
-
-def highest_nearby(x: float, y: float, points: Sequence[tuple[float, float]]) -> bool:
-    """Whether the nearest other point along x lies lower, so that a name above runs into nothing."""
-    others = [point for point in points if point != (x, y)]
-    nearest = min(others, key=lambda point: abs(point[0] - x), default=(x, y))
-    return nearest[1] <= y
-
-
-def name_point(axes: Axes, label: str, point: tuple[float, float], offset: int, size: int) -> None:
-    """Write a label so many typographic points above a point of the plot, or below it."""
-    side = "bottom" if offset > 0 else "top"
-    axes.annotate(label, point, (0, offset), textcoords="offset points", fontsize=size, ha="center", va=side)
-
-
-def whole_ticks(axes: Axes) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-
-
-def plain_ticks(axis: Axis) -> None:
-    """Label a logarithmic axis with plain numbers."""
-    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
-
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
-    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.set_minor_locator(NullLocator())
-
-
-def render(name: str, told: str, draw: Callable[[Figure], None], width: float, height: float) -> str:
-    """Return the drawing as an SVG element; ``told`` is what a screen reader says of it."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's browser has a font for it
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(SETTINGS)
-        figure = Figure(figsize=(width, height), layout="constrained")
-        draw(figure)
-        written = io.StringIO()
-        figure.savefig(written, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return inline(name, told, written.getvalue(), width)
-
-
-def inline(name: str, told: str, document: str, width: float) -> str:
-    """Turn matplotlib's document, ``width`` inches wide, into an element of the page: its ids, colours and font.
-
-    Only attributes are touched, so that no text in the drawing can be taken for markup.
-    """
-    root = ElementTree.fromstring(document)
-    for child in [child for child in root if child.tag == f"{{{SVG}}}metadata"]:
-        root.remove(child)
-    for parent in root.iter():
-        for child in [child for child in parent if child.tag == f"{{{SVG}}}style"]:
-            parent.remove(child)  # it would apply to the whole page
-        for key, value in parent.attrib.items():
-            if key == "id":
-                parent.set(key, f"{name}-{value}")
-            elif key == f"{{{XLINK}}}href":
-                parent.set(key, value.replace("#", f"#{name}-", 1))
-            elif key == "clip-path":
-                parent.set(key, value.replace("url(#", f"url(#{name}-"))
-            elif key == "style":
-                parent.set(key, page_style(value))
-    for key in ("width", "height", "version"):
-        root.attrib.pop(key, None)
-    root.set("class", "chart")
-    # Its text is never larger than the page's, nor too small to read: on a narrow screen the figure scrolls.
-    root.set("style", f"max-width: {width:g}in; min-width: {width / 2:g}in")
-    root.set("role", "img")
-    root.set("aria-label", told)
-    return ElementTree.tostring(root, encoding="unicode")
-
-
-def page_style(style: str) -> str:
-    """Replace stand-in colours by the page's variables and drop the font family, which the page decides."""
-    for stand_in, variable in VARIABLES.items():
-        style = style.replace(stand_in, f"var(--{variable})")
-    return "; ".join(part for part in style.split("; ") if not part.startswith("font-family"))
+    words = "; ".join(f"{group} {label} {y:.4g} at {x:.4g}".strip() for x, y, label, group in points)
+    return Chart(item.title, item.note, (render(f"item{number}", words, draw, 6.0, 3.9),))

@@ -1,77 +1,146 @@
-"""Runs side by side."""
+"""Networks of one run, and several runs, side by side on a terminal."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdzoo.errors import plain
-from kdzoo.report.reading import algorithm_of, read_finished
-from kdzoo.report.tables import LATENCY, NOTHING, cells, counted, entries, heads, significant, text_table
+from kdzoo.errors import CorruptError, ReportError, plain
+from kdzoo.report.measurements import NOTHING, comparison, counted, p50, significant
+from kdzoo.report.reading import read_recipe, read_run, section
+from kdzoo.report.results import parse_results
+from kdzoo.report.tables import text_table, wrapped
 from kdzoo.report.verdict import verdict
+from kdzoo.storage.run_folder import RunFolder
+
+#: Longest name that is shown whole.
+LONGEST_NAME = 40
 
 
-def comparison_table(results: Mapping[str, Any]) -> str:
-    """Return the comparison as aligned text, the verdict below it."""
+def comparison_table(results: Mapping[str, Any], width: int | None = None) -> str:
+    """Return the comparison of one run as aligned text, the verdict below it.
+
+    Where it is wider than ``width`` characters, it has fewer columns.
+    """
+    parsed = parse_results(results)
+    found = comparison(parsed)
+    models = [entry.model for entry in parsed.entries()]
     rows = [
-        [plain(entry["label"], 40), plain(entry["model"], 40), *(cell.text for cell in row)]
-        for _, entry, row in cells(results)
+        [plain(row.name, LONGEST_NAME), plain(model, LONGEST_NAME), *(cell.text for cell in row.cells)]
+        for row, model in zip(found.rows, models, strict=True)
     ]
-    judged = verdict(results)
-    return "\n".join([text_table(["", "model", *heads()], rows, left=2), "", f"{judged.headline}. {judged.sentence}"])
+    header = [
+        "",
+        "model",
+        *(f"{head.title}\n{wrapped(head.unit, max(6, len(head.title)))}".strip() for head in found.heads[1:]),
+    ]
+    parameters, macs, p95, ece = 5, 7, 9, 4
+    lines = [text_table(header, rows, left=2, width=width, spare=(p95, macs, ece, parameters)), ""]
+    for row in found.rows:
+        lines += [f"Rejected: {plain(row.name)}: {plain(problem, 400)}" for problem in row.problems]
+    judged = verdict(parsed)
+    return "\n".join([*lines, f"{judged.headline}. {judged.sentence}"])
 
 
 def compare_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """Return one row of full floats for each run folder.
+    """Return one row of full floats for each run folder; the numbers of an unfinished run are None.
 
-    Raise ReportError for one that is not of a finished run, CorruptError for one that does not verify.
+    Raises CorruptError or ReportError that names every folder that is damaged or is no run's.
     """
-    rows = []
+    rows, errors = [], []
     for folder in folders:
-        run = read_finished(folder)
-        results, student, control = run.results, run.results["student"], run.results.get("control")
-        teachers = [entry for role, entry in entries(results) if role == "teacher"]
-        rows.append(
-            {
-                "run": str(folder),
-                "recipe": str(run.recipe.get("name", "")),
-                "algorithm": algorithm_of(run),
-                "student": student["model"],
-                "seed": run.provenance.get("seed"),
-                "teacher_top1_percent": max((entry["top1_percent"] for entry in teachers), default=None),
-                "control_top1_percent": control["top1_percent"] if control else None,
-                "top1_percent": student["top1_percent"],
-                "gain_points": student["top1_percent"] - control["top1_percent"] if control else None,
-                "agreement_percent": student.get("agreement_percent"),
-                "ece": student.get("ece"),
-                "params_m": student.get("params_m"),
-                "latency_p50_ms": LATENCY.value(student),
-            }
-        )
+        try:
+            rows.append(compared(folder))
+        except (CorruptError, ReportError) as error:
+            errors.append(error)
+    if errors:
+        raise type(errors[0])("\n".join(map(str, errors)))
     return rows
 
 
-#: How compare_table heads and rounds the numbers of compare_runs.
-COMPARED: tuple[tuple[str, str, Callable[[float], str]], ...] = (
-    ("seed", "seed", str),
-    ("teacher_top1_percent", "teacher %", "{:.2f}".format),
-    ("control_top1_percent", "control %", "{:.2f}".format),
-    ("top1_percent", "student %", "{:.2f}".format),
-    ("gain_points", "gain", "{:+.2f}".format),
-    ("agreement_percent", "agreement %", "{:.2f}".format),
-    ("ece", "ECE", "{:.3f}".format),
-    ("params_m", "params", lambda millions: counted(millions * 1e6)),
-    ("latency_p50_ms", "p50 ms", significant),
-)
+def compared(folder: Path) -> dict[str, Any]:
+    """One row of ``compare_runs``."""
+    if not is_finished(folder):
+        recipe = read_recipe(folder)
+        return dict.fromkeys([*WORDS, *NUMBERS]) | {
+            "run": str(folder),
+            "finished": False,
+            "recipe": recipe.get("name"),
+            "algorithm": section(recipe, "algorithm").get("name"),
+            "student": section(section(recipe, "models"), "student").get("name"),
+            "seed": recipe.get("seed"),
+        }
+    run = read_run(folder)
+    student, control, teacher = run.results.student, run.results.control, run.results.best_teacher
+    return {
+        "run": str(folder),
+        "finished": True,
+        "recipe": run.name,
+        "algorithm": run.algorithm,
+        "student": student.model,
+        "seed": run.provenance.get("seed"),
+        "teacher_top1_percent": teacher.top1_percent if teacher else None,
+        "control_top1_percent": control.top1_percent if control else None,
+        "top1_percent": student.top1_percent,
+        "gain_points": student.top1_percent - control.top1_percent if control else None,
+        "agreement_percent": student.agreement_percent,
+        "ece": student.ece,
+        "params_m": student.params_m,
+        "latency_p50_ms": p50(student),
+    }
 
 
-def compare_table(folders: Sequence[Path]) -> str:
-    """Return run folders side by side, as aligned text."""
-    words = ("run", "recipe", "algorithm", "student")
+def is_finished(folder: Path) -> bool:
+    """Whether a run has finished; a finished one is held against its manifest."""
+    run = RunFolder.view(folder)
+    if run.finished:
+        run.verify()
+    return run.finished
+
+
+#: Columns of compare_table, with their heads.
+WORDS = {"run": "run", "recipe": "recipe", "algorithm": "algorithm", "student": "student"}
+#: How the numbers of compare_runs are headed and rounded.
+NUMBERS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
+    "seed": ("seed", str),
+    "teacher_top1_percent": ("teacher\n%", "{:.2f}".format),
+    "control_top1_percent": ("control\n%", "{:.2f}".format),
+    "top1_percent": ("student\n%", "{:.2f}".format),
+    "gain_points": ("gain", "{:+.2f}".format),
+    "agreement_percent": ("agreement\n%", "{:.2f}".format),
+    "ece": ("ECE", "{:.3f}".format),
+    "params_m": ("params", lambda millions: counted(millions * 1e6)),
+    "latency_p50_ms": ("p50\nms", significant),
+}
+#: What is left out first where the table is too wide.
+SPARE = ("ece", "agreement_percent", "params_m", "latency_p50_ms", "seed")
+
+
+def compare_table(folders: Sequence[Path], width: int | None = None) -> str:
+    """Return run folders side by side, as aligned text. What all have in common comes first, on a line of its own.
+
+    Where the table is wider than ``width`` characters, it has fewer columns.
+    """
+    found = compare_runs(folders)
+    alike = [word for word in WORDS if len(found) > 1 and len({str(row[word]) for row in found}) == 1]
+    above = folder_above(folders)
+    words, keys = [word for word in WORDS if word not in alike], list(NUMBERS)
     rows = []
-    for row in compare_runs(folders):
-        shown = [plain(str(row[word]), 200) for word in words]
-        rows.append(shown + [NOTHING if row[key] is None else show(row[key]) for key, _, show in COMPARED])
-    header = [*words, *(title for _, title, _ in COMPARED)]
-    return text_table(header, rows, left=len(words))
+    for folder, row in zip(folders, found, strict=True):
+        name = f"{plain(str(folder.relative_to(above) if above.parts else folder), 200)}{'' if row['finished'] else ' (unfinished)'}"
+        texts = [name if word == "run" else plain(str(row[word] or NOTHING), 200) for word in words]
+        rows.append(texts + [NOTHING if row[key] is None else NUMBERS[key][1](row[key]) for key in keys])
+    header = [*(WORDS[word] for word in words), *(NUMBERS[key][0] for key in keys)]
+    spare = [len(words) + keys.index(key) for key in SPARE]
+    lines = [f"in {plain(str(above), 200)}"] if above.parts else []
+    lines += [f"{WORDS[word]}: {plain(str(found[0][word] or NOTHING), 200)}" for word in alike]
+    return "\n".join([*lines, text_table(header, rows, left=len(words), width=width, spare=spare)])
+
+
+def folder_above(folders: Sequence[Path]) -> Path:
+    """The folder that all of them are in; the working folder where there is no other."""
+    if len({folder.is_absolute() for folder in folders}) > 1:
+        return Path()
+    return Path(os.path.commonpath([folder.parent for folder in folders]))

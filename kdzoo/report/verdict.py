@@ -1,79 +1,108 @@
-"""Whether distillation was worth it, in words."""
+"""What one run shows about its student, in words, and no more than that."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from kdzoo.contract.classification import paired_difference
-from kdzoo.report.tables import LATENCY, entries
+from kdzoo.report.measurements import p50
+from kdzoo.report.results import Network, Results
 
 Tone = Literal["good", "even", "bad", "unknown"]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether distillation was worth it: a headline, the sentence behind it, and a few ratios (value, what of)."""
+    """A headline, the sentence behind it, a few ratios (value, what of), and what the run cannot say."""
 
     tone: Tone
     headline: str
     sentence: str
     facts: tuple[tuple[str, str], ...]
+    caveat: str = ""
 
 
-#: What the interval of a paired difference says.
+#: What the interval of a paired difference says of the run that it was measured in.
 HEADLINES: Mapping[Tone, str] = {
-    "good": "Distillation was worth it",
-    "even": "No difference that this test set can show",
-    "bad": "Distillation made it worse",
+    "good": "In this run the distilled student is better",
+    "even": "In this run no difference can be shown",
+    "bad": "In this run the distilled student is worse",
 }
 
+CAVEAT = (
+    "The interval covers the choice of test samples alone. Another seed gives other numbers, and one run cannot say how "
+    "far apart they are: whether this algorithm helps here, only several seeds can show."
+)
 
-def verdict(results: Mapping[str, Any]) -> Verdict:
+
+def verdict(results: Results) -> Verdict:
     """Judge student against control on the same test samples; ratios are against the best teacher."""
-    student, control = results["student"], results.get("control")
-    samples = (results.get("data") or {}).get("test_samples")
-    paired = results.get("paired")
-    reached = f"The distilled student reaches {student['top1_percent']:.2f} %"
-    if paired:
-        samples = sum(paired.values())
-    if samples:
-        reached += f" on {samples:,} test samples"
-    compared = tuple(ratios(results))
-    guess = (results.get("data") or {}).get("most_common_class_percent")
-    if guess is not None and samples and student["top1_percent"] <= guess + chance(guess, samples):
+    student, control = results.student, results.control
+    reached = reaches(results)
+    ratios = tuple(compared_with_teacher(results))
+    guess, samples = results.data.most_common_class_percent, samples_of(results)
+    if guess is not None and samples and student.top1_percent <= guess + chance(guess, samples):
         sentence = f"{reached}; naming the most common class each time would reach {guess:.2f} %."
-        return Verdict("bad", "The student does not do better than guessing", sentence, compared)
-    if not control:
-        sentence = f"{reached}. The run has no control, so it cannot say whether distillation was worth it."
-        return Verdict("unknown", "No control, no verdict", sentence, compared)
-    gain = student["top1_percent"] - control["top1_percent"]
-    if results.get("data_handed") == "none":
-        fact = f"{gain:+.2f}", "points against the same network trained on the data"
+        return Verdict("bad", "The student does not do better than guessing", sentence, ratios)
+    if control is None:
+        sentence = f"{reached}. The run has no control, so it cannot say whether distillation helped."
+        return Verdict("unknown", "No control, no verdict", sentence, ratios)
+    gain = f"{student.top1_percent - control.top1_percent:+.2f}"
+    if results.data_handed == "none":
+        facts = ((gain, "points against the same network trained on the data"), *ratios)
         sentence = (
             f"{reached} and was handed no training sample; the control, the same network trained on them, reaches "
-            f"{control['top1_percent']:.2f} %."
+            f"{control.top1_percent:.2f} %."
         )
-        return Verdict("unknown", "Trained without data", sentence, (fact, *compared))
-    if results.get("upper_bound"):
-        other = f"the same network trained {results['upper_bound']}"
-        fact = f"{gain:+.2f}", f"points against {other}"
-        sentence = f"{reached}; the control, {other}, is an upper bound and reaches {control['top1_percent']:.2f} %."
-        return Verdict("unknown", "Held against an upper bound", sentence, (fact, *compared))
-    network = "the same network" if results.get("same_network", True) else "the recipe's student, another network,"
-    fact = f"{gain:+.2f}", f"points against {network} trained alone"
-    labelled = (results.get("data") or {}).get("labelled")
-    labels = "" if labelled is None else f" on {labelled:,} labels"
+        return Verdict("unknown", "Trained without data", sentence, facts)
+    if results.upper_bound:
+        other = f"the same network trained {results.upper_bound}"
+        facts = ((gain, f"points against {other}"), *ratios)
+        sentence = f"{reached}; the control, {other}, is an upper bound and reaches {control.top1_percent:.2f} %."
+        return Verdict("unknown", "Held against an upper bound", sentence, facts)
+    return against_equal(results, control, reached, ratios)
+
+
+def against_equal(results: Results, control: Network, reached: str, ratios: tuple[tuple[str, str], ...]) -> Verdict:
+    """Judge the student against a control that it is meant to beat: the same budget, the same data, no teacher."""
+    gain = results.student.top1_percent - control.top1_percent
+    network = "the same network" if results.same_network else "the recipe's student, another network,"
+    facts = ((f"{gain:+.2f}", f"points against {network} trained alone"), *ratios)
+    labels = "" if results.data.labelled is None else f" on {results.data.labelled:,} labels"
     more = "more" if gain >= 0 else "less"
     than = f"{abs(gain):.2f} points {more} than {network} trained alone under the same budget{labels}"
-    if not paired:
+    teacher, samples = results.best_teacher, samples_of(results)
+    weak, caveat = "", CAVEAT if results.paired else ""
+    if teacher is not None and teacher.top1_percent <= control.top1_percent:
+        weak = f" The teacher itself reaches {teacher.top1_percent:.2f} %, the control {control.top1_percent:.2f} %."
+    if results.paired is None:
+        tone, headline = "unknown", "A difference without an interval"
         sentence = f"{reached}, {than}. The run did not keep on which samples they differ."
-        return Verdict("unknown", "A difference without an interval", sentence, (fact, *compared))
-    _, low, high = paired_difference(paired)
-    tone: Tone = "good" if low > 0 else "bad" if high < 0 else "even"
-    sentence = f"{reached}, {than}; 95 % interval of the difference {low:+.2f} to {high:+.2f} points."
-    return Verdict(tone, HEADLINES[tone], sentence, (fact, *compared))
+    else:
+        _, low, high = paired_difference(results.paired.model_dump())
+        tone = "good" if low > 0 else "bad" if high < 0 else "even"
+        headline = HEADLINES[tone]
+        sentence = f"{reached}, {than}; 95 % interval of the difference {low:+.2f} to {high:+.2f} points."
+    if teacher is not None and samples and worse(teacher.top1_percent, control.top1_percent, samples):
+        tone, headline = "bad", "The teacher is worse than the control"
+        sentence = f"{weak.strip()} {sentence}"
+    else:
+        sentence += weak
+    return Verdict(tone, headline, sentence, facts, caveat)
+
+
+def reaches(results: Results) -> str:
+    """The beginning of every sentence."""
+    samples = samples_of(results)
+    on = f" on {samples:,} test samples" if samples else ""
+    return f"The distilled student reaches {results.student.top1_percent:.2f} %{on}"
+
+
+def samples_of(results: Results) -> int | None:
+    """How many test samples there are, where the run says so."""
+    return sum(results.paired.model_dump().values()) if results.paired else results.data.test_samples
 
 
 def chance(percent: float, samples: int) -> float:
@@ -81,40 +110,35 @@ def chance(percent: float, samples: int) -> float:
     return 2 * (percent * (100 - percent) / samples) ** 0.5
 
 
-def ratios(results: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Compare the student, and the smallest file, with the best teacher."""
-    rows = entries(results)
-    teachers = [entry for role, entry in rows if role == "teacher" and not entry.get("file")]
-    if not teachers:
-        return []
-    student, teacher = results["student"], max(teachers, key=lambda entry: entry["top1_percent"])
-    facts = []
-    if teacher["top1_percent"]:
-        kept = 100 * student["top1_percent"] / teacher["top1_percent"]
-        facts.append((f"{kept:.1f} %", "of the teacher's accuracy"))
-    facts += ratio(teacher.get("params_m"), student.get("params_m"), "fewer parameters", "more parameters")
-    files = [entry for role, entry in rows if role in ("student", "export") and entry.get("size_mib")]
+def worse(percent: float, than: float, samples: int) -> bool:
+    """Whether one accuracy is below another by more than the choice of test samples explains."""
+    return percent < than - (chance(percent, samples) ** 2 + chance(than, samples) ** 2) ** 0.5
+
+
+def compared_with_teacher(results: Results) -> Iterator[tuple[str, str]]:
+    """Compare the student, and its smallest file, with the best teacher."""
+    student, teacher = results.student, results.best_teacher
+    if teacher is None:
+        return
+    above = student.top1_percent - teacher.top1_percent
+    if above > 0 or not teacher.top1_percent:
+        yield f"{above:+.2f}", "points against the teacher"
+    else:
+        yield f"{100 * student.top1_percent / teacher.top1_percent:.1f} %", "of the teacher's accuracy"
+    yield from ratio(teacher.params_m, student.params_m, "fewer parameters", "more parameters")
+    files = [
+        (size, entry.label)
+        for entry in results.entries()
+        if entry.network == "student" and not entry.rejected and (size := entry.size_mib)
+    ]
     if files:
-        smallest = min(files, key=lambda entry: entry["size_mib"])
-        facts += ratio(
-            teacher.get("size_mib"),
-            smallest["size_mib"],
-            f"smaller file ({smallest['label']})",
-            f"larger file ({smallest['label']})",
-        )
-    theirs, ours = (LATENCY.value(entry) for entry in (teacher, student))
-    facts += ratio(theirs, ours, "faster at batch 1", "slower at batch 1")
-    return facts
+        size, label = min(files, key=lambda pair: pair[0])
+        yield from ratio(teacher.size_mib, size, f"smaller file ({label})", f"larger file ({label})")
+    yield from ratio(p50(teacher), p50(student), "faster at batch 1", "slower at batch 1")
 
 
-def ratio(theirs: float | None, ours: float | None, less: str, more: str) -> list[tuple[str, str]]:
-    if not theirs or not ours:
-        return []
-    times, what = (theirs / ours, less) if theirs >= ours else (ours / theirs, more)
-    return [(f"{times:.1f}\N{MULTIPLICATION SIGN}", what)]
-
-
-CAVEAT = (
-    "The interval covers the choice of test samples. Another training seed moves the result too; only runs with "
-    "several seeds show how much."
-)
+def ratio(theirs: float | None, ours: float | None, less: str, more: str) -> Iterator[tuple[str, str]]:
+    """How many times less or more ours is; nothing where one of them is not known."""
+    if theirs and ours:
+        times, what = (theirs / ours, less) if theirs >= ours else (ours / theirs, more)
+        yield f"{times:.1f}\N{MULTIPLICATION SIGN}", what

@@ -22,8 +22,10 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PLUGINS = sorted(path.name for path in (ROOT / "plugins").glob("kdzoo_*") if (path / "__init__.py").is_file())
 DIST_INFO = f"kdzoo-{kdzoo.__version__}.dist-info"
 
-#: What may lie in a package: code, cards, recipes, the report's style, the digits and their licence.
-SUFFIXES = {".py", ".md", ".yaml", ".css", ".npz", ".txt"}
+#: What may lie in a package: code, cards, recipes, the report's templates, the digits and their licence.
+SUFFIXES = {".py", ".md", ".yaml", ".css", ".j2", ".npz", ".txt"}
+#: What the report is written from.
+TEMPLATES = [f"kdzoo/report/templates/{name}" for name in ("report.html.j2", "README.md.j2", "report.css")]
 
 
 def ran(*command: str | Path, cwd: Path, **environment: str) -> str:
@@ -74,7 +76,7 @@ def test_it_holds_the_packages_the_recipes_and_nothing_else(wheel: Path) -> None
     assert names == expected
     assert {Path(name).suffix for name in names - about} <= SUFFIXES
     assert not [name for name in names if "test_" in Path(name).name]
-    for needed in ("kdzoo/report.css", "kdzoo_vision/digits.npz", "kdzoo/recipes/quickstart.yaml"):
+    for needed in (*TEMPLATES, "kdzoo_vision/digits.npz", "kdzoo/recipes/quickstart.yaml"):
         assert needed in names
 
 

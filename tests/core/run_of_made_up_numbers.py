@@ -1,4 +1,4 @@
-"""A finished run folder of made-up numbers, as the runner would leave it, for tests of what is told about runs."""
+"""A finished run folder of made-up numbers, as the runner would leave it, for tests of the report."""
 
 from __future__ import annotations
 
@@ -15,9 +15,16 @@ CLASSES = ["airplane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "sh
 
 def entry(label: str, model: str, top1: float, agreement: float, ece: float, params: float, size: float, macs: float,
           p50: float) -> dict[str, Any]:  # fmt: skip
+    """What results.json holds of a network; the label says which."""
+    network, _, index = label.partition(" ")
     return {
         "label": label,
         "model": model,
+        "network": network,
+        "index": int(index or 0),
+        "format": None,
+        "quantize": None,
+        "of": None,
         "top1_percent": top1,
         "top5_percent": 99.5,
         "agreement_percent": agreement,
@@ -30,21 +37,34 @@ def entry(label: str, model: str, top1: float, agreement: float, ece: float, par
     }
 
 
+def file_entry(label: str, network: dict[str, Any], name: str, **measured: Any) -> dict[str, Any]:
+    """What results.json holds of a file that was made from a network."""
+    file_format, _, quantize = label.removesuffix(f" of {network['label']}").partition(" ")
+    about = {"label": label, "format": file_format, "quantize": quantize or None, "of": network["label"], "file": name}
+    usage = {"title": "With onnxruntime alone", "code": f"file = 'export/{name}'"}
+    return {**network, **about, "usage": usage, "rejected": [], **measured}
+
+
+STUDENT_ENTRY = entry("student", "cifar_resnet8", 89.02, 90.87, 0.0193, 0.078042, 0.3161, 0.01256, 0.591)
+
 RESULTS: dict[str, Any] = {
     "teacher": entry("teacher", "cifar_resnet110", 93.57, 100.0, 0.0412, 1.730714, 6.89, 0.2553, 9.87),
     "teachers": [],
     "control": entry("control", "cifar_resnet8", 87.61, 88.93, 0.0278, 0.078042, 0.3161, 0.01256, 0.583),
-    "student": entry("student", "cifar_resnet8", 89.02, 90.87, 0.0193, 0.078042, 0.3161, 0.01256, 0.591),
+    "student": STUDENT_ENTRY,
     "peers": [],
     "exports": [
-        {
-            **entry("onnx", "cifar_resnet8", 89.02, 90.87, 0.0193, 0.078042, 0.3092, 0.01256, 0.211),
-            "file": "student.onnx",
-        },
-        {
-            **entry("onnx int8", "cifar_resnet8", 88.87, 90.61, 0.0201, 0.078042, 0.1104, 0.01256, 0.127),
-            "file": "student.int8.onnx",
-        },
+        file_entry("onnx", STUDENT_ENTRY, "student.onnx", size_mib=0.3092, latency_ms={"p50": 0.211, "p95": 0.255}),
+        file_entry(
+            "onnx int8",
+            STUDENT_ENTRY,
+            "student.int8.onnx",
+            top1_percent=88.87,
+            agreement_percent=90.61,
+            ece=0.0201,
+            size_mib=0.1104,
+            latency_ms={"p50": 0.127, "p95": 0.154},
+        ),
     ],
     "paired": {"both": 8427, "student_only": 475, "control_only": 334, "neither": 764},
     "per_class": {
@@ -73,15 +93,29 @@ RESULTS: dict[str, Any] = {
     "test_evaluations": 1,
     "usage": {
         "kind": "image",
-        "inputs": "float32 `(N, 3, 32, 32)`.",
+        "inputs": "float32 `(N, 3, 32, 32)`, pixels scaled to [0, 1].",
         "title": "With timm alone",
         "code": "import timm",
     },
 }
 
+#: The control in the student's coarse format.
+OF_CONTROL = file_entry("onnx int8 of control", RESULTS["control"], "control.int8.onnx", top1_percent=87.3)
+
+#: A file that lost too much accuracy: it is measured, and not delivered.
+REJECTED = file_entry(
+    "onnx int4",
+    STUDENT_ENTRY,
+    "student.int4.onnx.rejected",
+    top1_percent=71.25,
+    latency_ms={"p50": 0.1, "p95": 0.1},
+    usage=None,
+    rejected=["top1_percent 71.25 is 17.77 points below the student's 89.02; 1.0 is allowed"],
+)
+
 #: One item of each kind, as results.json holds them, and two variants.
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
-EXHIBITS: list[dict[str, Any]] = [
+ITEMS: list[dict[str, Any]] = [
     {
         "kind": "table",
         "title": "Assistants",
@@ -114,8 +148,8 @@ EXHIBITS: list[dict[str, Any]] = [
     {"kind": "images", "title": "Samples", "images": [PIXEL, PIXEL], "captions": ["cat"], "note": "Made up."},
 ]
 VARIANTS: list[dict[str, Any]] = [
-    {**entry("exit 1", "exit 1", 80.123, 82.0, 0.05, 0.01, 0.05, 0.004, 0.2), "latency_ratio": 0.34},
-    {**entry("ensemble", "ensemble", 90.5, 92.0, 0.02, 0.2, 0.9, 0.03, 1.2), "latency_ratio": 2.03},
+    {**STUDENT_ENTRY, "label": "exit 1", "top1_percent": 80.123, "agreement_percent": 82.0, "latency_ratio": 0.34},
+    {**STUDENT_ENTRY, "label": "ensemble", "top1_percent": 90.5, "agreement_percent": 92.0, "latency_ratio": 2.03},
 ]
 
 PROVENANCE: dict[str, Any] = {

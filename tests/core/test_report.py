@@ -8,18 +8,19 @@ from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pytest
-from run_of_made_up_numbers import CLASSES, EXHIBITS, PIXEL, RESULTS, STUDENT, VARIANTS, finished_run, rows, write_run
+from run_of_made_up_numbers import ITEMS, PIXEL, REJECTED, RESULTS, STUDENT, VARIANTS, rows, write_run
 
 from kdzoo.data.inputs import Pixels
 from kdzoo.errors import OutputError, ReportError
 from kdzoo.report import charts
 from kdzoo.report.compare import compare_runs, compare_table, comparison_table
 from kdzoo.report.model_card import card
-from kdzoo.report.page import duration, page
+from kdzoo.report.page import page
 from kdzoo.report.reading import read_run
-from kdzoo.report.tables import cells, counted, significant, sized
+from kdzoo.report.measurements import comparison, counted, duration, significant, sized
+from kdzoo.report.results import HeatMap, Scatter, parse_results
+from kdzoo.report.tables import text_table
 from kdzoo.report.verdict import verdict
 from kdzoo.report.writing import write_report
 
@@ -131,7 +132,7 @@ def test_the_page_tells_what_the_run_found(made):
 
 @pytest.fixture(scope="module")
 def showing(tmp_path_factory):
-    return write_run(tmp_path_factory.mktemp("runs") / "0001-seed0", report_items=EXHIBITS, variants=VARIANTS)
+    return write_run(tmp_path_factory.mktemp("runs") / "0001-seed0", report_items=ITEMS, variants=VARIANTS)
 
 
 def test_the_verdict_says_that_the_control_had_few_labels():
@@ -176,7 +177,7 @@ def test_names_in_exhibits_are_escaped(tmp_path):
             return [spoilt(inner) for inner in value]
         return {key: spoilt(inner) for key, inner in value.items()} if isinstance(value, dict) else value
 
-    folder = write_run(tmp_path / "run", report_items=spoilt(EXHIBITS), variants=[{**VARIANTS[0], "label": evil}])
+    folder = write_run(tmp_path / "run", report_items=spoilt(ITEMS), variants=[{**VARIANTS[0], "label": evil}])
     made = page(read_run(folder))
     assert "script" not in {tag for tag, _ in read(made).seen}
     assert "<script" not in card(read_run(folder))
@@ -247,259 +248,7 @@ def test_peers_and_several_teachers_have_rows_of_their_own(tmp_path):
     assert "cifar_resnet110 + cifar_resnet110" in read(page(read_run(folder))).text
 
 
-# --- what is best, and how it is rounded ------------------------------------------------------------
-
-
-def test_the_best_of_a_column_is_marked_where_it_differs_as_shown_teachers_aside():
-    marked = {entry["label"]: [cell.best for cell in row] for _, entry, row in cells(RESULTS)}
-    assert marked == {
-        "teacher": [False] * 8,
-        "control": [False] * 8,
-        "student": [True, True, True, False, False, False, False, False],
-        "onnx": [True, True, True, False, False, False, False, False],
-        "onnx int8": [False, False, False, False, True, False, True, True],
-    }
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [
-        (0, "0.00"),
-        (0.078042, "0.0780"),
-        (0.1, "0.100"),
-        (9.996, "10.0"),
-        (99.94, "99.9"),
-        (99.96, "100"),
-        (1234.5, "1,234"),
-    ],
-)
-def test_three_significant_digits(value, shown):
-    assert significant(value) == shown
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [
-        (5, "5"),
-        (868, "868"),
-        (999.4, "999"),
-        (999.6, "1.00 k"),
-        (78042, "78.0 k"),
-        (1730714, "1.73 M"),
-        (3e13, "30,000 G"),
-    ],
-)
-def test_counts_in_the_unit_that_suits_them(value, shown):
-    assert counted(value) == shown
-
-
-@pytest.mark.parametrize(
-    ("mib", "shown"), [(0.0001, "105 B"), (0.00452, "4.63 KiB"), (6.89, "6.89 MiB"), (2000, "1.95 GiB")]
-)
-def test_sizes_in_the_unit_that_suits_them(mib, shown):
-    assert sized(mib) == shown
-
-
-@pytest.mark.parametrize(
-    ("seconds", "shown"), [(4.24, "4.2 s"), (60, "1 min 0 s"), (3599.6, "1 h 0 min"), (7265, "2 h 1 min")]
-)
-def test_durations(seconds, shown):
-    assert duration(seconds) == shown
-
-
-# --- the verdict ----------------------------------------------------------------------------------
-
-
-def test_a_student_that_the_algorithm_chose_is_not_called_the_same_network():
-    judged = verdict({**RESULTS, "same_network": False})
-    assert (
-        "1.41 points more than the recipe's student, another network, trained alone under the same" in judged.sentence
-    )
-    assert judged.facts[0] == ("+1.41", "points against the recipe's student, another network, trained alone")
-
-
-def test_an_upper_bound_is_not_there_to_be_beaten():
-    lower = {**RESULTS["student"], "top1_percent": RESULTS["control"]["top1_percent"] - 40}
-    judged = verdict({**RESULTS, "student": lower, "upper_bound": "on all tasks at once"})
-    assert (judged.tone, judged.headline) == ("unknown", "Held against an upper bound")
-    assert judged.sentence == (
-        "The distilled student reaches 47.61 % on 10,000 test samples; the control, the same network trained on all "
-        "tasks at once, is an upper bound and reaches 87.61 %."
-    )
-    assert judged.facts[0] == ("-40.00", "points against the same network trained on all tasks at once")
-
-
-def test_a_gain_whose_interval_is_above_zero_was_worth_it():
-    judged = verdict(RESULTS)
-    assert (judged.tone, judged.headline) == ("good", "Distillation was worth it")
-    assert judged.sentence == (
-        "The distilled student reaches 89.02 % on 10,000 test samples, 1.41 points more than the same network trained "
-        "alone under the same budget; 95 % interval of the difference +0.85 to +1.97 points."
-    )
-    assert judged.facts == (
-        ("+1.41", "points against the same network trained alone"),
-        ("95.1 %", "of the teacher's accuracy"),
-        ("22.2\N{MULTIPLICATION SIGN}", "fewer parameters"),
-        ("62.4\N{MULTIPLICATION SIGN}", "smaller file (onnx int8)"),
-        ("16.7\N{MULTIPLICATION SIGN}", "faster at batch 1"),
-    )
-
-
-@pytest.mark.parametrize(
-    ("gained", "lost", "tone", "headline"),
-    [
-        (50, 40, "even", "No difference that this test set can show"),
-        (40, 50, "even", "No difference that this test set can show"),
-        (0, 0, "even", "No difference that this test set can show"),
-        (300, 500, "bad", "Distillation made it worse"),
-    ],
-)
-def test_an_interval_round_zero_shows_nothing_and_one_below_zero_a_loss(gained, lost, tone, headline):
-    judged = verdict({**RESULTS, "paired": paired(gained, lost)})
-    assert (judged.tone, judged.headline) == (tone, headline)
-
-
-def test_a_loss_is_told_as_one():
-    worse = {**RESULTS["student"], "top1_percent": 86.0}
-    judged = verdict({**RESULTS, "student": worse, "paired": paired(300, 461)})
-    assert judged.facts[0][0] == "-1.61"
-    assert "1.61 points less than the same network trained alone" in judged.sentence
-
-
-@pytest.mark.parametrize(("reached", "guessing"), [(10.55, True), (10.65, False)])
-def test_a_student_no_better_than_guessing_has_learnt_nothing(reached, guessing):
-    # of 10,000 samples a tenth are of the most common class: two standard errors are 0.6 points
-    student = {**RESULTS["student"], "top1_percent": reached}
-    judged = verdict({**RESULTS, "student": student, "data": {**RESULTS["data"], "most_common_class_percent": 10.0}})
-    assert (judged.headline == "The student does not do better than guessing") is guessing
-    if guessing:
-        assert judged.tone == "bad"
-        assert judged.sentence == (
-            "The distilled student reaches 10.55 % on 10,000 test samples; naming the most common class each time "
-            "would reach 10.00 %."
-        )
-
-
-def test_without_a_control_there_is_no_verdict():
-    judged = verdict({**RESULTS, "control": None, "paired": None})
-    assert (judged.tone, judged.headline) == ("unknown", "No control, no verdict")
-    assert judged.sentence == (
-        "The distilled student reaches 89.02 % on 10,000 test samples. "
-        "The run has no control, so it cannot say whether distillation was worth it."
-    )
-
-
-def test_without_paired_counts_there_is_a_difference_but_no_interval():
-    judged = verdict({**RESULTS, "paired": None})
-    assert (judged.tone, judged.headline) == ("unknown", "A difference without an interval")
-    assert "interval of" not in judged.sentence
-
-
-def test_a_student_larger_and_slower_than_its_teacher_is_told_so():
-    slow = {**RESULTS["student"], "params_m": 3.461428, "latency_ms": {"p50": 19.74, "p95": 20.0}}
-    facts = verdict({**RESULTS, "student": slow, "exports": []}).facts
-    assert ("2.0\N{MULTIPLICATION SIGN}", "more parameters") in facts
-    assert ("2.0\N{MULTIPLICATION SIGN}", "slower at batch 1") in facts
-
-
-# --- charts ---------------------------------------------------------------------------------------
-
-
-def test_of_many_classes_those_that_differ_most_are_drawn():
-    student, control = [50.0] * 100, [50.0] * 100
-    control[7], control[93] = 10.0, 90.0
-    chart = charts.per_class_accuracy([f"class{k}" for k in range(100)], {"student": student, "control": control})
-    assert chart is not None
-    assert chart.caption == "Sorted by the student's gain over the control. The 20 of 100 classes that differ most."
-    assert chart.svg.count("class7<") == chart.svg.count("class93<") == 1
-    assert len(set(re.findall(r">class\d+<", chart.svg))) == 20
-
-
-def test_classes_without_samples_and_names_in_any_script_are_drawn(recwarn):
-    chart = charts.per_class_accuracy(["猫", "$x$"], {"student": [None, 30.0]})
-    assert chart is not None
-    assert ">猫<" in chart.svg
-    assert ">$x$<" in chart.svg
-    assert not recwarn.list
-
-
-def test_names_of_points_one_above_the_other_keep_apart():
-    points = [{"group": group, "x": 1.0, "y": y, "label": group} for group, y in (("cut", 60.0), ("alone", 60.5))]
-    points.append({"group": "cut", "x": 3.0, "y": 90.0, "label": "widest"})
-    item = {"title": "t", "note": "", "x_label": "x", "y_label": "y", "front": "", "points": points}
-    drawn = charts.scatter(item, 0).svg
-    heights = {name: float(re.search(rf'8px[^>]* y="([\d.]+)"[^>]*>{name}<', drawn)[1]) for name in ("cut", "alone")}
-    assert heights["cut"] - heights["alone"] > 20, "the lower point's name is below it"
-
-
-def test_nothing_to_draw_is_no_chart():
-    assert charts.accuracy_against_latency([("student", {**RESULTS["student"], "latency_ms": None})]) is None
-    assert charts.learning_curves([]) is None
-    assert charts.loss_terms([]) is None
-    without = {"stage": "cut", "split": "train", "epoch": 0, "step": 4, "lr": 0.1}  # a stage that made no update
-    assert charts.loss_terms([without]) is None
-    drawn = charts.loss_terms([without, {**without, "stage": "student", "task": 0.5}])
-    assert drawn is not None
-    assert "cut" not in drawn.svg
-    assert charts.per_class_accuracy([], {}) is None
-
-
-def test_terms_that_train_several_networks_have_a_panel_each():
-    row = {"stage": "student", "split": "train", "step": 4, "lr": 0.1, "grad_norm": 1.0, "grad_norm_critic": 7.0}
-    several = [{**row, "epoch": i, "task": 0.5, "score": 2.0, "accuracy": 0.9} for i in range(3)]
-    chart = charts.loss_terms(several, {"student": {"task": "student", "score": "critic", "accuracy": "notes"}})
-    assert chart is not None
-    for title in ("student", "student: critic", "student: notes"):
-        assert f">{title}<" in chart.svg
-    assert "grad_norm" not in chart.svg
-    alone = charts.loss_terms(several)
-    assert alone is not None
-    assert ">student: critic<" not in alone.svg
-
-
-def test_of_many_stages_the_last_are_drawn():
-    many = [{**row, "stage": f"generation_{i}"} for i in range(12) for row in rows(1)[:1]]
-    chart = charts.loss_terms(many)
-    assert chart is not None
-    assert "The last 9 of 12 panels." in chart.caption
-    assert "generation_11" in chart.svg
-    assert ">generation_2<" not in chart.svg
-
-
 # --- the model card -------------------------------------------------------------------------------
-
-
-def curves(*stages):
-    found = [
-        {"stage": stage, "split": "validation", "epoch": epoch, "top1_percent": 50.0 + 10 * epoch + i}
-        for i, stage in enumerate(stages)
-        for epoch in range(3)
-    ]
-    chart = charts.learning_curves(found)
-    assert chart is not None
-    return chart, re.findall(r"<text[^>]*>([^<]*)</text>", chart.svg)
-
-
-def test_each_of_a_few_curves_has_its_name():
-    stages = ["teacher", "control", *(f"task_{i}" for i in range(10))]
-    chart, texts = curves(*stages)
-    assert set(stages) <= set(texts)
-    assert chart.caption == "Accuracy on the validation split after each epoch."
-    assert "task_9 ends at 81.00 % after 3 epochs" in chart.svg
-
-
-def test_of_many_curves_those_that_only_a_number_tells_apart_share_a_name():
-    chart, texts = curves("teacher", *(f"trial_{i}" for i in range(30)), "hand_picked", "student")
-    named = [text for text in texts if text[0].isalpha() and text not in ("epoch", "validation accuracy, %")]
-    assert named == ["teacher", "trial (30)", "hand_picked", "student"]
-    assert chart.caption.endswith(" Stages that only a number tells apart look alike.")
-    assert "; trial (30) end between 71.00 and 100.00 %; " in chart.svg
-
-
-def test_of_many_curves_with_names_of_their_own_the_first_are_named():
-    chart, texts = curves(*(f"{letter} net" for letter in "abcdefghijklmnopq"))
-    assert [text for text in texts if text.endswith("net")] == [f"{letter} net" for letter in "abcdefghijkl"]
-    assert chart.caption.endswith(" The first 12 of 17 are named.")
 
 
 def test_the_cards_code_runs(tmp_path, monkeypatch):
@@ -552,52 +301,6 @@ def test_the_card_has_every_part(tmp_path):
     assert row in text
     assert "- Loss weights: task 0.1, kd 0.9" in text
     assert "- Samples: 45,000 train, 5,000 validation, 10,000 test" in text
-
-
-# --- tables ---------------------------------------------------------------------------------------
-
-
-def test_the_comparison_as_text():
-    few = {"control": None, "paired": None, "exports": [], "student": {**RESULTS["student"], "ece": None}}
-    assert comparison_table({**RESULTS, **few}) == (
-        "         model            Accuracy (%)  Agreement (% with teacher)  ECE (0 to 1)  Parameters      Size    MACs"
-        "  Latency p50 (ms)  p95 (ms)\n"
-        "teacher  cifar_resnet110         93.57                      100.00         0.041      1.73 M  6.89 MiB   255 M"
-        "              9.87      11.9\n"
-        "student  cifar_resnet8           89.02                       90.87             \N{EN DASH}      78.0 k"
-        "   324 KiB  12.6 M             0.591     0.715\n"
-        "\n"
-        "No control, no verdict. The distilled student reaches 89.02 % on 10,000 test samples. "
-        "The run has no control, so it cannot say whether distillation was worth it."
-    )
-
-
-def test_runs_are_compared_by_their_folders(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    first = finished_run(Path("runs/a"))
-    second = finished_run(Path("runs/b"), control=None, teacher=None, algorithm="other|one")
-    assert compare_runs([first, second])[0] == {
-        "run": "runs/a",
-        "recipe": "made-up-numbers",
-        "algorithm": "example_algorithm",
-        "student": "cifar_resnet8",
-        "seed": 0,
-        "teacher_top1_percent": 93.57,
-        "control_top1_percent": 87.61,
-        "top1_percent": 89.02,
-        "gain_points": pytest.approx(1.41),
-        "agreement_percent": 90.87,
-        "ece": 0.0193,
-        "params_m": 0.078042,
-        "latency_p50_ms": 0.591,
-    }
-    lines = compare_table([first, second]).splitlines()
-    assert [" ".join(line.split()).replace("\N{EN DASH}", "-") for line in lines] == [
-        "run recipe algorithm student seed teacher % control % student % gain agreement % ECE params p50 ms",
-        "runs/a made-up-numbers example_algorithm cifar_resnet8 0 93.57 87.61 89.02 +1.41 90.87 0.019 78.0 k 0.591",
-        "runs/b made-up-numbers other|one cifar_resnet8 0 - - 89.02 - 90.87 0.019 78.0 k 0.591",
-    ]
-    assert len({len(line) for line in lines}) == 1
 
 
 # --- refusals -------------------------------------------------------------------------------------

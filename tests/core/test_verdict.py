@@ -1,75 +1,153 @@
-"""A published mean is held against measured ones by standard errors, worked out by hand."""
+"""What one run says of its student."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
+from run_of_made_up_numbers import RESULTS
 
-from kdzoo.recipe.sections import ExpectedRecipe
-from kdzoo.study.expected import hold_against
-
-
-def expected(top1: float = 90.0, std: float = 1.0, seeds: int = 4) -> ExpectedRecipe:
-    return ExpectedRecipe(top1_percent=top1, std=std, seeds=seeds)
+from kdzoo.report.results import parse_results
+from kdzoo.report.verdict import Verdict, verdict
 
 
-def results(*students: float, controls: tuple[float | None, ...] | None = None) -> list[dict[str, Any]]:
-    controls = controls or (None,) * len(students)
-    return [
-        {"student": {"top1_percent": s}, "control": c and {"top1_percent": c}}
-        for s, c in zip(students, controls, strict=True)
-    ]
+def judge(**changes) -> Verdict:
+    return verdict(parse_results({**RESULTS, **changes}))
 
 
-def test_the_tolerance_is_three_standard_errors_of_the_difference() -> None:
-    # measured 87.0 and 90.0: mean 88.5, spread 2.121; error sqrt(1 / 4 + 4.5 / 2) = 1.5811, tolerance 4.74
-    verdict = hold_against(expected(), results(87.0, 90.0))
-    assert verdict.reproduced
-    assert verdict.text == (
-        "student   88.50 +- 2.12 % over 2 seeds; expected 90.00 +- 1.00 over 4 (tolerance 4.74)\nreproduced"
+def paired(gained, lost):
+    return {"both": 9000 - gained, "student_only": gained, "control_only": lost, "neither": 1000 - lost}
+
+
+def test_a_student_that_the_algorithm_chose_is_not_called_the_same_network():
+    judged = judge(same_network=False)
+    assert (
+        "1.41 points more than the recipe's student, another network, trained alone under the same" in judged.sentence
+    )
+    assert judged.facts[0] == ("+1.41", "points against the recipe's student, another network, trained alone")
+
+
+def test_an_upper_bound_is_not_there_to_be_beaten():
+    lower = {**RESULTS["student"], "top1_percent": RESULTS["control"]["top1_percent"] - 40}
+    judged = judge(student=lower, upper_bound="on all tasks at once")
+    assert (judged.tone, judged.headline) == ("unknown", "Held against an upper bound")
+    assert judged.sentence == (
+        "The distilled student reaches 47.61 % on 10,000 test samples; the control, the same network trained on all "
+        "tasks at once, is an upper bound and reaches 87.61 %."
+    )
+    assert judged.facts[0] == ("-40.00", "points against the same network trained on all tasks at once")
+
+
+def test_one_run_speaks_of_that_run_alone():
+    judged = judge()
+    assert (judged.tone, judged.headline) == ("good", "In this run the distilled student is better")
+    assert judged.sentence == (
+        "The distilled student reaches 89.02 % on 10,000 test samples, 1.41 points more than the same network trained "
+        "alone under the same budget; 95 % interval of the difference +0.85 to +1.97 points."
+    )
+    assert judged.facts == (
+        ("+1.41", "points against the same network trained alone"),
+        ("95.1 %", "of the teacher's accuracy"),
+        ("22.2\N{MULTIPLICATION SIGN}", "fewer parameters"),
+        ("62.4\N{MULTIPLICATION SIGN}", "smaller file (onnx int8)"),
+        ("16.7\N{MULTIPLICATION SIGN}", "faster at batch 1"),
+    )
+    assert judged.caveat == (
+        "The interval covers the choice of test samples alone. Another seed gives other numbers, and one run cannot "
+        "say how far apart they are: whether this algorithm helps here, only several seeds can show."
     )
 
 
-def test_a_lucky_small_spread_is_taken_as_the_published_one() -> None:
-    # measured 88.0 four times: error sqrt(1 / 4 + 1 / 4) = 0.7071, tolerance 2.12; 88.0 is 2.00 below
-    assert hold_against(expected(), results(88.0, 88.0, 88.0, 88.0)).reproduced
-    verdict = hold_against(expected(), results(87.8, 87.8, 87.8, 87.8))
-    assert not verdict.reproduced
-    assert verdict.text == (
-        "student   87.80 +- 0.00 % over 4 seeds; expected 90.00 +- 1.00 over 4 (tolerance 2.12)\n"
-        "NOT reproduced: 2.20 points below"
+@pytest.mark.parametrize(
+    ("gained", "lost", "tone", "headline"),
+    [
+        (50, 40, "even", "In this run no difference can be shown"),
+        (40, 50, "even", "In this run no difference can be shown"),
+        (0, 0, "even", "In this run no difference can be shown"),
+        (300, 500, "bad", "In this run the distilled student is worse"),
+    ],
+)
+def test_an_interval_round_zero_shows_nothing_and_one_below_zero_a_loss(gained, lost, tone, headline):
+    judged = judge(paired=paired(gained, lost))
+    assert (judged.tone, judged.headline) == (tone, headline)
+
+
+def test_a_loss_is_said_to_be_one():
+    worse = {**RESULTS["student"], "top1_percent": 86.0}
+    judged = judge(student=worse, paired=paired(300, 461))
+    assert judged.facts[0][0] == "-1.61"
+    assert "1.61 points less than the same network trained alone" in judged.sentence
+
+
+@pytest.mark.parametrize(("reached", "guessing"), [(10.55, True), (10.65, False)])
+def test_a_student_no_better_than_guessing_has_learnt_nothing(reached, guessing):
+    # of 10,000 samples a tenth are of the most common class: two standard errors are 0.6 points
+    student = {**RESULTS["student"], "top1_percent": reached}
+    judged = judge(student=student, data={**RESULTS["data"], "most_common_class_percent": 10.0})
+    assert (judged.headline == "The student does not do better than guessing") is guessing
+    if guessing:
+        assert judged.tone == "bad"
+        assert judged.sentence == (
+            "The distilled student reaches 10.55 % on 10,000 test samples; naming the most common class each time "
+            "would reach 10.00 %."
+        )
+
+
+def test_without_a_control_there_is_no_verdict():
+    judged = judge(control=None, paired=None)
+    assert (judged.tone, judged.headline) == ("unknown", "No control, no verdict")
+    assert judged.sentence == (
+        "The distilled student reaches 89.02 % on 10,000 test samples. "
+        "The run has no control, so it cannot say whether distillation helped."
     )
 
 
-def test_one_seed_is_judged_by_the_published_spread() -> None:
-    # error sqrt(1 / 4 + 1 / 1) = 1.1180, tolerance 3.354
-    assert hold_against(expected(), results(86.65)).reproduced
-    assert not hold_against(expected(), results(86.64)).reproduced
-    assert "86.65 +- 1.00 % over 1 seeds" in hold_against(expected(), results(86.65)).text
+def test_without_paired_counts_there_is_a_difference_but_no_interval():
+    judged = judge(paired=None)
+    assert (judged.tone, judged.headline) == ("unknown", "A difference without an interval")
+    assert "interval of" not in judged.sentence
 
 
-@pytest.mark.parametrize(("measured", "reproduced"), [(89.9, True), (89.89, False), (90.0, True), (99.0, True)])
-def test_without_any_spread_a_tenth_of_a_point_is_rounding_and_better_always_counts(
-    measured: float, reproduced: bool
-) -> None:
-    assert hold_against(expected(std=0.0), results(measured, measured)).reproduced is reproduced
+def test_a_student_larger_and_slower_than_its_teacher_is_said_to_be_so():
+    slow = {**RESULTS["student"], "params_m": 3.461428, "latency_ms": {"p50": 19.74, "p95": 20.0}}
+    facts = judge(student=slow, exports=[]).facts
+    assert ("2.0\N{MULTIPLICATION SIGN}", "more parameters") in facts
+    assert ("2.0\N{MULTIPLICATION SIGN}", "slower at batch 1") in facts
 
 
-def test_an_upper_bound_is_not_there_to_be_beaten() -> None:
-    measured = [{**result, "upper_bound": "on all tasks"} for result in results(89.0, 91.0, controls=(95.0, 96.0))]
-    assert hold_against(expected(), measured).text.splitlines()[1] == (
-        "control   95.50 %, an upper bound: the same network trained on all tasks; the student's mean is -5.50 points "
-        "from it"
+def with_teacher(top1_percent: float) -> Verdict:
+    return judge(teacher={**RESULTS["teacher"], "top1_percent": top1_percent})
+
+
+def test_a_teacher_that_is_worse_than_the_control_is_the_headline():
+    judged = with_teacher(47.25)
+    assert (judged.tone, judged.headline) == ("bad", "The teacher is worse than the control")
+    assert judged.sentence.startswith(
+        "The teacher itself reaches 47.25 %, the control 87.61 %. The distilled student reaches 89.02 %"
     )
 
 
-def test_the_control_is_compared_seed_by_seed() -> None:
-    verdict = hold_against(expected(), results(91.0, 90.0, 92.0, controls=(89.0, 90.5, 91.0)))
-    assert verdict.text.splitlines()[1] == (
-        "control   90.17 %; gain +0.83 points, -0.50 to +2.00, better on 2 of 3 seeds"
-    )
+def test_a_teacher_within_chance_of_the_control_is_mentioned_only():
+    # two standard errors of the difference are 0.93 points here
+    judged = with_teacher(87.0)
+    assert judged.headline == "In this run the distilled student is better"
+    assert judged.sentence.endswith("points. The teacher itself reaches 87.00 %, the control 87.61 %.")
+    assert with_teacher(86.6).headline == "The teacher is worse than the control"
+    assert "itself" not in with_teacher(88.0).sentence
 
 
-def test_a_control_that_some_seeds_lack_is_left_out() -> None:
-    assert len(hold_against(expected(), results(91.0, 90.0, controls=(89.0, None))).text.splitlines()) == 2
+def test_no_student_reaches_more_than_all_of_its_teacher():
+    assert ("+41.77", "points against the teacher") in with_teacher(47.25).facts
+    assert ("+89.02", "points against the teacher") in with_teacher(0.0).facts
+    assert ("100.0 %", "of the teacher's accuracy") in with_teacher(89.02).facts
+
+
+def test_the_best_of_several_teachers_counts():
+    weak = {**RESULTS["teacher"], "top1_percent": 20.0}
+    assert judge(teachers=[weak, RESULTS["teacher"]]).headline == "In this run the distilled student is better"
+
+
+def test_a_rejected_file_is_no_smaller_file():
+    assert ("62.4\N{MULTIPLICATION SIGN}", "smaller file (onnx int8)") in judge().facts
+    rejected = {**RESULTS["exports"][1], "rejected": ["it is another network"]}
+    assert ("22.3\N{MULTIPLICATION SIGN}", "smaller file (onnx)") in judge(
+        exports=[RESULTS["exports"][0], rejected]
+    ).facts

@@ -1,0 +1,104 @@
+"""What there is to say about one run, as plain data that the page and the card print."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kdzoo import __version__
+from kdzoo.report.measurements import NOTHING, Grid, comparison, duration, grid, item_text, variants
+from kdzoo.report.reading import Run, section
+from kdzoo.report.results import StageFacts, Table, Usage
+from kdzoo.report.verdict import Verdict, verdict
+
+#: More values of a list in provenance.json than this are counted, not listed.
+MOST_VALUES = 20
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One run in words and tables; what a run lacks is empty."""
+
+    recipe: str
+    student: str
+    teachers: tuple[str, ...]
+    algorithm: str
+    data: str
+    run_id: str
+    description: str
+    verdict: Verdict
+    warnings: tuple[str, ...]
+    comparison: Grid
+    variants: Grid | None
+    levels: tuple[tuple[str, tuple[str, ...]], ...]  # stage and its paired levels
+    stages: Grid | None
+    time: str
+    provenance: Grid
+    recipe_text: str
+    usage: tuple[Usage, ...]
+    version: str = __version__
+
+
+def summarize(run: Run) -> RunSummary:
+    """Say what a run folder holds."""
+    results = run.results
+    files = [entry.usage for entry in results.entries() if entry.network == "student" and entry.format and entry.usage]
+    return RunSummary(
+        recipe=run.name,
+        student=results.student.model,
+        teachers=tuple(teacher.model for teacher in results.taught_by),
+        algorithm=run.algorithm,
+        data=results.data.name,
+        run_id=run.run_id,
+        description=str(run.recipe.get("description") or ""),
+        verdict=verdict(results),
+        warnings=tuple(results.warnings),
+        comparison=comparison(results),
+        variants=variants(results.variants) if results.variants else None,
+        levels=tuple((stage, tuple(lines)) for stage, lines in results.pairing.items()),
+        stages=stages(results.stages, best_kept=section(run.recipe, "train").get("select") == "best"),
+        time=duration(results.seconds) if results.seconds else "",
+        provenance=grid(["what", "value"], list(leaves(run.provenance))),
+        recipe_text=run.recipe_text,
+        usage=tuple(usage for usage in (results.usage, *files[:1]) if usage),
+    )
+
+
+def item_grid(item: Table) -> Grid:
+    """A table that the algorithm shows."""
+    return grid(item.columns, [[item_text(cell) for cell in row] for row in item.rows])
+
+
+def stages(found: list[StageFacts], best_kept: bool) -> Grid | None:
+    """The run's stages, with those facts that any of them has; the best epoch where its weights were kept."""
+    facts = {
+        "stage": [stage.name for stage in found],
+        "key": [stage.key for stage in found],
+        "best epoch": [best_epoch(stage) if best_kept else None for stage in found],
+        "precision": [stage.precision for stage in found],
+        "time": [None if stage.seconds is None else duration(stage.seconds) for stage in found],
+    }
+    known = {head: values for head, values in facts.items() if any(value is not None for value in values)}
+    rows = [[NOTHING if value is None else value for value in row] for row in zip(*known.values(), strict=True)]
+    return grid(list(known), rows) if rows else None
+
+
+def best_epoch(stage: StageFacts) -> str | None:
+    """The best epoch, counted from 1; None without a validation split."""
+    return None if stage.best_epoch is None or stage.best_epoch < 0 else str(stage.best_epoch + 1)
+
+
+def leaves(content: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    """The leaves of nested content with their dotted names; long lists are cut."""
+    for key, value in content.items():
+        name = f"{above}.{key}" if above else str(key)
+        if isinstance(value, dict) and value.keys() == {"distribution", "version"}:
+            yield name, f"{value['distribution']} {value['version']}"
+        elif isinstance(value, dict) and value:
+            yield from leaves(value, name)
+        elif isinstance(value, list):
+            more = f" ... {len(value)} in all" if len(value) > MOST_VALUES else ""
+            yield name, ", ".join(map(str, value[:MOST_VALUES])) + more
+        else:
+            yield name, NOTHING if value is None else str(value)
