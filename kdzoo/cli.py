@@ -1,7 +1,7 @@
 """The command line: the only place that prints, and that catches what a user can mend.
 
-Exit codes: 0 done; 1 not reproduced or not conforming; 2 recipe, names, needs; 3 damaged files; 4 output; 5 locked;
-6 diverged; 7 memory; 8 data; 9 export rejected; 10 processes disagree; 130 and 143 interrupted, state saved.
+Exit codes: 0 done; 1 not reproduced, undecided or not conforming; 2 recipe, names, needs; 3 damaged files; 4 output;
+5 locked; 6 diverged; 7 memory; 8 data; 9 export rejected; 10 processes disagree; 130 and 143 interrupted, state saved.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -71,13 +72,18 @@ def run(
         return
     from kdzoo.report.compare import comparison_table
 
-    print(comparison_table(results))
+    print(comparison_table(results, _width()))
     for warning in results["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"run folder: {folder}")
     from kdzoo.run.exporting import check_rejected
 
     check_rejected(results["exports"])  # last, as the run is whole without the file
+
+
+def _width() -> int | None:
+    """Characters of a line of the terminal; None where the output is not one."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() or "COLUMNS" in os.environ else None
 
 
 def _run(
@@ -473,7 +479,7 @@ def compare(folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help
 
     if len(folders) < 2:
         raise ReportError(f"compare: needs at least two run folders, got {len(folders)}")
-    print(compare_table(folders))
+    print(compare_table(folders, _width()))
 
 
 @app.command()
@@ -535,8 +541,8 @@ def verify(
     from kdzoo.run.exporting import check_rejected
 
     check_rejected([entry for result in results for entry in result["exports"]])
-    if not verdict.reproduced:
-        raise VerifyError(f"{path}: the published result was not reproduced")
+    if verdict.problem:
+        raise VerifyError(f"{path}: {verdict.problem}")
 
 
 # --- plugins ----------------------------------------------------------------------------------

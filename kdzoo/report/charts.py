@@ -38,6 +38,8 @@ MOST_CURVES = 12
 LONGEST_NAME = 40
 #: Inches, so that text is as large as the page's where the page is wide, and still readable on a phone.
 WIDTH, HEIGHT = 5.0, 3.4
+#: Inches that a letter of a name takes.
+LETTER = 0.09
 
 
 @dataclass(frozen=True)
@@ -249,6 +251,7 @@ def heat_map(item: HeatMap, number: int) -> Chart:
     rows, columns, values = [short(row) for row in item.rows], [short(column) for column in item.columns], item.values
     known = [value for line in values for value in line if value is not None]
     low, high = min(known, default=0.0), max(known, default=0.0)
+    longest, widest = max(map(len, rows), default=0), max(map(len, columns), default=0)
 
     def draw(figure: Figure) -> None:
         from matplotlib.patches import Rectangle
@@ -263,7 +266,7 @@ def heat_map(item: HeatMap, number: int) -> Chart:
                     axes.text(x, y, f"{value:.3g}", ha="center", va="center", fontsize=9)
         axes.set_xlim(-0.5, len(columns) - 0.5)
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_xticks(range(len(columns)), columns)
+        axes.set_xticks(range(len(columns)), columns, rotation=0 if widest <= 10 else 90)
         axes.set_yticks(range(len(rows)), rows)
         axes.grid(visible=False)
         axes.tick_params(length=0)
@@ -273,9 +276,10 @@ def heat_map(item: HeatMap, number: int) -> Chart:
                                if value is not None)
         for row, line in zip(rows, values, strict=True)
     )  # fmt: skip
-    width, height = 2.0 + 0.8 * len(columns), 0.9 + 0.42 * len(rows)
+    width = max(4.0, 0.8 + LETTER * longest + 0.8 * len(columns))
+    height = 0.7 + 0.42 * len(rows) + (0.2 if widest <= 10 else LETTER * widest)
     caption = " ".join(part for part in (f"In {item.unit}." if item.unit else "", item.note) if part)
-    return Chart(item.title, caption, (render(f"item{number}", words, draw, max(4.0, width), height),))
+    return Chart(item.title, caption, (render(f"item{number}", words, draw, width, height),))
 
 
 def scatter(item: Scatter, number: int) -> Chart:

@@ -129,7 +129,8 @@ def compare_table(folders: Sequence[Path], width: int | None = None) -> str:
     words, keys = [word for word in WORDS if word not in alike], list(NUMBERS)
     rows = []
     for folder, row in zip(folders, found, strict=True):
-        name = f"{plain(str(folder.relative_to(above) if above.parts else folder), 200)}{'' if row['finished'] else ' (unfinished)'}"
+        name = plain(str(folder.relative_to(above) if above.parts else folder), 200)
+        name += "" if row["finished"] else " (unfinished)"
         texts = [name if word == "run" else plain(str(row[word] or NOTHING), 200) for word in words]
         rows.append(texts + [NOTHING if row[key] is None else NUMBERS[key][1](row[key]) for key in keys])
     header = [*(WORDS[word] for word in words), *(NUMBERS[key][0] for key in keys)]

@@ -217,11 +217,10 @@ def parse_results(content: Mapping[str, Any], place: Path | str = "results.json"
         return Results.model_validate(visible(content))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
+        where, problem = ".".join(map(str, first["loc"])), first["msg"][:1].lower() + first["msg"][1:]
         given = "" if first["type"] == "missing" else f", got {plain(repr(first['input']), 40)}"
         raise ReportError(
-            f"{place}: {plain(where, 80)}: {first['msg'][:1].lower()}{first['msg'][1:]}{given}; it is not as a finished "
-            "run writes it"
+            f"{place}: {plain(where, 80)}: {plain(problem, 200)}{given}; it is not as a finished run writes it"
         ) from None
 
 

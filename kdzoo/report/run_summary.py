@@ -72,7 +72,7 @@ def item_grid(item: Table) -> Grid:
 
 def stages(found: list[StageFacts], best_kept: bool) -> Grid | None:
     """The run's stages, with those facts that any of them has; the best epoch where its weights were kept."""
-    facts = {
+    facts: dict[str, list[str | None]] = {
         "stage": [stage.name for stage in found],
         "key": [stage.key for stage in found],
         "best epoch": [best_epoch(stage) if best_kept else None for stage in found],

@@ -32,8 +32,8 @@ HEADLINES: Mapping[Tone, str] = {
 }
 
 CAVEAT = (
-    "The interval covers the choice of test samples alone. Another seed gives other numbers, and one run cannot say how "
-    "far apart they are: whether this algorithm helps here, only several seeds can show."
+    "The interval covers the choice of test samples alone. Another seed gives other numbers, and one run cannot say "
+    "how far apart they are: whether this algorithm helps here, only several seeds can show."
 )
 
 
@@ -75,6 +75,7 @@ def against_equal(results: Results, control: Network, reached: str, ratios: tupl
     than = f"{abs(gain):.2f} points {more} than {network} trained alone under the same budget{labels}"
     teacher, samples = results.best_teacher, samples_of(results)
     weak, caveat = "", CAVEAT if results.paired else ""
+    tone: Tone
     if teacher is not None and teacher.top1_percent <= control.top1_percent:
         weak = f" The teacher itself reaches {teacher.top1_percent:.2f} %, the control {control.top1_percent:.2f} %."
     if results.paired is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from kdzoo.recipe.sections import ExpectedRecipe
@@ -16,25 +16,35 @@ STANDARD_ERRORS = 3.0
 #: Points of accuracy below which a difference is rounding, not a result.
 LEAST_TOLERANCE = 0.1
 
+#: Points of accuracy above which the seeds are too far apart for a comparison to say anything.
+MOST_TOLERANCE = 5.0
+
+Outcome = Literal["reproduced", "not reproduced", "undecided"]
+
 
 @dataclass(frozen=True)
 class Reproduction:
-    """Whether the mean was reproduced, and a few lines that say so with the numbers."""
+    """Whether the mean was reproduced, and a few lines that say so with the numbers.
 
-    reproduced: bool
+    ``problem`` is one sentence; empty when the mean was reproduced.
+    """
+
+    outcome: Outcome
     text: str
+    problem: str
 
 
 def hold_against(expected: ExpectedRecipe, results: Sequence[Mapping[str, Any]]) -> Reproduction:
     """Compare the mean top-1 over seeds with the published mean; better than published also counts.
 
-    The tolerance is three standard errors of the difference, from the published and the measured spread.
+    The tolerance is three standard errors of the difference, from the published and the measured spread. Where it is
+    above MOST_TOLERANCE, a mean within it is neither reproduced nor refuted.
     """
     students = [result["student"]["top1_percent"] for result in results]
     mean, spread = statistics.fmean(students), statistics.stdev(students) if len(students) > 1 else expected.std
     error = (expected.std**2 / expected.seeds + max(spread, expected.std) ** 2 / len(students)) ** 0.5
     tolerance = max(STANDARD_ERRORS * error, LEAST_TOLERANCE)
-    reproduced = mean >= expected.top1_percent - tolerance
+    below = expected.top1_percent - mean
     lines = [
         f"student   {mean:.2f} +- {spread:.2f} % over {len(students)} seeds; "
         f"expected {expected.top1_percent:.2f} +- {expected.std:.2f} over {expected.seeds} (tolerance {tolerance:.2f})"
@@ -53,5 +63,13 @@ def hold_against(expected: ExpectedRecipe, results: Sequence[Mapping[str, Any]])
             f"control   {statistics.fmean(controls):.2f} %; gain {statistics.fmean(gains):+.2f} points, "
             f"{min(gains):+.2f} to {max(gains):+.2f}, better on {wins} of {len(gains)} seeds"
         )
-    lines.append("reproduced" if reproduced else f"NOT reproduced: {expected.top1_percent - mean:.2f} points below")
-    return Reproduction(reproduced, "\n".join(lines))
+    if below > tolerance:
+        lines.append(f"NOT reproduced: {below:.2f} points below")
+        return Reproduction("not reproduced", "\n".join(lines), "the published result was not reproduced")
+    if tolerance > MOST_TOLERANCE:
+        lines.append(
+            f"UNDECIDED: seeds are so far apart that a mean may be {tolerance:.2f} points off, more than "
+            f"{MOST_TOLERANCE:.2f}; this result can be neither reproduced nor refuted"
+        )
+        return Reproduction("undecided", "\n".join(lines), "the published result can be neither reproduced nor refuted")
+    return Reproduction("reproduced", "\n".join([*lines, "reproduced"]), "")

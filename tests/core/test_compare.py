@@ -101,7 +101,7 @@ def test_on_a_narrow_terminal_the_comparison_has_fewer_columns():
 
 def test_a_rejected_file_is_a_row_that_is_never_the_best_and_says_why():
     rows = {row.name: row for row in comparison(parse_results({**RESULTS, "exports": [REJECTED]})).rows}
-    assert [cell.text for cell in rows["onnx int4"].cells][0] == "71.25"
+    assert rows["onnx int4"].cells[0].text == "71.25"
     assert not any(cell.best for cell in rows["onnx int4"].cells)
     assert rows["onnx int4"].problems == tuple(REJECTED["rejected"])
     assert f"Rejected: onnx int4: {REJECTED['rejected'][0]}\n" in comparison_table({**RESULTS, "exports": [REJECTED]})
@@ -110,7 +110,7 @@ def test_a_rejected_file_is_a_row_that_is_never_the_best_and_says_why():
 def test_a_rejected_file_that_could_not_be_measured_is_a_row_too():
     unmeasured = {**REJECTED, "top1_percent": None, "agreement_percent": None, "ece": None, "size_mib": None}
     rows = comparison(parse_results({**RESULTS, "exports": [unmeasured]})).rows
-    assert [cell.text for cell in rows[-1].cells][:3] == ["–"] * 3
+    assert [cell.text for cell in rows[-1].cells][:3] == ["\N{EN DASH}"] * 3
 
 
 def test_each_network_is_followed_by_its_files():
@@ -140,7 +140,7 @@ def test_runs_are_compared_by_their_folders(tmp_path, monkeypatch):
         "latency_p50_ms": 0.591,
     }
     lines = compare_table([first, second]).splitlines()
-    assert [" ".join(line.split()).replace("–", "-") for line in lines] == [
+    assert [" ".join(line.split()).replace("\N{EN DASH}", "-") for line in lines] == [
         "in runs",
         "recipe: made-up-numbers",
         "student: cifar_resnet8",
@@ -171,7 +171,7 @@ def test_an_unfinished_run_is_a_row(tmp_path):
     assert row["top1_percent"] is None
     lines = compare_table([finished, unfinished]).splitlines()
     assert lines[0] == f"in {tmp_path / 'made-up-numbers'}"
-    assert lines[-1].split() == ["0002-seed0", "(unfinished)", "0", *["–"] * 8]
+    assert lines[-1].split() == ["0002-seed0", "(unfinished)", "0", *["\N{EN DASH}"] * 8]
 
 
 def test_every_damaged_run_is_named(tmp_path):

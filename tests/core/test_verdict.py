@@ -151,3 +151,11 @@ def test_a_rejected_file_is_no_smaller_file():
     assert ("22.3\N{MULTIPLICATION SIGN}", "smaller file (onnx)") in judge(
         exports=[RESULTS["exports"][0], rejected]
     ).facts
+
+
+def test_the_verdict_says_that_the_control_had_few_labels():
+    few = {**RESULTS["data"], "labelled": 100}
+    assert (
+        "points more than the same network trained alone under the same budget on 100 labels;"
+        in judge(data=few).sentence
+    )
