@@ -335,7 +335,9 @@ def test_no_character_is_hidden(tmp_path, bad):
 
 
 @pytest.mark.parametrize("name", ["results.json", "provenance.json", "student.json", "metrics.jsonl"])
-@pytest.mark.parametrize("text", ["[" * 100_000, '{"a": "\\ud800"}', '{"a": ' + "9" * 5000 + "}", '{"a": NaN', "{}{}", ""])
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"a": "\\ud800"}', '{"a": ' + "9" * 5000 + "}", '{"a": NaN', "{}{}", ""]
+)
 def test_json_that_cannot_be_read_is_named(tmp_path, name, text):
     folder = write_run(tmp_path / "run")
     (folder / name).write_text(text)
