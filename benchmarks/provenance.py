@@ -13,7 +13,8 @@ from measure import processor
 
 from kdzoo.run.provenance import commit_of_source
 from kdzoo.storage.atomic import write_bytes
-from kdzoo.training.device import cpu_has_bf16, environment
+from kdzoo.training.device import cpu_has_bf16
+from kdzoo.training.environment import environment
 
 
 def provenance() -> dict[str, Any]:

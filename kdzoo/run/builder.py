@@ -32,7 +32,8 @@ from kdzoo.run.keys import STAGE_FORMAT, core_hash, model_hash, source_hash
 from kdzoo.storage.atomic import write_json
 from kdzoo.storage.sealed import read_tensors
 from kdzoo.storage.store import Store
-from kdzoo.training.device import Precision, choose_precision, environment, pick_device, set_threads
+from kdzoo.training.device import Precision, choose_precision, pick_device, set_threads
+from kdzoo.training.environment import environment_of_all
 from kdzoo.training.job import Job, Plain
 from kdzoo.training.parallel import Ranks
 from kdzoo.training.teacher import CachedTeacher, Teacher
@@ -50,7 +51,7 @@ class Builder:
         self.recipe: Recipe = plan.recipe
         self.device = pick_device(self.recipe.device)
         set_threads(self.recipe.threads)
-        self.environment = environment(self.device)
+        self.environment = environment_of_all(self.device, ranks)
         self.data: DataSet = open_data(plan.source, self.recipe.data, self.recipe.seed)
         if self.recipe.data.batch_size % ranks.world:
             raise NeedsError(

@@ -1,9 +1,8 @@
-"""Devices, precision, threads, and the environment a result belongs to."""
+"""Devices, precision and threads. No other module names a device."""
 
 from __future__ import annotations
 
 import os
-import platform
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from kdzoo import __version__
 from kdzoo.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -78,6 +76,11 @@ class Precision:
     def name(self) -> str:
         return {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.dtype]
 
+    @property
+    def repeats(self) -> bool:
+        """Whether a forward pass on the same batch gives the same bits; a GPU may choose another kernel."""
+        return self.device.type == "cpu"
+
     def autocast(self) -> AbstractContextManager[Any]:
         if self.dtype is None:
             return nullcontext()
@@ -141,17 +144,20 @@ def bf16_instructions() -> list[str]:
     return [name for name in ("avx512_bf16", "amx_bf16", "arm_bf16") if capabilities.get(name)]
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """Describe what the bits of a result depend on beside the recipe."""
-    import timm
+def device_name(device: torch.device) -> str:
+    """The GPU's name; elsewhere the kind of device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
-    return {
-        "kdzoo": __version__,
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-        "python": platform.python_version(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "cpu": platform.machine(),
-        "isa": " ".join([torch.backends.cpu.get_cpu_capability(), *bf16_instructions()]),
-        "threads": torch.get_num_threads(),
-    }
+
+def local_gpu(device: str, local_rank: int) -> torch.device | None:
+    """The GPU of process ``local_rank`` of this machine, now its current one; None where a run of ``device`` uses none.
+
+    Raises DeviceError where there are more processes than GPUs.
+    """
+    if not torch.cuda.is_available() or device in ("cpu", "mps"):
+        return None
+    count = torch.cuda.device_count()
+    if local_rank >= count:
+        raise DeviceError(f"device: process {local_rank} of this machine has no GPU, as there are {count}; use 'cpu'")
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)

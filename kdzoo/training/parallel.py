@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from kdzoo.errors import DeviceError, DistributedError
+from kdzoo.errors import DistributedError
+from kdzoo.training.device import local_gpu
 
 #: A rank that hangs or skips a batch is noticed after this long, not after torch's half hour.
 COLLECTIVE_TIMEOUT = timedelta(minutes=5)
@@ -30,17 +31,12 @@ class Ranks:
         """``device`` as the recipe names it. Raises DeviceError for more processes than there are GPUs for them."""
         self.world = int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = int(os.environ.get("RANK", "0"))
+        self._gpu: torch.device | None = None
+        if self.world > 1:
+            self._gpu = local_gpu(device, int(os.environ.get("LOCAL_RANK", "0")))
         if self.world > 1 and not dist.is_initialized():
-            backend = "nccl" if torch.cuda.is_available() and device not in ("cpu", "mps") else "gloo"
-            local, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-            if backend == "nccl":
-                if local >= count:
-                    raise DeviceError(
-                        f"device: process {local} of this machine has no GPU, as there are {count}; use 'cpu'"
-                    )
-                torch.cuda.set_device(local)
             timeout = timedelta(seconds=float(os.environ.get("KDZOO_COLLECTIVE_TIMEOUT", COLLECTIVE_TIMEOUT.seconds)))
-            dist.init_process_group(backend, timeout=timeout)
+            dist.init_process_group("gloo" if self._gpu is None else "nccl", timeout=timeout)
 
     @property
     def first(self) -> bool:
@@ -65,8 +61,7 @@ class Ranks:
         """Whether the flag is set on any rank; called at step boundaries only."""
         if self.world == 1:
             return flag
-        device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
-        value = torch.tensor(int(flag), device=device)
+        value = torch.tensor(int(flag), device=self._gpu)
         dist.all_reduce(value, op=dist.ReduceOp.MAX)
         return bool(value.item())
 
@@ -85,12 +80,17 @@ class Ranks:
         dist.all_gather(shares, tensor.contiguous())
         return torch.cat(shares)
 
-    def agree(self, what: str, value: str) -> None:
-        """Refuse to go on when ranks hold different values, e.g. of the recipe's hash."""
+    def collect(self, value: T) -> list[T]:
+        """Return the JSON-like value of every rank, in the order of the ranks."""
         if self.world == 1:
-            return
+            return [value]
         values: list[Any] = [None] * self.world
         dist.all_gather_object(values, value)
+        return values
+
+    def agree(self, what: str, value: str) -> None:
+        """Refuse to go on when ranks hold different values, e.g. of the recipe's hash."""
+        values = self.collect(value)
         if len(set(values)) > 1:
             raise DistributedError(f"the {self.world} processes disagree on {what}: {', '.join(map(str, values))}")
 

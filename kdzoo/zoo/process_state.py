@@ -65,7 +65,21 @@ def _torch_switches(torch: Any) -> list[_Switch]:
             if hasattr(place, flag):
                 get, put = partial(getattr, place, flag), partial(setattr, place, flag)
                 switches.append(_Switch(f"torch.backends.{backend}.{flag}", get, put))
+    cuda = torch.backends.cuda
+    for flag in ("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction"):
+        get, put = partial(getattr, cuda.matmul, flag), partial(setattr, cuda.matmul, flag)
+        switches.append(_Switch(f"torch.backends.cuda.matmul.{flag}", get, put))
+    for kernel in ("flash", "mem_efficient", "math", "cudnn"):  # of attention, on a CPU too
+        get, put = getattr(cuda, f"{kernel}_sdp_enabled"), getattr(cuda, f"enable_{kernel}_sdp")
+        switches.append(_Switch(f"torch.backends.cuda.{kernel}_sdp", get, put))
     return switches
+
+
+def torch_settings() -> dict[str, str]:
+    """Show torch's settings by name, without its random state: they decide bits."""
+    import torch
+
+    return {switch.name: switch.show(switch.get()) for switch in _torch_switches(torch) if switch.show is not _unsaid}
 
 
 def _unsaid(value: Any) -> str:

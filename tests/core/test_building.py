@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shutil
 import sys
 from collections.abc import Callable
@@ -19,7 +20,7 @@ import kdzoo
 from kdzoo.api import Algorithm, AlgorithmChoice, Needs
 from kdzoo.contract.stage import ModelSpec, Stage, StageResult
 from kdzoo.contract.step import Clock
-from kdzoo.errors import KdzooError, NeedsError, RecipeError
+from kdzoo.errors import KdzooError, NeedsError, PluginError, RecipeError
 from kdzoo.plan.resolve import ResolvedAlgorithm, resolve_choice
 from kdzoo.run import builder as building
 from kdzoo.run import keys
@@ -368,8 +369,27 @@ def test_a_key_covers_the_whole_core_but_for_what_decides_no_bit(
         file.write_text(source + "\n# changed\n")
         assert (key_of(usual, of_match(usual)) != before) is counts, room
         file.write_text(source)
-    file.rename(file.with_name("renamed.py"))
-    assert key_of(usual, of_match(usual)) != before, "a file that is renamed or gone counts too"
+    (copy / "added.py").write_text("")
+    assert key_of(usual, of_match(usual)) != before
+
+
+@pytest.mark.parametrize("kind", ["renamed", "empty", "zip"])
+def test_a_core_of_which_a_file_is_missing_has_no_key(
+    kind: str, usual: Runner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It cannot be left out in silence: other code would have the same key."""
+    copy = tmp_path / "kdzoo"
+    if kind == "renamed":
+        shutil.copytree(Path(kdzoo.__file__).parent, copy, ignore=shutil.ignore_patterns("*.pyc"))
+        (copy / "types.py").rename(copy / "kinds.py")
+    elif kind == "zip":
+        copy = Path(shutil.make_archive(str(copy), "zip", Path(kdzoo.__file__).parents[1], "kdzoo/contract")) / "kdzoo"
+    missing = {"renamed": "kdzoo.types"}.get(kind, "kdzoo, kdzoo.api, kdzoo.contract")
+    monkeypatch.setattr(keys.kdzoo, "__file__", str(copy / "__init__.py"))
+    assert refusal(KdzooError, lambda: key_of(usual, of_match(usual))) == (
+        f"{copy}: the source of {missing} is missing, and results are stored under the hash of the source; install "
+        "kdzoo as plain files, and leave them alone during a run"
+    )
 
 
 PLUGIN = """
@@ -386,10 +406,13 @@ def {package}_model(pretrained=False, **kwargs):
 """
 
 
+PACKAGES = itertools.count()
+
+
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A plugin package of two files, imported."""
-    name = "kdzoo_of_test_building"
+    name = f"kdzoo_of_test_building_{next(PACKAGES)}"  # timm keeps the names of models for ever
     place = tmp_path / name
     place.mkdir()
     (place / "__init__.py").write_text(PLUGIN.format(package=name))
@@ -416,6 +439,28 @@ def test_a_key_covers_every_file_of_the_plugins_that_it_runs(package: Any, usual
     after = [usual.build.stage_key(stage, chosen, train) for stage, chosen in stages]
     assert all(one != other for one, other in zip(before, after, strict=True))
     assert key_of(usual, of_match(usual)) == key_of(usual, of_match(usual))
+
+
+def test_a_key_covers_the_whole_package_of_a_plugin_in_parts(package: Any, usual: Runner) -> None:
+    """An algorithm in a folder below may import from every other part."""
+    inner = Path(package.__file__).with_name("inner")
+    inner.mkdir()
+    (inner / "__init__.py").write_text("from kdzoo.api import Algorithm\nclass Inner(Algorithm):\n    name = 'inner'\n")
+    algorithm = __import__(f"{package.__name__}.inner").inner.Inner
+    before = keys.source_hash(algorithm)
+    parts = Path(package.__file__).with_name("parts.py")
+    parts.write_text("SCALE = 2\n")
+    changed = keys.source_hash(algorithm)
+    parts.rename(parts.with_name("others.py"))
+    assert len({before, changed, keys.source_hash(algorithm)}) == 3
+
+
+def test_a_plugin_without_source_has_no_key(package: Any) -> None:
+    Path(package.__file__).unlink()
+    assert refusal(PluginError, lambda: keys.source_hash(package.Own)) == (
+        f"class {package.__name__}.Own: has no source file, and results are stored under the hash of the source; "
+        "install the plugin as plain files"
+    )
 
 
 def resolved(run: Runner, cls: type[Algorithm]) -> ResolvedAlgorithm:

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import functools
-import json
-import platform
-import sys
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import timm
 import torch
 from torch import nn
 
-import kdzoo
 from kdzoo.contract.stage import ModelSpec
 from kdzoo.data.inputs import Pixels
 from kdzoo.errors import DeviceError
@@ -28,7 +23,6 @@ from kdzoo.training.device import (
     check_gradients,
     choose_precision,
     cpu_has_bf16,
-    environment,
     pick_device,
     seed_generators,
     set_threads,
@@ -197,34 +191,14 @@ def test_a_precision_places_and_casts() -> None:
         assert layer(inputs).dtype == torch.bfloat16
 
 
-# --- the environment ------------------------------------------------------------------------------
-
-
-def test_the_environment_holds_what_bits_depend_on() -> None:
-    found = environment(CPU)
-    assert found == {
-        "kdzoo": kdzoo.__version__,
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-        "python": ".".join(map(str, sys.version_info[:3])),
-        "device": "cpu",
-        "cpu": platform.machine(),
-        "isa": " ".join([torch.backends.cpu.get_cpu_capability(), *bf16_instructions()]),
-        "threads": torch.get_num_threads(),
-    }
-    json.dumps(found)
-
-
-def test_the_environment_names_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
-    assert environment(torch.device("cuda", 0))["device"] == "a GPU"
+# --- threads, instructions, seeds ------------------------------------------------------------------
 
 
 def test_threads_are_fixed_on_request() -> None:
     before = torch.get_num_threads()
     try:
         assert set_threads(None) == before
-        assert set_threads(2) == 2 == torch.get_num_threads() == environment(CPU)["threads"]
+        assert set_threads(2) == 2 == torch.get_num_threads()
     finally:
         torch.set_num_threads(before)
 
