@@ -35,6 +35,7 @@ from kdzoo.run.keys import STAGE_FORMAT
 from kdzoo.run.provenance import commit_of_source
 from kdzoo.run.rehearsal import NotTrained, Untold, in_floats, not_trained
 from kdzoo.run.report_item_json import as_json
+from kdzoo.run.tracking import Trackers
 from kdzoo.run.workers import Workers
 from kdzoo.storage.atomic import write_json, write_tensors
 from kdzoo.storage.owner import Owner
@@ -106,7 +107,7 @@ class Runner:
         self._first_teacher: StageResult | None = None
         self._logged = 0  # rows of the stage in progress that are in the log already
         self._logs = logs and folder is not None and self.ranks.first
-        self._trackers = [tracker() for tracker in plan.trackers] if self._logs else []
+        self._trackers = Trackers(plan.trackers if self._logs else (), self._warn)
         self._workers: Workers | None = None
         if self.recipe.jobs > 1 and self.ranks.world > 1:
             raise NeedsError(
@@ -138,8 +139,7 @@ class Runner:
             results = delivery.measure(teachers, control, student)
             results |= self._report_items(delivery, teachers, control, student, own)
         finally:
-            for tracker in self._trackers:
-                tracker.close()
+            self._trackers.close()
             if self._workers is not None:
                 self._workers.close()
         results |= {
@@ -197,8 +197,7 @@ class Runner:
         self.folder.log.truncate(0)  # replayed stages log their rows again
         shutil.rmtree(self.folder.path("tensorboard"), ignore_errors=True)
         self.folder.write_json("provenance.json", self.provenance())
-        for tracker in self._trackers:
-            tracker.start(self.folder.path(""))
+        self._trackers.start(self.folder.path(""))
 
     def provenance(self) -> dict[str, Any]:
         """What a reader needs to repeat the run: versions, hardware, plugins, data, seed, commit."""
@@ -372,6 +371,10 @@ class Runner:
         self.display.stage(name, "weights loaded")
         return self._finish(name, key, spec, (), folder)
 
+    def _warn(self, text: str) -> None:
+        self.warnings.append(text)
+        self.display.note(f"warning: {text}")
+
     def _check_stop(self, where: str) -> None:
         """Stop here if a signal asks for it; all that is done so far is in the store."""
         if self.ranks.any(bool(self.stop())):
@@ -515,8 +518,7 @@ class Runner:
             numbers = {k: float(v) for k, v in row.items() if k not in ("stage", "split", "step", "epoch")}
             if row["split"] == "validation":
                 numbers = {f"validation/{k}": v for k, v in numbers.items()}
-            for tracker in self._trackers:
-                tracker.log(row["stage"], row["step"], numbers)
+            self._trackers.log(row["stage"], row["step"], numbers)
 
     def _on_progress(self, engine: Engine, progress: Progress) -> None:
         if progress.end_of_epoch:
