@@ -9,6 +9,7 @@ from kdzoo.contract.extension_points import (
     Tokens,
     TokenSplit,
 )
+from kdzoo.contract.preprocessing import Preprocessing
 from kdzoo.errors import DataError
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "DataSplits",
     "FileSplit",
     "OfferOptions",
+    "Preprocessing",
     "TokenSplit",
     "Tokens",
 ]

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
+from kdzoo.contract.preprocessing import Preprocessing
+
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
@@ -58,6 +60,10 @@ class FileSplit:
     targets: np.ndarray
     read: Callable[[int], np.ndarray]
     digest: Callable[[int], str] | None = None  # hash of a sample, cheaper than reading it; None: of what is read
+    #: The file of each sample, as an absolute path, where each has one: what is found out about a file is remembered
+    #: until it changes. Empty: nothing is remembered.
+    files: tuple[str, ...] = ()
+    rules: str = ""  # what else decides whether a file can be read, e.g. a limit; for use with ``files``
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,7 @@ class DataSplits:
     licence: str = ""
     modalities: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # none: every model reads all channels
     tokens: Tokens | None = None  # of text; every split is then a TokenSplit
+    preprocessing: Preprocessing | None = None  # how files became pixels; None: pixels are as they are stored
 
 
 class Optioned(ABC):

@@ -6,31 +6,28 @@ opened, once, when nothing is left to select."""
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import os
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
-from kdzoo.contract.extension_points import ArraySplit, DataSource, DataSplits, FileSplit, Split, TokenSplit
+from kdzoo.contract.extension_points import DataSource, DataSplits, Split, TokenSplit
 from kdzoo.data.augmentation import Augment
+from kdzoo.data.checking import FormCheck
+from kdzoo.data.digests import digests, samples_of, split_hash
+from kdzoo.data.file_records import FileRecords
 from kdzoo.data.inputs import TokenIds, inputs_of
 from kdzoo.data.loader import Loader
+from kdzoo.data.splitting import Part, carved, few_labels, limited
 from kdzoo.errors import ContractError, DataError
-from kdzoo.types import derive_seed, stable_hash
+from kdzoo.types import stable_hash
 
 if TYPE_CHECKING:
     from kdzoo.recipe.sections import DataRecipe
 
 SplitName = Literal["train", "validation", "test"]
-
-#: Threads that hash files; hashing lets go of the interpreter, so they run side by side.
-HASHING_THREADS = 8
 
 
 def data_root(root: str | None) -> Path:
@@ -44,22 +41,8 @@ def open_data(source: DataSource, recipe: DataRecipe, seed: int) -> DataSet:
     A validation split is carved out of the training split, stratified and seeded, where the source has none of its
     own. Raises DataError, saying what would be right, when the data is missing, unreadable or inconsistent.
     """
-    return DataSet(source, source.load(data_root(recipe.root)), recipe, seed)
-
-
-@dataclass(frozen=True)
-class Part:
-    """Some rows of a split; a sample's index is its position in here."""
-
-    split: Split
-    rows: np.ndarray  # (N,) int64, ascending
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def targets(self) -> np.ndarray:
-        return np.asarray(self.split.targets)[self.rows].astype(np.int64)
+    root = data_root(recipe.root)
+    return DataSet(source, source.load(root), recipe, seed, FileRecords(root))
 
 
 class TestGate:
@@ -85,7 +68,9 @@ class TestGate:
 class DataSet:
     """A data set: its classes, shape and normalisation, its splits, and what was noticed about them."""
 
-    def __init__(self, source: DataSource, splits: DataSplits, recipe: DataRecipe, seed: int) -> None:
+    def __init__(
+        self, source: DataSource, splits: DataSplits, recipe: DataRecipe, seed: int, records: FileRecords
+    ) -> None:
         self.name = source.name
         self.classes = tuple(splits.classes)
         #: The form of its samples: pixels, measurements or ids of tokens.
@@ -93,16 +78,15 @@ class DataSet:
         self.channels, self.size = self.inputs.channels, self.inputs.size
         self.mean, self.std = self.inputs.mean, self.inputs.std
         self.modalities = dict(splits.modalities)
-        self._augmented = recipe.augment != "none"
         self.source, self.licence = splits.source, splits.licence
+        self.preprocessing = splits.preprocessing
         self.notes: list[str] = []
         self.test_gate = TestGate(self)
-        self._splits, self._seed = splits, seed
-        self._check_header()
-        if self.inputs.kind == "text" and recipe.augment != "none":
-            raise DataError(f"{self._title}: data.augment: '{recipe.augment}' is for images; none is right for text")
-        whole = self._checked(splits.train, "train")
-        self._digests = {"train": digests(splits.train, self.inputs.pad or 0)}
+        self._digests: dict[str, list[str]] = {}
+        self._splits, self._records = splits, records
+        self._check = FormCheck(self._title, self.classes, self.inputs, recipe.augment)
+        self._check.header(self.modalities)
+        whole = self._whole(splits.train, "train")
         content: list[Any] = [
             *self.inputs.content(),
             source.name,
@@ -112,28 +96,29 @@ class DataSet:
             self.size,
             self.mean,
             self.std,
-            self._content("train", splits.train),
+            split_hash(self._digests["train"], splits.train.targets),
         ]
         self.parts: dict[str, Part] = {}
         if splits.validation is not None:
-            self.parts["validation"] = self._checked(splits.validation, "validation")
-            self._digests["validation"] = digests(splits.validation, self.inputs.pad or 0)
-            content.append(self._content("validation", splits.validation))
-            whole = self._limited(whole, recipe.train_limit)
+            self.parts["validation"] = self._whole(splits.validation, "validation")
+            content.append(split_hash(self._digests["validation"], splits.validation.targets))
         else:
-            whole, held_out = self._carved(whole, recipe.validation)
+            whole, held_out = carved(self._title, whole, recipe.validation, seed)
             if held_out is not None:
                 self.parts["validation"] = held_out
                 self._digests["validation"] = [self._digests["train"][row] for row in held_out.rows]
-            whole = self._limited(whole, recipe.train_limit)
+        if self.preprocessing is not None:
+            content.append(self.preprocessing.record())
+        whole = limited(self._title, whole, recipe.train_limit, seed)
         self.parts["train"] = whole
         if isinstance(self.inputs, TokenIds) and isinstance(whole.split, TokenSplit):
             self.inputs = self.inputs.with_seen(np.asarray(whole.split.ids)[whole.rows])
         #: Rows of the training split that have a label for student and control; None: all.
-        self.labelled = self._few_labels(whole, recipe.labelled)
+        self.labelled = few_labels(self._title, whole, recipe.labelled, seed)
         self._digests["train"] = [self._digests["train"][row] for row in whole.rows]
         #: Hash of the content of train and validation, the same for any seed, limit and place on disk.
         self.fingerprint = stable_hash(content)
+        records.save()
         self._note_duplicates("validation", "train")
         absent = sorted(set(range(len(self.classes))) - set(whole.targets.tolist()))
         if absent:
@@ -169,87 +154,33 @@ class DataSet:
         """Return what makes batches on ``device``; ``batch_size`` is that of all processes together."""
         return Loader(self, device, batch_size, augment, seed, workers, timeout_s, channels_last)
 
-    # --- checking -----------------------------------------------------------------------------
+    def check_form(self) -> str:
+        """Decode every image once and check the form of the test split; say on one line what was checked.
+
+        Of the test split, only shapes, types and labels are looked at, and whether its images can be decoded. This is
+        no read of the test gate: nothing that a choice could depend on leaves this method. Raises DataError.
+        """
+        test = self._splits.test()
+        self._check.split(test, "test")
+        own = [self._splits.train, *([self._splits.validation] if self._splits.validation is not None else [])]
+        decoded = sum(self._check.images(split, self._records) for split in (*own, test))
+        told = f"test split of {samples_of(test)} samples: form checked, content not used before the end"
+        return f"{decoded} images decoded; {told}" if decoded else told
 
     @property
     def _title(self) -> str:
         return f"data set '{self.name}'"
 
-    def _check_header(self) -> None:
-        if len(self.classes) < 2 or len(set(self.classes)) < len(self.classes):
-            raise DataError(f"{self._title}: needs at least 2 classes of different names, got {list(self.classes)}")
-        if self.inputs.kind == "text" and (self.channels != 1 or self.size[1] != 1):
-            raise DataError(
-                f"{self._title}: text with {self.channels} channels of size {self.size}; 1 of (L, 1) would be right"
-            )
-        if self.channels < 1 or len(self.size) != 2 or min(self.size) < 1:
-            raise DataError(f"{self._title}: {self.channels} channels of size {self.size} are no images")
-        for name, (first, last) in self.modalities.items():
-            if not 0 <= first < last <= self.channels:
-                raise DataError(
-                    f"{self._title}: modality '{name}' has the channels {first}..{last - 1}; there are {self.channels}"
-                )
-        lengths = {len(self.mean), len(self.std)}
-        if lengths != {self.channels} or not np.isfinite([*self.mean, *self.std]).all() or min(self.std) <= 0:
-            raise DataError(
-                f"{self._title}: mean {self.mean} and std {self.std} must be {self.channels} finite numbers each, "
-                "one a channel, and std above 0"
-            )
-
-    def _checked(self, split: Split, name: str) -> Part:
-        """The whole of a split, after checking its shape, type and targets."""
-        where = f"{self._title}, split {name}"
-        targets = np.asarray(split.targets)
-        if isinstance(split, TokenSplit) != isinstance(self.inputs, TokenIds):
-            raise DataError(f"{where}: text has TokenSplits and DataSplits.tokens; images have neither")
-        samples = samples_of(split)
-        if samples == 0:
-            raise DataError(f"{where}: has no samples")
-        if isinstance(split, TokenSplit):
-            self._check_ids(where, split)
-        if isinstance(split, ArraySplit):
-            wanted = (samples, *self.size, self.channels)
-            grey = self.channels == 1 and split.images.shape == wanted[:3]
-            dtype = np.dtype(self.inputs.stored_dtype)
-            if split.images.dtype != dtype or (split.images.shape != wanted and not grey):
-                raise DataError(
-                    f"{where}: images are {split.images.dtype} {split.images.shape}; {dtype} {wanted} would be right"
-                )
-            if split.images.dtype == np.float32 and self._augmented:
-                raise DataError(f"{where}: measurements in float32 are no pixels; data.augment: none would be right")
-            if split.images.dtype == np.float32 and not np.isfinite(split.images).all():
-                raise DataError(f"{where}: some measurements are not finite")
-        if targets.shape != (samples,) or targets.dtype.kind not in "iu":
-            raise DataError(f"{where}: targets are {targets.dtype} {targets.shape}; int64 {(samples,)} would be right")
-        low, high = int(targets.min()), int(targets.max())
-        if low < 0 or high >= len(self.classes):
-            raise DataError(f"{where}: targets lie in {low}..{high}; 0..{len(self.classes) - 1} would be right")
-        return Part(split, np.arange(samples))
-
-    def _check_ids(self, where: str, split: TokenSplit) -> None:
-        assert isinstance(self.inputs, TokenIds)
-        vocab_size, pad = self.inputs.vocab_size, self.inputs.fill
-        ids = np.asarray(split.ids)
-        if ids.dtype.kind not in "iu" or ids.ndim != 2 or ids.shape[1] < 1:
-            raise DataError(f"{where}: ids are {ids.dtype} {ids.shape}; int (N, L) would be right")
-        if int(ids.min()) < 0 or int(ids.max()) >= vocab_size:
-            raise DataError(f"{where}: ids lie in {ids.min()}..{ids.max()}; 0..{vocab_size - 1} would be right")
-        real = ids != pad
-        wrong = np.flatnonzero(~real[:, 0] | (real[:, 1:] & ~real[:, :-1]).any(axis=1))
-        if len(wrong):
-            raise DataError(
-                f"{where}: row {int(wrong[0])} is empty or is filled up before its end with {pad}; tokens "
-                "first, then only fill, would be right"
-            )
-
-    def _content(self, name: str, split: Split) -> str:
-        """Hash of a whole split: each sample's digest and target, in order."""
-        digest = hashlib.sha256("".join(self._digests[name]).encode())
-        digest.update(np.asarray(split.targets).astype("<i8").tobytes())
-        return digest.hexdigest()
+    def _whole(self, split: Split, name: str) -> Part:
+        """Return a split with all of its rows, after checking and hashing it."""
+        self._check.split(split, name)
+        self._digests[name] = digests(split, self.inputs.pad or 0, self._records)
+        self.notes += self._records.notes
+        self._records.notes.clear()
+        return Part(split, np.arange(samples_of(split)))
 
     def _note_duplicates(self, name: str, other: str) -> None:
-        """Same image in two splits: known of public sets, so it is said and is no error."""
+        """Note samples that are in two splits; public sets have some, so it is no error."""
         if name not in self._digests or other not in self._digests:
             return
         known = set(self._digests[other])
@@ -260,88 +191,7 @@ class DataSet:
             self.notes.append(f"{samples} of {name} {'is' if count == 1 else 'are'} also in {other}")
 
     def _read_test(self) -> None:
-        test = self._splits.test()
-        self.parts["test"] = self._checked(test, "test")
-        self._digests["test"] = digests(test, self.inputs.pad or 0)
+        self.parts["test"] = self._whole(self._splits.test(), "test")
+        self._records.save()
         self._note_duplicates("test", "train")
         self._note_duplicates("test", "validation")
-
-    # --- splitting ----------------------------------------------------------------------------
-
-    def _carved(self, whole: Part, validation: float) -> tuple[Part, Part | None]:
-        """Train and validation out of the training split; at least one sample of each class stays in train."""
-        samples = len(whole)
-        count = validation if isinstance(validation, int) else round(validation * samples)
-        if count == 0:
-            return whole, None
-        chosen = stratified(whole.targets, count, derive_seed(self._seed, "validation"), keep=1)
-        if chosen is None:
-            raise DataError(
-                f"{self._title}: data.validation takes {count} of {samples} training samples, which leaves none of "
-                "some class to train on; lower it"
-            )
-        rest = np.setdiff1d(np.arange(samples), chosen)
-        return Part(whole.split, whole.rows[rest]), Part(whole.split, whole.rows[chosen])
-
-    def _few_labels(self, part: Part, count: int | None) -> tuple[int, ...] | None:
-        if count is None or count == len(part):
-            return None
-        rows = stratified(part.targets, count, derive_seed(self._seed, "labelled"), keep=0)
-        if rows is None:
-            raise DataError(f"{self._title}: data.labelled is {count}, but there are {len(part)} training samples")
-        return tuple(rows.tolist())
-
-    def _limited(self, part: Part, limit: int | None) -> Part:
-        if limit is None or limit == len(part):
-            return part
-        chosen = stratified(part.targets, limit, derive_seed(self._seed, "train_limit"), keep=0)
-        if chosen is None:
-            raise DataError(f"{self._title}: data.train_limit is {limit}, but there are {len(part)} training samples")
-        return Part(part.split, part.rows[chosen])
-
-
-def stratified(targets: np.ndarray, count: int, seed: int, keep: int) -> np.ndarray | None:
-    """Choose ``count`` rows, of each class its share, leaving at least ``keep`` of each class that there is.
-
-    Shapes: targets (N,) -> ascending rows (count,); None where there are not that many.
-    """
-    classes, inverse, sizes = np.unique(targets, return_inverse=True, return_counts=True)
-    most = sizes - keep
-    if count > most.sum():
-        return None
-    exact = sizes * (count / len(targets))
-    quota = np.minimum(np.floor(exact).astype(np.int64), most)
-    by_remainder = np.argsort(quota - exact, kind="stable")
-    for k in itertools.cycle(by_remainder):
-        if quota.sum() == count:
-            break
-        quota[k] += quota[k] < most[k]
-    generator = np.random.Generator(np.random.Philox(seed))
-    rows = [generator.permutation(np.flatnonzero(inverse == k))[: quota[k]] for k in range(len(classes))]
-    return np.sort(np.concatenate(rows))
-
-
-def samples_of(split: Split) -> int:
-    """How many samples a split has."""
-    if isinstance(split, FileSplit):
-        return len(split.names)
-    return len(split.images if isinstance(split, ArraySplit) else split.ids)
-
-
-def digests(split: Split, pad: int = 0) -> list[str]:
-    """Hash the content of each sample; of text without its fill, ``pad``."""
-    if isinstance(split, TokenSplit):
-        ids = np.asarray(split.ids).astype("<i4")
-        rows = [row[:length].tobytes() for row, length in zip(ids, (ids != pad).sum(axis=1), strict=True)]
-        return [hashlib.blake2b(row, digest_size=16).hexdigest() for row in rows]
-    if isinstance(split, ArraySplit):
-        images = np.ascontiguousarray(split.images)
-        return [hashlib.blake2b(image.data, digest_size=16).hexdigest() for image in images]
-
-    def of_file(i: int) -> str:
-        if split.digest is not None:
-            return split.digest(i)
-        return hashlib.blake2b(np.ascontiguousarray(split.read(i)).tobytes(), digest_size=16).hexdigest()
-
-    with ThreadPoolExecutor(HASHING_THREADS) as pool:
-        return list(pool.map(of_file, range(len(split.names))))

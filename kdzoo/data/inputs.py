@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from kdzoo.contract.extension_points import ArraySplit, DataSplits
+from kdzoo.contract.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -156,6 +157,8 @@ class Pixels(Inputs):
     #: Of a data set: the channels of each modality, (first, last + 1).
     modalities: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     read: tuple[str, tuple[int, int, int]] | None = None  # of a network: its modality and the window
+    preprocessing: Preprocessing | None = None  # of files; None: pixels are as the data set stores them
+    stored_size: tuple[int, int] | None = None  # of a network: (H, W) that the data set has
 
     kind: ClassVar[Kind] = "image"
     noun: ClassVar[str] = "image"
@@ -180,7 +183,9 @@ class Pixels(Inputs):
 
     def of_model(self, channels: int, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]) -> Pixels:
         """Return these inputs as one network takes them."""
-        return replace(self, channels=channels, size=size, mean=tuple(mean), std=tuple(std), modalities={})
+        return replace(
+            self, channels=channels, size=size, mean=tuple(mean), std=tuple(std), modalities={}, stored_size=self.size
+        )
 
     def example(self, samples: int) -> Tensor:
         import torch
@@ -211,6 +216,7 @@ class Pixels(Inputs):
 
     def describe(self) -> str:
         size = f"{self.size[0]}x{self.size[1]}" + (f" of {self.modality}" if self.modality else "")
+        size += " (resized again, bilinear)" if self._resized_again else ""
         return f"input {size}, mean {_few(self.mean)}, std {_few(self.std)}"
 
     def metadata(self) -> dict[str, Any]:
@@ -222,16 +228,33 @@ class Pixels(Inputs):
             "mean": list(self.mean),
             "std": list(self.std),
         }
-        return told if self.modality is None else told | {"modality": self.modality}
+        if self.modality is not None:
+            told["modality"] = self.modality
+        if self.preprocessing is not None:
+            told["image"] = self.preprocessing.record()
+        if self._resized_again:
+            told["resize_again"] = {"size": list(self.size), "interpolation": "bilinear", "antialias": True}
+        return told
+
+    @property
+    def _resized_again(self) -> bool:
+        return self.stored_size not in (None, self.size)
 
     def record(self) -> dict[str, Any]:
-        return super().record() | ({"modality": self.modality} if self.modality else {})
+        modality = {"modality": self.modality} if self.modality else {}
+        return super().record() | modality | {"preprocessing": self.metadata()}
 
     def sentence(self) -> str:
         modality = f" of the modality {self.modality}" if self.modality else ""
+        files = f" Image files are {self.preprocessing.sentence()}." if self.preprocessing is not None else ""
+        again = (
+            f" of {self.stored_size[0]}x{self.stored_size[1]}, resized (bilinear, antialiased)"
+            if (self.stored_size is not None and self._resized_again)
+            else ""
+        )
         return (
-            f"float32 `(N, {self.channels}, {self.size[0]}, {self.size[1]})`{modality}, {self.values}, then normalised "
-            f"by mean `{_listed(self.mean)}` and std `{_listed(self.std)}` a channel."
+            f"float32 `(N, {self.channels}, {self.size[0]}, {self.size[1]})`{modality}, {self.values}{again}, then "
+            f"normalised by mean `{_listed(self.mean)}` and std `{_listed(self.std)}` a channel.{files}"
         )
 
     def code(self, model: str, args: Mapping[str, Any], imports: str | None, classes: Sequence[str]) -> str:
@@ -389,13 +412,14 @@ def encoding_code() -> list[str]:
 
 def inputs_of(splits: DataSplits) -> Inputs:
     """Return the form of a data set's samples."""
-    channels, size = splits.channels, (splits.size[0], splits.size[1])
+    channels, size = splits.channels, (int(splits.size[0]), int(splits.size[1]))
     mean, std = tuple(splits.mean), tuple(splits.std)
     tokens = splits.tokens
     if tokens is not None:
         return TokenIds(channels, size, mean, std, tokens.vocab_size, tokens.pad, tokens.unknown, dict(tokens.files))
     floats = isinstance(splits.train, ArraySplit) and splits.train.images.dtype == np.float32
-    return (Measurements if floats else Pixels)(channels, size, mean, std, dict(splits.modalities))
+    kind = Measurements if floats else Pixels
+    return kind(channels, size, mean, std, dict(splits.modalities), preprocessing=splits.preprocessing)
 
 
 def _few(numbers: Sequence[float]) -> str:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from kdzoo.contract.extension_points import ArraySplit, FileSplit, TokenSplit
+from kdzoo.data.checking import read_sample
 from kdzoo.errors import DataError
 
 if TYPE_CHECKING:
-    from kdzoo.data.data_set import Part
+    from kdzoo.data.splitting import Part
 
 
 class MemoryReader:
@@ -104,17 +105,7 @@ class Samples(torch.utils.data.Dataset[Any]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> np.ndarray | str:
-        row = int(self.rows[index])
-        name = self.split.names[row]
-        try:
-            image = self.split.read(row)
-        except DataError as error:
-            return str(error)
-        except Exception as error:  # a plugin's reader; whatever it raises is about this sample, and is reported
-            return f"{name}: cannot be read: {type(error).__name__}: {error}"
-        if image.dtype != np.uint8 or image.shape != self.shape:
-            return f"{name}: read as {image.dtype} {image.shape}; uint8 {self.shape} would be right"
-        return image
+        return read_sample(self.split, int(self.rows[index]), self.shape)
 
 
 def _stacked(samples: list[np.ndarray | str]) -> Tensor | str:

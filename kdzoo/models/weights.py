@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +27,8 @@ def in_words(error: Exception) -> str:
 def load_weights(network: Network, path: Path) -> None:
     """Load a file of weights, strictly: every key and shape must be the model's own.
 
-    Reads .safetensors, and .pt, .pth, .th through ``weights_only``, which runs no code; the weights may lie below
-    "state_dict" or "model" and their keys begin with "module.". Raises ModelError that lists the differences.
+    Reads .safetensors, and .pt, .pth, .pth.tar and .th through ``weights_only``, which runs no code; the weights may
+    lie below "state_dict" or "model" and their keys begin with "module.". Raises ModelError that lists the differences.
     """
     state = read_weights(path)
     own = network.model.state_dict()
@@ -47,10 +49,24 @@ def load_weights(network: Network, path: Path) -> None:
                 more = f" and {len(found) - 5} more" if len(found) > 5 else ""
                 lines.append(f"{what}: {', '.join(plain(key, 100) for key in found[:5])}{more}")  # a stranger's names
         raise ModelError("\n  ".join(lines))
+    _check_types(path, state, own)
     broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
         raise ModelError(f"{path}: weights that are not finite: {', '.join(broken[:5])}")
     network.model.load_state_dict(state, strict=True)
+
+
+def _check_types(path: Path, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Raise ModelError for tensors that are not plain, or whose numbers are of another kind than the model's."""
+    wrong = []
+    for key, value in state.items():
+        if value.layout is not torch.strided or value.is_quantized or value.is_meta:
+            wrong.append(f"{plain(key, 100)}, which is sparse, quantized or has no content")
+        elif value.is_complex() or value.is_floating_point() != own[key].is_floating_point():
+            wrong.append(f"{plain(key, 100)}, {value.dtype}, the model's {own[key].dtype}")
+    if wrong:
+        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise ModelError(f"{path}: weights of another type: {'; '.join(wrong[:5])}{more}")
 
 
 def start_from(network: Network, other: Network) -> None:
@@ -75,18 +91,18 @@ def start_from(network: Network, other: Network) -> None:
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read a file of weights without running any code in it; raise ModelError when it is none."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file, also False for a name that is too long
         raise ModelError(f"{path}: no such file of weights; weights are train, pretrained, hf-hub:<name> or a file")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             content: Any = load_file(path)
-        elif path.suffix in (".pt", ".pth", ".th"):
+        elif path.suffix in (".pt", ".pth", ".th") or path.name.endswith(".pth.tar"):
             content = torch.load(path, map_location="cpu", weights_only=True)
         else:
             raise ModelError(
-                f"{path}: weights are read from .safetensors, .pt, .pth and .th files, not '{path.suffix}'"
+                f"{path}: weights are read from .safetensors, .pt, .pth, .pth.tar and .th files, not '{path.suffix}'"
             )
     except pickle.UnpicklingError as error:
         raise ModelError(

@@ -35,7 +35,6 @@ from kdzoo.run.keys import STAGE_FORMAT
 from kdzoo.run.provenance import commit_of_source
 from kdzoo.run.rehearsal import NotTrained, Untold, in_floats, not_trained
 from kdzoo.run.report_item_json import as_json
-from kdzoo.run.tracking import Trackers
 from kdzoo.run.workers import Workers
 from kdzoo.storage.atomic import write_json, write_tensors
 from kdzoo.storage.owner import Owner
@@ -107,7 +106,7 @@ class Runner:
         self._first_teacher: StageResult | None = None
         self._logged = 0  # rows of the stage in progress that are in the log already
         self._logs = logs and folder is not None and self.ranks.first
-        self._trackers = Trackers(plan.trackers if self._logs else (), self._warn)
+        self._trackers = [tracker() for tracker in plan.trackers] if self._logs else []
         self._workers: Workers | None = None
         if self.recipe.jobs > 1 and self.ranks.world > 1:
             raise NeedsError(
@@ -121,6 +120,7 @@ class Runner:
         """Train, evaluate, export and write; return what results.json holds."""
         begin = time.monotonic()
         self.ranks.agree("the recipe", recipe_hash(self.recipe))
+        self.data.check_form()  # what cannot be read, or tested on, is found now and not after all training
         if self.plan.algorithm.cls.quantizer is not None:
             self.rehearse()  # a library that is not installed, or does not know the student, is told before training
         self._open_folder()
@@ -139,7 +139,8 @@ class Runner:
             results = delivery.measure(teachers, control, student)
             results |= self._report_items(delivery, teachers, control, student, own)
         finally:
-            self._trackers.close()
+            for tracker in self._trackers:
+                tracker.close()
             if self._workers is not None:
                 self._workers.close()
         results |= {
@@ -197,7 +198,8 @@ class Runner:
         self.folder.log.truncate(0)  # replayed stages log their rows again
         shutil.rmtree(self.folder.path("tensorboard"), ignore_errors=True)
         self.folder.write_json("provenance.json", self.provenance())
-        self._trackers.start(self.folder.path(""))
+        for tracker in self._trackers:
+            tracker.start(self.folder.path(""))
 
     def provenance(self) -> dict[str, Any]:
         """What a reader needs to repeat the run: versions, hardware, plugins, data, seed, commit."""
@@ -215,6 +217,7 @@ class Runner:
                 "classes": list(self.data.classes),
                 "source": self.data.source,
                 "licence": self.data.licence,
+                "preprocessing": None if self.data.preprocessing is None else self.data.preprocessing.record(),
             },
         }
 
@@ -371,10 +374,6 @@ class Runner:
         self.display.stage(name, "weights loaded")
         return self._finish(name, key, spec, (), folder)
 
-    def _warn(self, text: str) -> None:
-        self.warnings.append(text)
-        self.display.note(f"warning: {text}")
-
     def _check_stop(self, where: str) -> None:
         """Stop here if a signal asks for it; all that is done so far is in the store."""
         if self.ranks.any(bool(self.stop())):
@@ -518,7 +517,8 @@ class Runner:
             numbers = {k: float(v) for k, v in row.items() if k not in ("stage", "split", "step", "epoch")}
             if row["split"] == "validation":
                 numbers = {f"validation/{k}": v for k, v in numbers.items()}
-            self._trackers.log(row["stage"], row["step"], numbers)
+            for tracker in self._trackers:
+                tracker.log(row["stage"], row["step"], numbers)
 
     def _on_progress(self, engine: Engine, progress: Progress) -> None:
         if progress.end_of_epoch:
@@ -591,6 +591,9 @@ class Runner:
         plan = self.plan
         sizes = ", ".join(f"{name} {count}" for name, count in self.data.split_sizes.items())
         lines = [f"data      {self.recipe.data.name}: {len(self.data.classes)} classes, {sizes}"]
+        checked = self.data.check_form()
+        if self.data.preprocessing is not None:
+            lines.append(f"files     {self.data.preprocessing.sentence()}")
         taught = [self.build.network(spec) for spec in plan.teachers]
         named = [*((f"teacher {i}", n) for i, n in enumerate(taught)), ("student", self.build.network(plan.student))]
         for i, spec in enumerate(plan.assistants):
@@ -606,6 +609,7 @@ class Runner:
             )
         job, pairing = self.rehearse(taught)
         lines += [f"paired    {line}" for line in (pairing.describe() if pairing else [])]
+        lines.append(f"form      {checked}")
         lines.append(f"steps     {job.train.epochs} epochs of {job.steps_per_epoch} steps, on {self.build.device}")
         terms = Engine(job).dry_step()
         lines.append("forward   " + ", ".join(f"{name} {value:.4g}" for name, value in terms.items()))

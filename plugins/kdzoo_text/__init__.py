@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from kdzoo.api import hookimpl
-from kdzoo.api.models import ModelFamily
 
 
 @hookimpl
@@ -18,6 +17,7 @@ def register_algorithms(register: Callable[[type], Any]) -> None:
 
 @hookimpl
 def register_models(register: Callable[[Any], Any]) -> None:
+    from kdzoo.api.models import ModelFamily
     from kdzoo_text import classifier
 
     register(ModelFamily("text", classifier.models, "sequence classifiers of transformers, by checkpoint or size"))

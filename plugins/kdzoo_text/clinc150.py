@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from kdzoo.api.data import DataError, DataSource, DataSplits
-from kdzoo_text.tokenizing import TextOptions, below, splits_of
+from kdzoo_text.tokenizing import TextOptions, below, has_surrogates, splits_of
 
 
 class Clinc150(DataSource):
@@ -48,7 +48,7 @@ def read(path: Path) -> dict[str, list[tuple[str, str]]]:
     """Read the lists train, val and test of [text, intent]; DataError says what is wrong with the file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as JSON: {error}") from error
     lists: dict[str, list[tuple[str, str]]] = {}
     for name in ("train", "val", "test"):
@@ -58,6 +58,9 @@ def read(path: Path) -> dict[str, list[tuple[str, str]]]:
         wrong = next((i for i, row in enumerate(rows) if not _is_pair(row)), None)
         if wrong is not None:
             raise DataError(f"{path}: {name}[{wrong}] is no [text, intent]")
+        broken = next((i for i, row in enumerate(rows) if any(map(has_surrogates, row))), None)
+        if broken is not None:
+            raise DataError(f"{path}: {name}[{broken}] holds half of a surrogate pair, which is no character")
         lists[name] = [(text, intent) for text, intent in rows]
     return lists
 

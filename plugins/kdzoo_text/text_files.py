@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from kdzoo.api.data import DataError, DataSource, DataSplits
-from kdzoo_text.tokenizing import TextOptions, below, splits_of
+from kdzoo_text.tokenizing import TextOptions, below, has_surrogates, splits_of
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 
@@ -54,7 +56,7 @@ class TextFiles(DataSource):
         path = below(root, name, "data set 'text_files'")
         if path.suffix not in SUFFIXES:
             raise DataError(f"data set 'text_files': {name}: {', '.join(SUFFIXES)} would be right")
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise DataError(f"data set 'text_files': no file '{name}' below '{root}'; set data.root or data.options")
         return path
 
@@ -73,6 +75,8 @@ def read(path: Path, text: str, label: str) -> list[tuple[str, str]]:
             if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
                 known = ", ".join(str(name) for name in row) or "nothing"
                 raise DataError(f"{path}: line {line}: no text in '{key}'; the row has {known}")
+            if has_surrogates(str(value)):
+                raise DataError(f"{path}: line {line}: '{key}' holds half of a surrogate pair, which is no character")
         found.append((str(row[text]), str(row[label])))
     if not found:
         raise DataError(f"{path}: holds no rows")
@@ -88,6 +92,9 @@ def table(path: Path, content: str) -> list[tuple[int, dict[str, Any]]]:
     begun = 1  # the line that the row under way begins in
     try:
         begun += len(reader.fieldnames or ()) > 0
+        twice = [name for name, count in Counter(reader.fieldnames or ()).items() if count > 1]
+        if twice:
+            raise DataError(f"{path}: line 1: names the column '{twice[0]}' twice; each column needs its own name")
         for row in reader:
             if extra := row.get(None):  # type: ignore[call-overload]  # where csv puts what has no column
                 columns = len(row) - 1
@@ -112,6 +119,8 @@ def json_lines(path: Path, content: str) -> list[tuple[int, dict[str, Any]]]:
             row = json.loads(line)
         except ValueError as error:
             raise DataError(f"{path}: line {number}: is not JSON: {error}") from error
+        except RecursionError as error:
+            raise DataError(f"{path}: line {number}: is nested too deeply") from error
         if not isinstance(row, dict):
             raise DataError(f"{path}: line {number}: is no JSON object")
         rows.append((number, row))

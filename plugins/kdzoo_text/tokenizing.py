@@ -38,6 +38,11 @@ def below(root: Path, name: str, title: str) -> Path:
     return root / name
 
 
+def has_surrogates(text: str) -> bool:
+    """Whether a text holds half of a surrogate pair, which is no character and which no tokenizer takes."""
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def splits_of(
     title: str,
     options: TextOptions,

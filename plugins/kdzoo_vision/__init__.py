@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from kdzoo.api import hookimpl
-from kdzoo.api.models import ModelFamily
 
 
 @hookimpl
 def register_models(register: Callable[[Any], Any]) -> None:
+    from kdzoo.api.models import ModelFamily
     from kdzoo_vision import (
         cifar_mobilenet,
         cifar_resnet,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 import zlib
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from kdzoo.api.data import ArraySplit, DataError, DataSource, DataSplits, OfferOptions
-from kdzoo_vision.standard_sets import load_array
+from kdzoo_vision.standard_sets import check_header, load_array
 
 
 class ArrayFiles(OfferOptions):
@@ -46,7 +47,7 @@ class Arrays(DataSource):
         for files in filter(None, (options.train, options.test, options.validation)):
             self._paths(root, files)
         train = self._split(root, options.train)
-        classes = options.classes or tuple(map(str, range(int(train.targets.max(initial=0)) + 1)))
+        classes = options.classes or self._numbered(train)
         channels = train.images.shape[3] if train.images.ndim == 4 else 1
         own_mean, own_std = moments(train.images) if None in (options.mean, options.std) else ((), ())
         return DataSplits(
@@ -61,14 +62,27 @@ class Arrays(DataSource):
             source="own arrays",
         )
 
+    def _numbered(self, train: ArraySplit) -> tuple[str, ...]:
+        """Return the classes 0 to the largest label; there cannot be more of them than samples."""
+        count, samples = int(train.targets.max(initial=0)) + 1, len(train.targets)
+        if count > max(samples, 2):
+            raise DataError(
+                f"data set 'arrays', split train: labels go up to {count - 1}, which makes {count} classes of "
+                f"{samples} samples; labels below {samples} would be right, or data.options.classes that names them"
+            )
+        return tuple(map(str, range(count)))
+
     def _paths(self, root: Path, files: SplitFiles) -> list[Path]:
         """The files of a split, which must be there and below the root."""
         paths = []
         for name in [files] if isinstance(files, str) else [files.images, files.labels]:
-            path = (root / name).resolve()
+            try:
+                path = (root / name).resolve()
+            except (OSError, ValueError) as error:
+                raise DataError(f"data set 'arrays': '{name}' is no path: {error}") from error
             if not path.is_relative_to(root.resolve()):
                 raise DataError(f"data set 'arrays': {name} lies outside of the data root '{root}'; set data.root")
-            if not path.is_file():
+            if not os.path.isfile(path):
                 raise DataError(f"data set 'arrays': no file '{name}' below '{root}'; set data.root or data.options")
             wanted = ".npz" if isinstance(files, str) else ".npy"
             if path.suffix != wanted:
@@ -106,8 +120,12 @@ def load_pair(path: Path, *keys: str) -> list[np.ndarray]:
             missing = [key for key in keys if key not in file.files]
             if missing:
                 raise DataError(f"{path}: holds no '{missing[0]}', but {', '.join(file.files) or 'nothing'}")
+            for key in keys:
+                name = key if key in file.zip.namelist() else f"{key}.npy"
+                with file.zip.open(name) as stored:
+                    check_header(f"{path}: '{key}'", stored, file.zip.getinfo(name).file_size)
             return [file[key] for key in keys]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: cannot be read as plain arrays: {error}") from error
 
 

@@ -9,21 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 from PIL import Image, ImageOps
 from pydantic import Field
 
-from kdzoo.api.data import DataError, DataSource, DataSplits, FileSplit, OfferOptions
+from kdzoo.api.data import DataError, DataSource, DataSplits, FileSplit, OfferOptions, Preprocessing
 
 #: What is read, by the name's ending and by Pillow's name of the format.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+#: Folders that hold the validation split where the recipe names none.
+VALIDATION = ("validation", "val")
 
 
 class ImageFolder(DataSource):
     """Folders train, validation (or val) and test, each with one folder a class.
 
-    Every image is turned as its EXIF says, made RGB, scaled and cut at its centre to a square of ``size``. What cannot
-    be read is an error that names the file; no sample is ever left out or replaced. Hidden files are not looked at.
+    Every image is turned as its EXIF says, converted to RGB, cut to a central square, whose side is ``crop_share`` of
+    its shorter side, and resized to ``size``. What cannot be read is an error that names the file; no sample is ever
+    left out or replaced. Hidden files are not looked at.
     """
 
     name = "image_folder"
@@ -33,14 +37,17 @@ class ImageFolder(DataSource):
         folder: str = Field("", description="Folder of the splits, below the data root.")
         size: int = Field(224, ge=1, le=4096, description="Height and width, pixels.")
         crop_share: float = Field(
-            0.875, gt=0, le=1, description="Share of the shorter side that is kept when the centre is cut out."
+            0.875,
+            gt=0,
+            le=1,
+            description="Side of the central square that is kept, as a share of the shorter side; 1: all of it.",
         )
         train: str = Field("train", description="Folder of the training split.")
         validation: str | None = Field(
             None,
             description="Folder of the validation split; null: validation or val, else a share of train.",
         )
-        test: str = Field("test", description="Folder of the test split.")
+        test: str = Field("test", description="Folder of the test split; val where there are only train and val.")
         mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="Of pixels in [0, 1]; ImageNet's.")
         std: tuple[float, float, float] = Field((0.229, 0.224, 0.225), description="Of pixels in [0, 1]; ImageNet's.")
         max_megapixels: float = Field(
@@ -50,21 +57,30 @@ class ImageFolder(DataSource):
     def load(self, root: Path) -> DataSplits:
         """List the files of all splits and check their names; pixels are read when they are needed."""
         options: Any = self.options
-        base = (root / options.folder).resolve()
-        if not base.is_relative_to(root.resolve()):
+        base = real_path(root / options.folder)
+        if not _within(base, real_path(root)):
             raise DataError(f"data set 'image_folder': '{options.folder}' lies outside of the data root '{root}'")
         names = {"train": options.train, "test": options.test}
-        present = [name for name in ("validation", "val") if (base / name).is_dir() and name != options.test]
+        present = [name for name in VALIDATION if os.path.isdir(os.path.join(base, name)) and name != options.test]
         if options.validation or present:
             names["validation"] = options.validation or present[0]
+        preprocessing = Preprocessing((options.size, options.size), options.crop_share)
         classes: dict[str, tuple[str, ...]] = {}
         splits: dict[str, FileSplit] = {}
         for split, name in names.items():
-            classes[split], splits[split] = self._listed(base, name)
+            if split == "test" and present and not os.path.isdir(os.path.join(base, name)):
+                raise DataError(
+                    f"data set 'image_folder': no folder '{os.path.join(base, name)}', but '{present[0]}'; "
+                    f"data.options.test: {present[0]} makes it the test split, and validation a share of train"
+                )
+            classes[split], paths, targets = self._listed(base, name)
             if classes[split] != classes["train"]:
                 raise DataError(
-                    f"{base / name}: other classes than {options.train}: {_differing(classes['train'], classes[split])}"
+                    f"{os.path.join(base, name)}: other classes than {options.train}: "
+                    f"{_differing(classes['train'], classes[split])}"
                 )
+            reader = Reader(paths, preprocessing, options.max_megapixels)
+            splits[split] = FileSplit(paths, targets, reader.read, reader.digest, files=paths, rules=reader.rules)
         return DataSplits(
             train=splits["train"],
             test=lambda: splits["test"],
@@ -75,40 +91,44 @@ class ImageFolder(DataSource):
             mean=options.mean,
             std=options.std,
             source="own images",
+            preprocessing=preprocessing,
         )
 
-    def _listed(self, base: Path, name: str) -> tuple[tuple[str, ...], FileSplit]:
-        folder = base / name
-        if not folder.is_dir():
+    def _listed(self, base: str, name: str) -> tuple[tuple[str, ...], tuple[str, ...], np.ndarray]:
+        """Return a split's classes, the paths of its images and their classes' numbers (N,)."""
+        folder = os.path.join(base, name)
+        if not os.path.isdir(folder):
             raise DataError(f"data set 'image_folder': no folder '{folder}'; each of its folders would be a class")
         classes: list[str] = []
-        paths: list[Path] = []
+        paths: list[str] = []
         targets: list[int] = []
         for child in _visible(folder):
-            if not _inside(child, base).is_dir():
-                raise DataError(f"{child}: is no folder; {name} holds one folder a class and nothing else")
-            files = [_image(file, base) for file in _visible(child)]
+            _check_link(child, base)
+            if not child.is_dir():
+                raise DataError(f"{child.path}: is no folder; {name} holds one folder a class and nothing else")
+            files = [_image(file, base) for file in _visible(child.path)]
             if not files:
-                raise DataError(f"{child}: this class has no images")
+                raise DataError(f"{child.path}: this class has no images")
             targets += [len(classes)] * len(files)
             classes.append(child.name)
             paths += files
         if not classes:
             raise DataError(f"{folder}: has no folders; each would be a class")
-        options: Any = self.options
-        reader = Reader(tuple(paths), options.size, options.crop_share, options.max_megapixels)
-        split = FileSplit(tuple(map(os.fspath, paths)), np.array(targets), reader.read, reader.digest)
-        return tuple(classes), split
+        return tuple(classes), tuple(paths), np.array(targets)
 
 
 @dataclass(frozen=True)
 class Reader:
     """Reads the images of one split; worker processes get a copy."""
 
-    paths: tuple[Path, ...]
-    size: int
-    crop_share: float
+    paths: tuple[str, ...]
+    preprocessing: Preprocessing
     max_megapixels: float
+
+    @property
+    def rules(self) -> str:
+        """What decides, beside its content, whether a file can be read."""
+        return f"{self.max_megapixels:g} megapixels, Pillow {PIL.__version__}"
 
     def read(self, i: int) -> np.ndarray:
         """Return image ``i`` as uint8 (size, size, 3); raise DataError naming the file when it cannot be read."""
@@ -120,45 +140,75 @@ class Reader:
                     raise DataError(
                         f"{path}: {width} x {height} pixels are more than max_megapixels: {self.max_megapixels:g}"
                     )
-                upright = ImageOps.exif_transpose(image).convert("RGB")
+                upright = _eight_bits(ImageOps.exif_transpose(image), path).convert(self.preprocessing.color_mode)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # whatever a codec raises
             raise DataError(f"{path}: cannot be read as an image: {error}") from error
-        border = (1 - self.crop_share) / 2
-        return np.asarray(ImageOps.fit(upright, (self.size, self.size), Image.Resampling.BICUBIC, bleed=border))
+        border = (1 - self.preprocessing.crop_share) / 2
+        method = Image.Resampling[self.preprocessing.interpolation.upper()]
+        return np.asarray(ImageOps.fit(upright, self.preprocessing.size[::-1], method, bleed=border))
 
     def digest(self, i: int) -> str:
         """Hash the bytes of file ``i``."""
         try:
-            with self.paths[i].open("rb") as file:
+            with open(self.paths[i], "rb") as file:
                 return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
         except OSError as error:
             raise DataError(f"{self.paths[i]}: cannot be read: {error}") from error
 
 
-def _visible(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-
-
-def _inside(path: Path, base: Path) -> Path:
-    """Where a path really leads, which must exist and lie below ``base``."""
-    try:
-        real = path.resolve(strict=True)
-    except (OSError, RuntimeError) as error:  # nowhere, or in a circle
-        raise DataError(f"{path}: is a link to nothing") from error
-    if not real.is_relative_to(base):
-        raise DataError(f"{path}: leads to {real}, outside of {base}")
-    return real
-
-
-def _image(path: Path, base: Path) -> Path:
-    real = _inside(path, base)
-    if path.suffix.lower() not in SUFFIXES or not real.is_file():
+def _eight_bits(image: Image.Image, path: str) -> Image.Image:
+    """Return grey of 16 bits as grey of 8, so that 257 v becomes v; Pillow itself would cut all above 255 to white."""
+    if image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        kind = "whole numbers of 32 bits" if image.mode == "I" else "floats"
         raise DataError(
-            f"{path}: is no image by its name; {', '.join(SUFFIXES)} are read, and hidden files passed over"
+            f"{path}: holds {kind}, and no scale that says what is white; an image of 8 or 16 bits would be right"
         )
-    if real.stat().st_size == 0:
-        raise DataError(f"{path}: is empty")
-    return path
+    return image
+
+
+def real_path(path: Path) -> str:
+    """Return where a path of the recipe leads; raise DataError for one that no file can have."""
+    try:
+        return os.path.realpath(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"'{path}' is no path: {error}") from error
+
+
+def _within(path: str, base: str) -> bool:
+    return path == base or path.startswith(base.rstrip(os.sep) + os.sep)
+
+
+def _visible(folder: str) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+
+
+def _check_link(entry: os.DirEntry[str], base: str) -> None:
+    """Raise DataError for a link that leads nowhere, or out of ``base``."""
+    if not entry.is_symlink():
+        return
+    try:
+        real = os.path.realpath(entry.path, strict=True)
+    except (OSError, RuntimeError) as error:  # nowhere, or in a circle
+        raise DataError(f"{entry.path}: is a link to nothing") from error
+    if not _within(real, base):
+        raise DataError(f"{entry.path}: leads to {real}, outside of {base}")
+
+
+def _image(entry: os.DirEntry[str], base: str) -> str:
+    _check_link(entry, base)
+    if not entry.name.lower().endswith(SUFFIXES) or not entry.is_file():  # a pipe would never end
+        raise DataError(
+            f"{entry.path}: is no image by its name; {', '.join(SUFFIXES)} are read, and hidden files passed over"
+            if not entry.name.lower().endswith(SUFFIXES)
+            else f"{entry.path}: is no regular file"
+        )
+    if entry.stat().st_size == 0:
+        raise DataError(f"{entry.path}: is empty")
+    return entry.path
 
 
 def _differing(expected: tuple[str, ...], got: tuple[str, ...]) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -98,12 +99,30 @@ class StandardSet(DataSource):
 def load_array(path: Path) -> np.ndarray:
     """Read a .npy file without running code in it; raise DataError naming the file when that cannot be done."""
     try:
+        with path.open("rb") as file:
+            check_header(str(path), file, path.stat().st_size)
         array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, MemoryError) as error:
         raise DataError(f"{path}: cannot be read as a plain array: {error}") from error
     if not isinstance(array, np.ndarray):
         raise DataError(f"{path}: is an archive of arrays, not one array")
     return array
+
+
+def check_header(where: str, file: IO[bytes], size: int) -> None:
+    """Raise DataError where an array's header promises more numbers than its ``size`` in bytes holds.
+
+    numpy would make room for all of them first. What is no .npy file is left to numpy, which says so.
+    """
+    try:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+    except ValueError:
+        return
+    promised = math.prod(shape) * dtype.itemsize
+    if not dtype.hasobject and promised > size:
+        raise DataError(f"{where}: its header promises {dtype} {shape}, {promised:,} bytes; it has {size:,} bytes")
 
 
 class Cifar10(StandardSet):

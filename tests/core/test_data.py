@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from kdzoo.contract.extension_points import ArraySplit, DataSource, DataSplits, FileSplit, OfferOptions
-from kdzoo.data.data_set import DataSet, data_root, open_data, stratified
+from kdzoo.data.data_set import DataSet, data_root, open_data
+from kdzoo.data.splitting import stratified
 from kdzoo.errors import ContractError, DataError
 from kdzoo.recipe.sections import DataRecipe
 

@@ -278,6 +278,30 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     assert str(caught.value) == f"{tmp_path / 'nan.safetensors'}: weights that are not finite: fc.bias"
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda weight: weight.to_sparse(), "fc.weight, which is sparse, quantized or has no content"),
+        (lambda weight: weight.long(), "fc.weight, torch.int64, the model's torch.float32"),
+        (lambda weight: weight.to(torch.complex64), "fc.weight, torch.complex64, the model's torch.float32"),
+    ],
+)
+def test_weights_of_another_type_are_refused(change: Any, words: str, tmp_path: Path) -> None:
+    path, saved = tmp_path / "weights.pt", network().model.state_dict()
+    torch.save({**saved, "fc.weight": change(saved["fc.weight"])}, path)
+    with pytest.raises(ModelError) as caught:
+        network(weights=str(path))
+    assert str(caught.value) == f"{path}: weights of another type: {words}"
+    torch.save({**saved, "fc.weight": saved["fc.weight"].half()}, path)
+    assert network(weights=str(path)).model.fc.weight.dtype == torch.float32
+
+
+def test_the_name_that_timm_s_train_script_gives_is_read(tmp_path: Path) -> None:
+    saved = network(seed=5).model
+    torch.save({"epoch": 3, "state_dict": saved.state_dict()}, tmp_path / "model_best.pth.tar")
+    assert weights_sha256(network(weights=str(tmp_path / "model_best.pth.tar")).model) == weights_sha256(saved)
+
+
 class Payload:
     """Pickles as a call of os.system."""
 
@@ -315,10 +339,11 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
     assert refusal("none.pt", None) == (
         "no such file of weights; weights are train, pretrained, hf-hub:<name> or a file"
     )
-    assert refusal("a.bin", b"x") == "weights are read from .safetensors, .pt, .pth and .th files, not '.bin'"
+    assert refusal("a.bin", b"x") == "weights are read from .safetensors, .pt, .pth, .pth.tar and .th files, not '.bin'"
     assert refusal("cut.safetensors", b"\x08\0\0").startswith("cannot be read as weights: ")
     assert refusal("empty.pt", b"").startswith("cannot be read as weights: ")
     assert refusal("list.pt", [torch.zeros(1)]) == "holds no tensors by name; model.state_dict() would be right"
+    assert refusal("x" * 300 + ".pt", None).startswith("no such file of weights")
     assert refusal("mixed.pt", {"a": 1}) == "holds no tensors by name; model.state_dict() would be right"
 
 

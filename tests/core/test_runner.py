@@ -27,7 +27,6 @@ from kdzoo.run import runner as runners
 from kdzoo.run.delivered import delivered_spec
 from kdzoo.run.provenance import commit_of_source
 from kdzoo.run.runner import GO_ON, Runner
-from kdzoo.run.tracking import Trackers
 from kdzoo.storage.atomic import save_ready
 from kdzoo.storage.run_folder import RunFolder
 from kdzoo.storage.sealed import read_tensors
@@ -735,7 +734,7 @@ class Recorder(Tracker):
 
 def tracked(run: Runner) -> None:
     Recorder.told.clear()
-    run._trackers = Trackers([Recorder], run._warn)
+    run._trackers = [Recorder()]
 
 
 EPOCHS = {"train": {"epochs": 2}}
@@ -764,67 +763,6 @@ def test_rows_are_logged_once_each_in_order_and_tracked_alike(place: Place) -> N
 def test_trackers_are_closed_where_a_run_fails(shared: Place) -> None:
     refusal(ModelError, lambda: shared.run(prepare=tracked, min_teacher_top1_percent=99.5))
     assert Recorder.told[-1] == ("close",)
-
-
-class Failing(Recorder):
-    """Fails at one of the things that a tracker does."""
-
-    name = "failing"
-    at: ClassVar[str] = ""
-    error: ClassVar[BaseException] = OSError(28, "No space left on device")
-
-    def __init__(self) -> None:
-        self.check("made")
-
-    def start(self, folder: Path) -> None:
-        self.check("start")
-
-    def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        self.check("log")
-
-    def close(self) -> None:
-        self.check("close")
-
-    def check(self, what: str) -> None:
-        self.told.append((self.name, what))
-        if what == self.at:
-            raise self.error
-
-
-def test_a_tracker_that_fails_is_dropped_with_one_warning_and_training_goes_on(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    usual = place.run(prepare=tracked, **EPOCHS)
-    rows = list(Recorder.told)
-    for at in ("made", "start", "log", "close"):
-        monkeypatch.setattr(Failing, "at", at)
-
-        def both(run: Runner) -> None:
-            Recorder.told.clear()
-            run._trackers = Trackers([Failing, Recorder], run._warn)
-
-        ran = place.run(prepare=both, **EPOCHS)
-        text = "tracker 'failing' failed and was dropped: OSError: [Errno 28] No space left on device"
-        assert [warning for warning in ran.results["warnings"] if "tracker" in warning] == [text]
-        assert [told for told in Recorder.told if told[0] != "failing"] == rows, "the other one hears everything"
-        assert Recorder.told.count(("failing", at)) == 1
-        assert ran.log == usual.log
-
-
-def test_whatever_a_tracker_raises_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    for error, told in (
-        (SystemExit(3), "SystemExit: 3"),
-        (RuntimeError(), "RuntimeError: no reason given"),
-        (ValueError("a\nb\x1b[2J" + "c" * 300), "ValueError: a b\\x1b[2J" + "c" * 190 + "..."),
-    ):
-        monkeypatch.setattr(Failing, "error", error)
-        monkeypatch.setattr(Failing, "at", "log")
-        warnings: list[str] = []
-        trackers = Trackers([Failing], warnings.append)
-        for step in range(3):
-            trackers.log("student", step, {})
-        trackers.close()
-        assert warnings == [f"tracker 'failing' failed and was dropped: {told}"]
 
 
 # --- stopped, and resumed -------------------------------------------------------------------------

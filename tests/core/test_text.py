@@ -19,7 +19,8 @@ from tiny_text import PAD, TOKENS, Sentences
 from kdzoo.api import Algorithm, Needs
 from kdzoo.api.data import DataSplits, TokenSplit
 from kdzoo.contract.stage import ModelSpec, Stage
-from kdzoo.data.data_set import DataSet, digests, open_data
+from kdzoo.data.data_set import DataSet, open_data
+from kdzoo.data.digests import digests
 from kdzoo.data.inputs import TIMED_TEXTS, Inputs, Pixels
 from kdzoo.data.loader import POOLED_BATCHES, bucketed
 from kdzoo.errors import DataError, KdzooError, ModelError, NeedsError

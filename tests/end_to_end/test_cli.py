@@ -169,8 +169,18 @@ def test_check_builds_all_and_says_what_a_run_would_do(cli: CommandLine) -> None
     ended = cli("check", cli.recipe(changes))
     assert ended.code == 0, ended
     lines = ended.out.splitlines()
-    assert [line.split()[0] for line in lines] == ["data", "teacher", "student", "paired", "paired", "steps", "forward"]
+    assert [line.split()[0] for line in lines] == [
+        "data",
+        "teacher",
+        "student",
+        "paired",
+        "paired",
+        "form",
+        "steps",
+        "forward",
+    ]
     assert lines[0] == "data      digits: 10 classes, train 900, validation 100"
+    assert "form      test split of 797 samples: form checked, content not used before the end" in lines
     assert any(line.startswith("steps     2 epochs of 28 steps, on cpu") for line in lines)
     assert lines[-1].startswith("forward   task 2.")
     assert not (cli.place / "runs").exists(), "checking writes nothing"

@@ -146,6 +146,7 @@ def test_where_the_json_is_looked_for(tmp_path: Path) -> None:
         ("[]", "has no list 'train'; data_full.json of CLINC150 would be right"),
         ('{"train": [["a", "b"], ["a"]]}', "train[1] is no [text, intent]"),
         ('{"train": [["a", "b"]], "val": [["", "b"]]}', "val[0] is no [text, intent]"),
+        (r'{"train": [["a", "\ud800"]]}', "train[0] holds half of a surrogate pair, which is no character"),
         ('{"train": [["a", "b"]], "val": []}', "has no list 'val'; data_full.json of CLINC150 would be right"),
     ],
 )
@@ -215,6 +216,17 @@ IN_QUOTES = "a text with a comma, a tab or a quote in it belongs in quotes, and 
             '\n{"text": ',
             "line 2: is not JSON: Expecting value: line 1 column 10 (char 9)",
         ),
+        (
+            "train.csv",
+            "text,text,label\na,b,c\n",
+            "line 1: names the column 'text' twice; each column needs its own name",
+        ),
+        ("train.jsonl", '{"text": ' + "[" * 200_000, "line 1: is nested too deeply"),
+        (
+            "train.jsonl",
+            r'{"text": "half \ud800", "label": "b"}',
+            "line 1: 'text' holds half of a surrogate pair, which is no character",
+        ),
         ("train.jsonl", '{"text": 3.5, "label": "b"}', "line 1: no text in 'text'; the row has text, label"),
     ],
 )
@@ -231,6 +243,7 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
     assert refusal(lambda: files(tmp_path, test="test.txt")) == (
         "data set 'text_files': test.txt: .csv, .tsv, .jsonl would be right"
     )
+    assert refusal(lambda: files(tmp_path, test="x" * 300 + ".csv")).startswith("data set 'text_files': no file 'xxx")
     assert refusal(lambda: files(tmp_path, test="../test.csv")) == (
         f"data set 'text_files': ../test.csv lies outside of the data root '{tmp_path}'; set data.root"
     )

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from pydantic import ValidationError
 
-from kdzoo.api.data import ArraySplit, DataError, DataSplits, FileSplit
-from kdzoo.data.data_set import digests, open_data
+from kdzoo.api.data import ArraySplit, DataError, DataSplits, FileSplit, Preprocessing
+from kdzoo.data import file_records
+from kdzoo.data.data_set import DataSet, open_data
+from kdzoo.data.digests import digests
 from kdzoo.recipe.sections import DataRecipe
 from kdzoo_vision.arrays import Arrays, moments
 from kdzoo_vision.digits import FILE, Digits
@@ -231,6 +234,10 @@ def picture(path: Path, size: tuple[int, int] = (40, 30), mode: str = "RGB", **s
     return path
 
 
+def read_image(path: Path, size: int, crop_share: float = 1.0, max_megapixels: float = 1.0) -> np.ndarray:
+    return Reader((str(path),), Preprocessing((size, size), crop_share), max_megapixels).read(0)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for split, count in (("train", 4), ("test", 2)):
@@ -276,12 +283,12 @@ def test_the_centre_is_kept_and_scaled(tmp_path: Path) -> None:
     image = np.zeros((20, 40, 3), np.uint8)
     image[:, 10:30] = 255  # the central square is white
     Image.fromarray(image).save(tmp_path / "x.png")
-    read = Reader((tmp_path / "x.png",), 10, 1.0, 1.0).read(0)
+    read = read_image(tmp_path / "x.png", 10)
     assert (read[:, 1:-1] == 255).all()  # the outermost pixels mix with their neighbours
     assert (read[:, (0, -1)] > 200).all()
     image[5:15, 15:25] = 7
     Image.fromarray(image).save(tmp_path / "x.png")
-    assert (Reader((tmp_path / "x.png",), 5, 0.5, 1.0).read(0)[1:-1, 1:-1] < 10).all()
+    assert (read_image(tmp_path / "x.png", 5, crop_share=0.5)[1:-1, 1:-1] < 10).all()
 
 
 def test_images_are_turned_as_their_exif_says(tmp_path: Path) -> None:
@@ -290,7 +297,7 @@ def test_images_are_turned_as_their_exif_says(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # the top of the file is the right side of the picture
     Image.fromarray(image).save(tmp_path / "x.png", exif=exif)
-    read = Reader((tmp_path / "x.png",), 16, 1.0, 1.0).read(0)
+    read = read_image(tmp_path / "x.png", 16)
     assert (read[:, 9:].min(), read[:, :7].max()) == (255, 0)
 
 
@@ -304,7 +311,7 @@ def test_the_same_file_in_two_splits_is_noted(folder: Path) -> None:
 def test_files_that_cannot_be_read_are_named(folder: Path) -> None:
     def read(path: Path) -> str:
         with pytest.raises(DataError) as caught:
-            Reader((path,), 16, 1.0, 0.01).read(0)
+            read_image(path, 16, max_megapixels=0.01)
         return str(caught.value)
 
     text = folder / "train" / "cat" / "text.jpg"
@@ -376,3 +383,244 @@ def test_folders_that_are_not_right(folder: Path, tmp_path_factory: pytest.TempP
 def test_links_inside_the_folder_are_followed(folder: Path) -> None:
     (folder / "train" / "cat" / "again.png").symlink_to(folder / "train" / "cat" / "0.png")
     assert len(load(ImageFolder, folder).train.names) == 9
+
+
+def test_without_a_test_folder_the_error_names_the_option_that_takes_val(folder: Path) -> None:
+    (folder / "test").rename(folder / "val")
+    assert refusal(ImageFolder, folder) == (
+        f"data set 'image_folder': no folder '{folder / 'test'}', but 'val'; data.options.test: val makes it the test "
+        "split, and validation a share of train"
+    )
+    splits = load(ImageFolder, folder, test="val")
+    assert (splits.validation, len(splits.test().names)) == (None, 4)
+
+
+def test_grey_of_16_bits_is_read_as_its_twin_of_8_bits(tmp_path: Path) -> None:
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    Image.fromarray(grey).save(tmp_path / "8.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "16.png")
+    read = read_image(tmp_path / "16.png", 16)
+    assert np.array_equal(read[..., 0], grey)
+    assert np.array_equal(read, read_image(tmp_path / "8.png", 16))
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("I", "whole numbers of 32 bits"), ("F", "floats")])
+def test_images_without_a_known_white_are_refused(
+    mode: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdzoo_vision.image_folder.FORMATS", ("TIFF",))  # PNG and its like hold no such images
+    Image.new(mode, (8, 8), 300).save(tmp_path / "x.png", format="TIFF")
+    with pytest.raises(DataError) as caught:
+        read_image(tmp_path / "x.png", 8)
+    assert str(caught.value) == (
+        f"{tmp_path / 'x.png'}: holds {kind}, and no scale that says what is white; an image of 8 or 16 bits would be "
+        "right"
+    )
+
+
+def test_a_pipe_among_the_images_is_refused_and_not_waited_for(folder: Path) -> None:
+    os.mkfifo(folder / "train" / "cat" / "pipe.png")
+    assert refusal(ImageFolder, folder) == f"{folder / 'train' / 'cat' / 'pipe.png'}: is no regular file"
+
+
+def test_names_that_no_file_can_have(folder: Path) -> None:
+    assert refusal(ImageFolder, folder, train="x" * 300).startswith("data set 'image_folder': no folder '")
+    assert refusal(ImageFolder, folder, folder="a\0b").endswith("is no path: embedded null byte")
+    assert refusal(Arrays, folder, train="x" * 300 + ".npz").startswith("data set 'arrays': no file 'xxx")
+    assert refusal(Arrays, folder, train="a\0b.npz").endswith("is no path: embedded null byte")
+
+
+# --- what decides the pixels ----------------------------------------------------------------
+
+
+def test_who_follows_the_preprocessing_of_a_file_gets_its_pixels(tmp_path: Path) -> None:
+    paths = [picture(tmp_path / f"{i}.png", (40, 30)) for i in range(3)]
+    paths += [picture(tmp_path / "tall.jpg", (31, 77)), picture(tmp_path / "grey.png", (50, 50), mode="L")]
+    for crop_share in (0.875, 0.9, 1.0):
+        told = Preprocessing((24, 24), crop_share).record()
+        for path in paths:
+            assert np.array_equal(read_image(path, 24, crop_share), service(path, told))
+    assert not np.array_equal(read_image(paths[0], 24, 1.0), service(paths[0], told | {"crop_share": 0.875}))
+
+
+def service(path: Path, told: dict) -> np.ndarray:
+    """What the user of a student makes of an image, knowing nothing but the exported file's metadata."""
+    image = ImageOps.exif_transpose(Image.open(path)).convert(told["color_mode"])
+    side = told["crop_share"] * min(image.size)
+    left, top = ((length - side) / 2 for length in image.size)
+    method = Image.Resampling[told["interpolation"].upper()]
+    return np.asarray(image.resize(told["resize"][::-1], method, box=(left, top, left + side, top + side)))
+
+
+# --- what is found before training ----------------------------------------------------------
+
+
+def opened(folder: Path, **options) -> DataSet:
+    recipe = DataRecipe(name="image_folder", root=str(folder), validation=2)
+    return open_data(ImageFolder(ImageFolder.Options(size=8, **options)), recipe, 0)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_images_that_cannot_be_decoded_are_named_before_training(split: str, folder: Path) -> None:
+    bad = [folder / split / "cat" / f"bad {i}.jpg" for i in range(7)]
+    for path in bad:
+        path.write_text("no image at all")
+    data = opened(folder)
+    with pytest.raises(DataError) as caught:
+        data.check_form()
+    lines = str(caught.value).split("\n  ")
+    assert [line.partition(": ")[0] for line in lines[:5]] == [str(path) for path in bad[:5]]
+    assert lines[5:] == ["and 2 more"]
+    assert data.test_gate.reads == 0
+
+
+@pytest.fixture
+def records(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache folder; every image that a test makes from now on is old enough to be remembered."""
+    cache = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    return cache
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is hashed and decoded, from now on."""
+    found: list[str] = []
+    for name in ("digest", "read"):
+        whole = getattr(Reader, name)
+
+        def noted(self: Reader, i: int, whole=whole, name=name):
+            found.append(f"{name} {Path(self.paths[i]).relative_to(Path(self.paths[i]).parents[2])}")
+            return whole(self, i)
+
+        monkeypatch.setattr(Reader, name, noted)
+    return found
+
+
+def aged(folder: Path) -> Path:
+    for path in folder.rglob("*.*"):
+        os.utime(path, ns=(10**18, 10**18))
+    return folder
+
+
+def test_unchanged_images_are_neither_hashed_nor_decoded_again(
+    folder: Path, records: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_records, "RECHECKED_LEAST", 2)
+    aged(folder)
+    first = opened(folder)
+    assert first.check_form().startswith("12 images decoded; test split of 4 samples: form checked")
+    assert len(reads) == 24 + 2  # the training split was known again when it was decoded, and two of it rechecked
+    reads.clear()
+    again = opened(folder)
+    assert again.check_form().startswith("test split of 4 samples")
+    assert (again.fingerprint, again.notes) == (first.fingerprint, first.notes)
+    assert len(reads) == 6
+    assert all(read.startswith("digest") for read in reads)
+    reads.clear()
+    opened(folder, max_megapixels=2).check_form()
+    assert sum(read.startswith("read") for read in reads) == 12  # other rules: decoded anew
+
+
+@pytest.mark.parametrize("how", ["written", "replaced"])
+def test_a_changed_image_is_noticed(how: str, folder: Path, records: Path, reads: list[str]) -> None:
+    before = opened(aged(folder)).fingerprint
+    path = folder / "train" / "dog" / "0.png"
+    other = folder / "other.png"
+    other.write_bytes(path.read_bytes()[:-1] + b"x")  # as long as it was
+    if how == "written":
+        path.write_bytes(other.read_bytes())
+    os.utime(other, ns=(10**18, 10**18))
+    if how == "replaced":
+        other.replace(path)
+        assert path.stat().st_mtime_ns == 10**18
+    reads.clear()
+    assert opened(folder).fingerprint != before
+    assert "digest train/dog/0.png" in reads
+
+
+def test_where_a_rechecked_image_has_other_content_nothing_is_trusted(
+    folder: Path, records: Path, reads: list[str]
+) -> None:
+    opened(aged(folder))
+    (place,) = (records / "kdzoo" / "files").iterdir()
+    known = json.loads(place.read_text())
+    place.write_text(json.dumps({path: [state, "0" * 32, rules] for path, (state, _, rules) in known.items()}))
+    reads.clear()
+    data = opened(folder)
+    assert data.notes == [
+        "8 of 8 files that were read again have other content, though size, times and inode are the same; all files "
+        "were read anew"
+    ]
+    assert len(reads) == 8 + 8
+    assert data.fingerprint == opened(folder).fingerprint
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"/x": 1}', '{"/x": [[1, 2, 3], "", ""]}', "[" * 100_000])
+def test_damaged_records_are_passed_over(content: str, folder: Path, records: Path) -> None:
+    before = opened(aged(folder)).fingerprint
+    (place,) = (records / "kdzoo" / "files").iterdir()
+    place.write_text(content)
+    assert opened(folder).fingerprint == before
+
+
+def test_images_that_were_just_written_are_not_remembered(folder: Path, records: Path) -> None:
+    opened(folder)
+    assert not (records / "kdzoo" / "files").exists()
+
+
+# --- what an array may promise --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("label", "count"), [(10**12, 10**12 + 1), (12, 13), (255, 256)])
+def test_labels_that_the_samples_cannot_hold_are_refused(label: int, count: int, tmp_path: Path) -> None:
+    own_arrays(tmp_path, labels=np.array([*range(11), label]))
+    assert refusal(Arrays, tmp_path) == (
+        f"data set 'arrays', split train: labels go up to {label}, which makes {count} classes of 12 samples; labels "
+        "below 12 would be right, or data.options.classes that names them"
+    )
+    own_arrays(tmp_path, labels=np.arange(12))
+    assert len(load(Arrays, tmp_path).classes) == 12
+
+
+def promising(shape: str) -> bytes:
+    """A .npy file whose header promises more than it holds."""
+    head = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".ljust(117).encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head + bytes(100)
+
+
+def test_a_header_that_promises_more_than_the_file_holds(tmp_path: Path) -> None:
+    own_arrays(tmp_path)
+    shape = "(1000000000000, 5, 4)"
+    told = f"its header promises uint8 {shape}, 20,000,000,000,000 bytes; it has {len(promising(shape)):,} bytes"
+    with zipfile.ZipFile(tmp_path / "train.npz", "a") as file:
+        file.writestr("huge.npy", promising(shape))
+    assert refusal(Arrays, tmp_path, images_key="huge") == f"{tmp_path / 'train.npz'}: 'huge': {told}"
+    (tmp_path / "huge.npy").write_bytes(promising(shape))
+    files = {"images": "huge.npy", "labels": "huge.npy"}
+    assert refusal(Arrays, tmp_path, train=files) == f"{tmp_path / 'huge.npy'}: {told}"
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "words"),
+    [
+        (np.zeros((6, 5, 4, 3), np.uint8), np.array([0, 1, 2, 0, 1, 7]), "targets lie in 0..7; 0..2 would be right"),
+        (
+            np.zeros((6, 5, 5, 3), np.uint8),
+            np.arange(6) % 3,
+            "images are uint8 (6, 5, 5, 3); uint8 (6, 5, 4, 3) would be right",
+        ),
+        (np.zeros((6, 5, 4, 3)), np.arange(6) % 3, "images are float64 (6, 5, 4, 3); uint8 (N, H, W) or"),
+        (np.zeros((0, 5, 4, 3), np.uint8), np.arange(0), "images are uint8 (0, 5, 4, 3); uint8 (N, H, W) or"),
+    ],
+)
+def test_the_form_of_the_test_split_is_checked_before_training(
+    images: np.ndarray, labels: np.ndarray, words: str, tmp_path: Path
+) -> None:
+    own_arrays(tmp_path)
+    np.savez(tmp_path / "test.npz", images=images, labels=labels)
+    data = open_data(Arrays(Arrays.Options()), DataRecipe(name="arrays", root=str(tmp_path), validation=3), 0)
+    with pytest.raises(DataError) as caught:
+        data.check_form()
+    assert words in str(caught.value)
+    assert (data.test_gate.reads, "test" in data.split_sizes) == (0, False)

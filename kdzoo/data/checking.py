@@ -1,0 +1,154 @@
+"""Whether the splits of a data set have the right form: shapes, types, labels, images that can be decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from kdzoo.contract.extension_points import ArraySplit, FileSplit, Split, TokenSplit
+from kdzoo.data.augmentation import Augment
+from kdzoo.data.digests import samples_of
+from kdzoo.data.file_records import FileRecords
+from kdzoo.data.inputs import Inputs, TokenIds
+from kdzoo.errors import DataError
+
+#: Threads that decode images; decoders release the interpreter, so they run side by side.
+DECODING_THREADS = 8
+#: Images that cannot be read are named up to this number.
+NAMED = 5
+
+
+@dataclass(frozen=True)
+class FormCheck:
+    """Checks the splits of one data set; every problem is a DataError that says what would be right."""
+
+    title: str
+    classes: tuple[str, ...]
+    inputs: Inputs
+    augment: Augment
+
+    @property
+    def augmented(self) -> bool:
+        return self.augment != "none"
+
+    def header(self, modalities: Mapping[str, tuple[int, int]]) -> None:
+        """Check classes, channels, size and normalisation."""
+        inputs, channels, size = self.inputs, self.inputs.channels, self.inputs.size
+        if len(self.classes) < 2 or len(set(self.classes)) < len(self.classes):
+            raise DataError(f"{self.title}: needs at least 2 classes of different names, got {list(self.classes)}")
+        if inputs.kind == "text" and (channels != 1 or size[1] != 1):
+            raise DataError(f"{self.title}: text with {channels} channels of size {size}; 1 of (L, 1) would be right")
+        if channels < 1 or len(size) != 2 or min(size) < 1:
+            raise DataError(f"{self.title}: {channels} channels of size {size} are no images")
+        for name, (first, last) in modalities.items():
+            if not 0 <= first < last <= channels:
+                raise DataError(
+                    f"{self.title}: modality '{name}' has the channels {first}..{last - 1}; there are {channels}"
+                )
+        lengths = {len(inputs.mean), len(inputs.std)}
+        finite = np.isfinite([*inputs.mean, *inputs.std]).all()
+        if lengths != {channels} or not finite or min(inputs.std) <= 0:
+            raise DataError(
+                f"{self.title}: mean {inputs.mean} and std {inputs.std} must be {channels} finite numbers each, "
+                "one a channel, and std above 0"
+            )
+        if inputs.kind == "text" and self.augmented:
+            raise DataError(f"{self.title}: data.augment: '{self.augment}' is for images; none is right for text")
+
+    def split(self, split: Split, name: str) -> None:
+        """Check a split's shape, type and targets."""
+        where = f"{self.title}, split {name}"
+        if isinstance(split, TokenSplit) != isinstance(self.inputs, TokenIds):
+            raise DataError(f"{where}: text has TokenSplits and DataSplits.tokens; images have neither")
+        samples = samples_of(split)
+        if samples == 0:
+            raise DataError(f"{where}: has no samples")
+        if isinstance(split, TokenSplit):
+            self._ids(where, split)
+        if isinstance(split, ArraySplit):
+            self._array(where, split, samples)
+        targets = np.asarray(split.targets)
+        if targets.shape != (samples,) or targets.dtype.kind not in "iu":
+            raise DataError(f"{where}: targets are {targets.dtype} {targets.shape}; int64 {(samples,)} would be right")
+        low, high = int(targets.min()), int(targets.max())
+        if low < 0 or high >= len(self.classes):
+            raise DataError(f"{where}: targets lie in {low}..{high}; 0..{len(self.classes) - 1} would be right")
+
+    def _array(self, where: str, split: ArraySplit, samples: int) -> None:
+        wanted = (samples, *self.inputs.size, self.inputs.channels)
+        grey = self.inputs.channels == 1 and split.images.shape == wanted[:3]
+        dtype = np.dtype(self.inputs.stored_dtype)
+        if split.images.dtype != dtype or (split.images.shape != wanted and not grey):
+            raise DataError(
+                f"{where}: images are {split.images.dtype} {split.images.shape}; {dtype} {wanted} would be right"
+            )
+        if split.images.dtype == np.float32 and self.augmented:
+            raise DataError(f"{where}: measurements in float32 are no pixels; data.augment: none would be right")
+        if split.images.dtype == np.float32 and not np.isfinite(split.images).all():
+            raise DataError(f"{where}: some measurements are not finite")
+
+    def _ids(self, where: str, split: TokenSplit) -> None:
+        assert isinstance(self.inputs, TokenIds)
+        vocab_size, pad = self.inputs.vocab_size, self.inputs.fill
+        ids = np.asarray(split.ids)
+        if ids.dtype.kind not in "iu" or ids.ndim != 2 or ids.shape[1] < 1:
+            raise DataError(f"{where}: ids are {ids.dtype} {ids.shape}; int (N, L) would be right")
+        if int(ids.min()) < 0 or int(ids.max()) >= vocab_size:
+            raise DataError(f"{where}: ids lie in {ids.min()}..{ids.max()}; 0..{vocab_size - 1} would be right")
+        real = ids != pad
+        wrong = np.flatnonzero(~real[:, 0] | (real[:, 1:] & ~real[:, :-1]).any(axis=1))
+        if len(wrong):
+            raise DataError(
+                f"{where}: row {int(wrong[0])} is empty or is filled up before its end with {pad}; tokens "
+                "first, then only fill, would be right"
+            )
+
+    def images(self, split: Split, records: FileRecords) -> int:
+        """Decode every image of a split that is read file by file; return how many were decoded.
+
+        What ``records`` know to be readable is not decoded again. Raises DataError that names the first ones that
+        cannot be read.
+        """
+        if not isinstance(split, FileSplit):
+            return 0
+        if split.files:
+            records.digests(split)
+        unknown = [i for i in range(len(split.names)) if not records.is_readable(split, i)]
+        shape = (*self.inputs.size, self.inputs.channels)
+
+        def decoded(i: int) -> str | None:
+            image = read_sample(split, i, shape)
+            if isinstance(image, str):
+                return image
+            records.mark_readable(split, i)
+            return None
+
+        problems = [problem for problem in in_threads(decoded, unknown) if problem is not None]
+        records.save()
+        if problems:
+            more = [f"and {len(problems) - NAMED} more"] if len(problems) > NAMED else []
+            raise DataError("\n  ".join([*problems[:NAMED], *more]))
+        return len(unknown)
+
+
+def read_sample(split: FileSplit, i: int, shape: Sequence[int]) -> np.ndarray | str:
+    """Return one image of a file split, uint8 (H, W, C), or in words why there is none."""
+    name = split.names[i]
+    try:
+        image = split.read(i)
+    except DataError as error:
+        return str(error)
+    except Exception as error:  # a plugin's reader; whatever it raises is about this sample, and is reported
+        return f"{name}: cannot be read: {type(error).__name__}: {error}"
+    if image.dtype != np.uint8 or image.shape != tuple(shape):
+        return f"{name}: read as {image.dtype} {image.shape}; uint8 {tuple(shape)} would be right"
+    return image
+
+
+def in_threads(check: Callable[[int], str | None], rows: Sequence[int]) -> Iterator[str | None]:
+    """Yield what ``check`` says of each row, in order."""
+    with ThreadPoolExecutor(DECODING_THREADS) as pool:
+        yield from pool.map(check, rows)

@@ -1,0 +1,143 @@
+"""What is known of the files of a data set, so that unchanged ones are not read again at every start.
+
+A file is the same as long as its path, size, inode and times of change are. A few are read again each time: where one
+of them has other content, nothing that was remembered is trusted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdzoo.contract.extension_points import FileSplit
+from kdzoo.errors import DataError, KdzooError
+from kdzoo.storage.atomic import write_bytes
+from kdzoo.storage.cache_folder import cache_folder
+
+#: Of remembered files, the share that is read again each time, and the least number of them.
+RECHECKED_SHARE, RECHECKED_LEAST = 0.001, 8
+#: A file changed this recently may change again without a new time; it is not remembered.
+SETTLED_NS = 2 * 10**9
+#: Files of other recipes that a file of records keeps.
+MOST_OTHERS = 1_000_000
+#: Threads that hash files; hashing releases the interpreter, so they run side by side.
+HASHING_THREADS = 8
+
+#: Size, time of change in ns, of change of the inode in ns, inode.
+State = list[int]
+#: A file's state, its digest, and the rules under which it can be read; "" where that is not known.
+Record = tuple[State, str, str]
+
+
+def files_hashed(split: FileSplit, rows: Sequence[int]) -> list[str]:
+    """Hash some samples of a file split, reading each."""
+
+    def of_file(i: int) -> str:
+        if split.digest is not None:
+            return split.digest(i)
+        return hashlib.blake2b(np.ascontiguousarray(split.read(i)).tobytes(), digest_size=16).hexdigest()
+
+    with ThreadPoolExecutor(HASHING_THREADS) as pool:
+        return list(pool.map(of_file, rows))
+
+
+class FileRecords:
+    """Digests of files, and which of them can be read, by path; kept in the user's cache, one file a data root."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        """``root`` is the data root; None: what is found out is forgotten with the process."""
+        folder = cache_folder()
+        name = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:24] if root is not None else ""
+        self._place = folder / "files" / f"{name}.json" if folder is not None and root is not None else None
+        self._known: dict[str, Record] | None = None
+        self._seen: set[str] = set()
+        self._changed = False
+        self.notes: list[str] = []  # what a user should hear of
+
+    def digests(self, split: FileSplit) -> list[str]:
+        """Return the digest of each file of a split. Raises DataError for one that cannot be read."""
+        known = self._load()
+        states = [_state(path) for path in split.files]
+        same = [i for i, path in enumerate(split.files) if path in known and known[path][0] == states[i]]
+        if same:
+            count = min(len(same), max(RECHECKED_LEAST, int(RECHECKED_SHARE * len(same))))
+            again = random.SystemRandom().sample(same, count)
+            found = files_hashed(split, again)
+            other = sum(known[split.files[i]][1] != digest for i, digest in zip(again, found, strict=True))
+            if other:
+                self.notes.append(
+                    f"{other} of {count} files that were read again have other content, though size, times and inode "
+                    "are the same; all files were read anew"
+                )
+                same = []
+        fresh = sorted(set(range(len(states))).difference(same))
+        for i, digest in zip(fresh, files_hashed(split, fresh), strict=True):
+            known[split.files[i]] = (states[i], digest, "")
+        self._changed = self._changed or bool(fresh)
+        self._seen.update(split.files)
+        return [known[path][1] for path in split.files]
+
+    def is_readable(self, split: FileSplit, i: int) -> bool:
+        """Whether a file, whose digest was asked for before, is known to be readable under the split's rules."""
+        record = self._load().get(split.files[i]) if split.files else None
+        return record is not None and record[2] == _short(split.rules)
+
+    def mark_readable(self, split: FileSplit, i: int) -> None:
+        """Remember that a file can be read under the split's rules."""
+        if split.files:
+            state, digest, _ = self._load()[split.files[i]]
+            self._load()[split.files[i]] = (state, digest, _short(split.rules))
+            self._changed = True
+
+    def save(self) -> None:
+        """Write what was found out to the cache; a cache that cannot be written is no error."""
+        if self._place is None or not self._changed:
+            return
+        known, now = self._load(), time.time_ns()
+        others = [path for path in known if path not in self._seen][:MOST_OTHERS]
+        kept = {path: known[path] for path in (*others, *self._seen) if now - known[path][0][1] > SETTLED_NS}
+        self._changed = False
+        if kept:
+            with contextlib.suppress(OSError, KdzooError):
+                self._place.parent.mkdir(parents=True, exist_ok=True)
+                write_bytes(self._place, json.dumps(kept, separators=(",", ":")).encode())
+
+    def _load(self) -> dict[str, Record]:
+        if self._known is None:
+            self._known = {}
+            with contextlib.suppress(OSError, ValueError, RecursionError):
+                content: Any = json.loads(self._place.read_bytes()) if self._place is not None else {}
+                if isinstance(content, dict) and all(map(_is_record, content.values())):
+                    self._known = content
+        return self._known
+
+
+def _is_record(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and [type(part) for part in value] == [list, str, str]
+        and len(value[1]) == 32
+        and [type(part) for part in value[0]] == [int] * 4
+    )
+
+
+def _state(path: str) -> State:
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+
+
+def _short(rules: str) -> str:
+    return hashlib.sha256(rules.encode()).hexdigest()[:8]
