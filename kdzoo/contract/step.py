@@ -16,9 +16,9 @@ Forward = Callable[["Tensor"], "Outputs"]
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch of training data. Pixels are in [0, 1] and not normalised: each model does that.
+    """One batch of training data. Pixels are in [0, 1] and not normalised: each model does that itself.
 
-    Text comes as ids of tokens, filled up to the batch's longest row.
+    Text comes as ids of tokens; shorter rows are filled up to the length of the batch's longest.
     """
 
     inputs: Tensor  # (N, C, H, W), float32; text: (N, L), int64
@@ -29,7 +29,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model returns for a batch; an algorithm is always handed float32."""
+    """What a model returns for a batch, always in float32 for an algorithm."""
 
     logits: Tensor  # (N, K)
     features: tuple[Tensor, ...] = ()  # one (N, C, H, W) a paired level, shallow to deep; text: (N, D, L, 1), 0 at fill
@@ -43,15 +43,19 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Clock:
-    """Where training stands. ``step`` counts optimizer steps from 0 over the whole stage."""
+    """The time in a stage. Epochs and steps count from 0, and ``step`` goes on from epoch to epoch.
+
+    A ramp from 0 to 1 over the first ``n`` epochs is ``min(1, clock.step / (n * clock.steps_per_epoch))``.
+    """
 
     epoch: int
     epochs: int
-    step: int
+    step: int  # of the whole stage, 0 to steps - 1; not of the epoch
     steps_per_epoch: int
 
     @property
     def steps(self) -> int:
+        """Steps of the whole stage."""
         return self.epochs * self.steps_per_epoch
 
     @property
@@ -63,8 +67,8 @@ class Clock:
 class Draw(Protocol):
     """A fresh CPU generator for a name, fixed by seed and step.
 
-    Each process of a run draws its own numbers, all the same with ``shared``: what decides the shape of a network that
-    normalises over the global batch, for example, has to be shared.
+    Each process of a run draws its own numbers; with ``shared`` all draw the same. A draw that decides the shape of a
+    network, for example, has to be shared where the network normalises over the global batch.
     """
 
     def __call__(self, name: str, shared: bool = False) -> torch.Generator: ...
@@ -74,10 +78,9 @@ class Draw(Protocol):
 class StepContext:
     """All that one training step may read. Fields may be added; none is ever removed.
 
-    Where the algorithm is handed no data, ``batch`` and ``student`` are None and the tuples are empty.
-    ``networks`` maps "student", "teacher", ``teacher_<i>`` and ``peer_<i>`` to a callable that runs that
-    network on new inputs of the data's range [0, 1]; a teacher there lets gradients through to its
-    inputs but has frozen weights.
+    For an algorithm without data, ``batch`` and ``student`` are None and the tuples are empty. ``networks`` maps
+    "student", "teacher", ``teacher_<i>`` and ``peer_<i>`` to a callable that runs that network on new inputs in the
+    data's range [0, 1]. The weights of a teacher are frozen, but gradients reach its inputs.
     """
 
     batch: Batch

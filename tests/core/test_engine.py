@@ -429,6 +429,22 @@ def test_a_term_of_several_updates_in_a_step_is_logged_as_their_mean(make: Calla
         assert (row["task"], row["critic"], row["peer_0.task"]) == (3.0, 5.0, 4.0)
 
 
+def test_a_ramp_by_the_clock_is_what_the_guide_says(make: Callable[..., Engine]) -> None:
+    """``step`` goes on from epoch to epoch; one that began anew would make another ramp."""
+    guide = Path(__file__).parents[2] / "docs" / "write-a-plugin.md"
+    ramp = "min(1, ctx.clock.step / (2 * ctx.clock.steps_per_epoch))"
+    assert ramp in guide.read_text()
+    seen: list[float] = []
+
+    def losses(self: Any, ctx: Any) -> dict[str, Tensor]:
+        seen.append(eval(ramp, {"ctx": ctx, "min": min}))
+        return Match.losses(self, ctx)
+
+    cls = type("Ramp", (Match,), {"name": "ramp", "losses": losses})
+    to_the_end(make(cls, train={"epochs": 3, "steps_per_epoch": 2}))
+    assert seen == [0, 0.25, 0.5, 0.75, 1, 1]
+
+
 # --- what stops it ------------------------------------------------------------------------------
 
 
