@@ -56,6 +56,24 @@ def die_late() -> None:
     delivery.Delivery.measure = counting
 
 
+def die_at_a_change() -> None:
+    """Die before the KDZOO_TEST_CALL-th call that changes the disk, counted from the start of the process."""
+    left = int(os.environ["KDZOO_TEST_CALL"])
+
+    def counted(call: Any) -> Any:
+        def wrapped(*arguments: Any, **settings: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*arguments, **settings)
+
+        return wrapped
+
+    for name in ("fsync", "replace", "rename", "unlink"):
+        setattr(os, name, counted(getattr(os, name)))
+
+
 def forget_the_optimizer() -> None:
     """A resumed stage starts with fresh momenta."""
     restore = engine.Engine.restore
