@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from kdzoo.contract.classification import QUALITY
 from kdzoo.errors import ReportError, plain
 
 NetworkKind = Literal["teacher", "control", "student", "peer"]
@@ -85,6 +86,11 @@ class Network(Entry):
     """A network, which is always measured."""
 
     top1_percent: float
+
+    @property
+    def quality(self) -> float:
+        """The quantity that a network is judged by; more is better."""
+        return float(getattr(self, QUALITY))
 
 
 class PerClass(Part):

@@ -43,31 +43,31 @@ def verdict(results: Results) -> Verdict:
     reached = reaches(results)
     ratios = tuple(compared_with_teacher(results))
     guess, samples = results.data.most_common_class_percent, samples_of(results)
-    if guess is not None and samples and student.top1_percent <= guess + chance(guess, samples):
+    if guess is not None and samples and student.quality <= guess + chance(guess, samples):
         sentence = f"{reached}; naming the most common class each time would reach {guess:.2f} %."
         return Verdict("bad", "The student does not do better than guessing", sentence, ratios)
     if control is None:
         sentence = f"{reached}. The run has no control, so it cannot say whether distillation helped."
         return Verdict("unknown", "No control, no verdict", sentence, ratios)
-    gain = f"{student.top1_percent - control.top1_percent:+.2f}"
+    gain = f"{student.quality - control.quality:+.2f}"
     if results.data_handed == "none":
         facts = ((gain, "points against the same network trained on the data"), *ratios)
         sentence = (
             f"{reached} and was handed no training sample; the control, the same network trained on them, reaches "
-            f"{control.top1_percent:.2f} %."
+            f"{control.quality:.2f} %."
         )
         return Verdict("unknown", "Trained without data", sentence, facts)
     if results.upper_bound:
         other = f"the same network trained {results.upper_bound}"
         facts = ((gain, f"points against {other}"), *ratios)
-        sentence = f"{reached}; the control, {other}, is an upper bound and reaches {control.top1_percent:.2f} %."
+        sentence = f"{reached}; the control, {other}, is an upper bound and reaches {control.quality:.2f} %."
         return Verdict("unknown", "Held against an upper bound", sentence, facts)
     return against_equal(results, control, reached, ratios)
 
 
 def against_equal(results: Results, control: Network, reached: str, ratios: tuple[tuple[str, str], ...]) -> Verdict:
     """Judge the student against a control that it is meant to beat: the same budget, the same data, no teacher."""
-    gain = results.student.top1_percent - control.top1_percent
+    gain = results.student.quality - control.quality
     network = "the same network" if results.same_network else "the recipe's student, another network,"
     facts = ((f"{gain:+.2f}", f"points against {network} trained alone"), *ratios)
     labels = "" if results.data.labelled is None else f" on {results.data.labelled:,} labels"
@@ -76,8 +76,8 @@ def against_equal(results: Results, control: Network, reached: str, ratios: tupl
     teacher, samples = results.best_teacher, samples_of(results)
     weak, caveat = "", CAVEAT if results.paired else ""
     tone: Tone
-    if teacher is not None and teacher.top1_percent <= control.top1_percent:
-        weak = f" The teacher itself reaches {teacher.top1_percent:.2f} %, the control {control.top1_percent:.2f} %."
+    if teacher is not None and teacher.quality <= control.quality:
+        weak = f" The teacher itself reaches {teacher.quality:.2f} %, the control {control.quality:.2f} %."
     if results.paired is None:
         tone, headline = "unknown", "A difference without an interval"
         sentence = f"{reached}, {than}. The run did not keep on which samples they differ."
@@ -86,7 +86,7 @@ def against_equal(results: Results, control: Network, reached: str, ratios: tupl
         tone = "good" if low > 0 else "bad" if high < 0 else "even"
         headline = HEADLINES[tone]
         sentence = f"{reached}, {than}; 95 % interval of the difference {low:+.2f} to {high:+.2f} points."
-    if teacher is not None and samples and worse(teacher.top1_percent, control.top1_percent, samples):
+    if teacher is not None and samples and worse(teacher.quality, control.quality, samples):
         tone, headline = "bad", "The teacher is worse than the control"
         sentence = f"{weak.strip()} {sentence}"
     else:
@@ -98,7 +98,7 @@ def reaches(results: Results) -> str:
     """The beginning of every sentence."""
     samples = samples_of(results)
     on = f" on {samples:,} test samples" if samples else ""
-    return f"The distilled student reaches {results.student.top1_percent:.2f} %{on}"
+    return f"The distilled student reaches {results.student.quality:.2f} %{on}"
 
 
 def samples_of(results: Results) -> int | None:
@@ -121,11 +121,11 @@ def compared_with_teacher(results: Results) -> Iterator[tuple[str, str]]:
     student, teacher = results.student, results.best_teacher
     if teacher is None:
         return
-    above = student.top1_percent - teacher.top1_percent
-    if above > 0 or not teacher.top1_percent:
+    above = student.quality - teacher.quality
+    if above > 0 or not teacher.quality:
         yield f"{above:+.2f}", "points against the teacher"
     else:
-        yield f"{100 * student.top1_percent / teacher.top1_percent:.1f} %", "of the teacher's accuracy"
+        yield f"{100 * student.quality / teacher.quality:.1f} %", "of the teacher's accuracy"
     yield from ratio(teacher.params_m, student.params_m, "fewer parameters", "more parameters")
     files = [
         (size, entry.label)

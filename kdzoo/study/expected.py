@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from kdzoo.contract.classification import quality
+
 if TYPE_CHECKING:
     from kdzoo.recipe.sections import ExpectedRecipe
 
@@ -40,7 +42,7 @@ def hold_against(expected: ExpectedRecipe, results: Sequence[Mapping[str, Any]])
     The tolerance is three standard errors of the difference, from the published and the measured spread. Where it is
     above MOST_TOLERANCE, a mean within it is neither reproduced nor refuted.
     """
-    students = [result["student"]["top1_percent"] for result in results]
+    students = [quality(result["student"]) for result in results]
     mean, spread = statistics.fmean(students), statistics.stdev(students) if len(students) > 1 else expected.std
     error = (expected.std**2 / expected.seeds + max(spread, expected.std) ** 2 / len(students)) ** 0.5
     tolerance = max(STANDARD_ERRORS * error, LEAST_TOLERANCE)
@@ -49,7 +51,7 @@ def hold_against(expected: ExpectedRecipe, results: Sequence[Mapping[str, Any]])
         f"student   {mean:.2f} +- {spread:.2f} % over {len(students)} seeds; "
         f"expected {expected.top1_percent:.2f} +- {expected.std:.2f} over {expected.seeds} (tolerance {tolerance:.2f})"
     ]
-    controls = [result["control"]["top1_percent"] for result in results if result.get("control")]
+    controls = [quality(result["control"]) for result in results if result.get("control")]
     bound = results[0].get("upper_bound")
     if len(controls) == len(students) and bound:
         lines.append(

@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from kdzoo.contract.algorithm import Algorithm
+from kdzoo.contract.classification import quality
 from kdzoo.contract.stage import Stage, StageResult
 from kdzoo.contract.step import Batch, Clock, Outputs, StepContext
 from kdzoo.errors import KdzooError, NeedsError
@@ -486,7 +487,7 @@ def runs_on_declared_needs(harness: Harness) -> None:
         fewer = tiny_recipe(harness.cls, {"models": {"teachers": recipe.model_dump()["models"]["teachers"][:-1]}})
         ensure(bool(unmet_needs(harness.cls, fewer)), "a recipe with a teacher too few is accepted")
     with whole_run(harness) as (_, results, _folder):
-        ensure(results["student"]["top1_percent"] >= 0, "the run gave no result")
+        ensure(quality(results["student"]) >= 0, "the run gave no result")
 
 
 def beats_its_own_start(harness: Harness) -> None:
@@ -500,8 +501,8 @@ def beats_its_own_start(harness: Harness) -> None:
     teachers = tuple(runner.train(Stage(f"teacher_{i}", spec)) for i, spec in enumerate(runner.plan.teachers))
     start = runner.build.job(Stage("start", runner.plan.student), None, runner.recipe.train)[0]
     assert start.validate is not None
-    before = start.validate(start.student)["top1_percent"]
-    after = runner.drive(teachers).metrics["top1_percent"]
+    before = quality(start.validate(start.student))
+    after = quality(runner.drive(teachers).metrics)
     ensure(after > before, f"validation accuracy {before:.1f} % before training, {after:.1f} % after")
 
 
