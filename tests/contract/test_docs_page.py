@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-SITE = Path(__file__).resolve().parents[2] / "site"
+ROOT = Path(__file__).resolve().parents[2]
+SITE = ROOT / "site"
+sys.path.insert(0, str(ROOT / "tests" / "core"))  # the run of made-up numbers
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 #: Keep the browser from calling home.
 FLAGS = [
@@ -136,3 +139,21 @@ def test_both_palettes_are_readable(page, address):
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
     page.locator("label[for='__palette_0']").click()
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") != dark
+
+
+@pytest.mark.parametrize("width", [390, 800, 1000, 1280])
+def test_a_report_fits_the_window(browser, tmp_path, width):
+    """The report of a run, whose drawings and tables fit a phone too."""
+    from run_of_made_up_numbers import ITEMS, REJECTED, RESULTS, VARIANTS, write_run
+
+    from kdzoo.report.writing import write_report
+
+    folder = write_run(tmp_path, report_items=ITEMS, variants=VARIANTS, exports=[*RESULTS["exports"], REJECTED])
+    write_report(folder)
+    page = browser.new_page(viewport={"width": width, "height": 844})
+    page.goto((folder / "report.html").as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    cut = "[...document.querySelectorAll('svg, table, td')].filter(e => e.getBoundingClientRect().right > innerWidth)"
+    assert page.evaluate(f"{cut}.length") == 0
+    assert page.locator("td", has_text="71.25").first.is_visible()
+    page.close()

@@ -168,6 +168,32 @@ def test_names_in_items_are_escaped(tmp_path):
     assert "<script" not in card(read_run(folder))
 
 
+def test_on_a_phone_every_number_has_its_head(showing):
+    made = page(read_run(showing))
+    assert "@media (max-width: 62rem)" in made
+    heads = [attributes.get("data-head") for tag, attributes in read(made).seen if tag == "td"]
+    assert len(heads) > 60
+    assert all(heads)
+    assert {"Accuracy (%)", "p95 (ms)", "Latency (of the student's)", "parameters", "precision"} <= set(heads)
+
+
+def test_drawings_are_as_wide_as_there_is_room(showing):
+    for tag, attributes in read(page(read_run(showing))).seen:
+        if tag == "svg":
+            assert attributes["viewbox"]
+            assert not attributes.keys() & {"width", "height"}
+            assert re.fullmatch(r"max-width: [\d.]+in", attributes["style"])
+
+
+@pytest.mark.parametrize("select", ["last", "best"])
+def test_the_best_epoch_is_shown_where_its_weights_are_kept(tmp_path, select):
+    folder = write_run(tmp_path / "run")
+    text = (folder / "recipe.yaml").read_text()
+    (folder / "recipe.yaml").write_text(text.replace("  epochs: 30\n", f"  epochs: 30\n  select: {select}\n"))
+    heads = [attributes.get("data-head") for tag, attributes in read(page(read_run(folder))).seen if tag == "td"]
+    assert ("best epoch" in heads) is (select == "best")
+
+
 def test_every_name_is_escaped(tmp_path):
     evil = "\"><script>alert(1)</script><b a='&$x_1$\\1"
     entry = {**RESULTS["student"], "label": evil, "model": evil}

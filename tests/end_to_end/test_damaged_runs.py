@@ -119,8 +119,8 @@ def test_an_unfinished_run_is_an_outcome_of_its_own(
     settings = {"name": "tiny", "seed": 0, "recipe_text": "", "recipe_hash": "", "recipe_fields": {}}
     with RunFolder.start(tmp_path, **settings) as folder:
         root = folder.root
-    for command in COMMANDS:
-        code, err = kdzoo(monkeypatch, capsys, command, *[str(root)] * (2 if command == "compare" else 1))
+    for command in set(COMMANDS) - {"compare"}:  # which shows it as a row
+        code, err = kdzoo(monkeypatch, capsys, command, str(root))
         assert code == 2
         assert err.startswith(
             f"error: {root}: not finished, so it has no manifest to verify; the command that began it"
