@@ -26,13 +26,19 @@ from kdzoo.storage.owner import discarded, temporary_in
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def write_bytes(path: Path, data: bytes) -> str:
-    """Replace ``path`` by ``data``, wholly or not at all; return the sha256. Raise OutputError if that fails."""
+def write_bytes(
+    path: Path, data: bytes, commit: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+) -> str:
+    """Replace ``path`` by ``data``, wholly or not at all; return the sha256. Raise OutputError if that fails.
+
+    The moment in which the file is replaced is inside ``commit()``, which may refuse it.
+    """
     temporary = temporary_in(path.parent)
     with writing(path, len(data)), discarded(temporary):
         check_room(path.parent, len(data))
         sha256 = write_through(temporary, data)
-        os.replace(temporary, path)
+        with commit():
+            os.replace(temporary, path)
     with writing(path, 0, "written, but it may not survive a power cut"):
         sync_folder(path.parent)
     return sha256

@@ -34,7 +34,7 @@ class Checkpoints:
 
     One process writes at a time (the run folder's lock sees to it). The newest is the one with the highest sequence
     number in its manifest, whatever names and clocks say. ``expected``: there must be one, so that lost files are
-    an error and never a fresh start. Each write happens inside ``writing()``, which may refuse it.
+    an error and never a fresh start. Each change of the folder is made inside ``commit()``, which may refuse it.
     """
 
     def __init__(
@@ -45,10 +45,10 @@ class Checkpoints:
         warn: Warn = warn_in_python,
         expected: bool = False,
         begun: Callable[[], None] = lambda: None,
-        writing: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+        commit: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         self.folder, self.run_id = folder, run_id
-        self._warn, self._expected, self._begun, self._writing = warn, expected, begun, writing
+        self._warn, self._expected, self._begun, self._commit = warn, expected, begun, commit
         self._damaged: set[Path] = set()
         sweep(folder)
 
@@ -59,18 +59,17 @@ class Checkpoints:
         were, NaN and infinities too. Raise OutputError when it cannot be written; the last good one stays.
         """
         contents = {"tensors.safetensors": tensor_bytes(tensors, {}), "state.json": json_bytes(packed(state))}
-        with self._writing():
-            sequence = self._write(contents)
+        sequence = self._write(contents)
         self._begun()
         self._expected = True
-        with self._writing():
-            self._prune()
+        self._prune()
         return sequence
 
     def _write(self, contents: dict[str, bytes]) -> int:
         size = sum(len(data) for data in contents.values())
         with writing(self.folder, size):
-            self.folder.mkdir(exist_ok=True)
+            with self._commit():
+                self.folder.mkdir(exist_ok=True)
             check_room(self.folder, size)
             sequence = 1 + max([0, *self._numbers()])
         files = {n: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)} for n, data in contents.items()}
@@ -81,9 +80,10 @@ class Checkpoints:
             for name, data in contents.items():
                 write_through(temporary / name, data)
             sync_folder(temporary)
-            os.rename(temporary, place)
+            with self._commit():
+                os.rename(temporary, place)
             sync_folder(self.folder)
-        write_sealed(self.folder / "latest.json", {"run_id": self.run_id, "sequence": sequence})
+        write_sealed(self.folder / "latest.json", {"run_id": self.run_id, "sequence": sequence}, self._commit)
         return sequence
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -163,7 +163,7 @@ class Checkpoints:
             if place not in keep:
                 # Renamed first, so that one half removed is never taken for a damaged one.
                 temporary = temporary_in(self.folder)
-                with writing(place, 0, "older checkpoints could not be removed"):
+                with writing(place, 0, "older checkpoints could not be removed"), self._commit():
                     os.rename(place, temporary)
                 discard(temporary)
         self._damaged.clear()

@@ -18,7 +18,7 @@ from kdzoo.storage.atomic import writing
 from kdzoo.storage.json_reading import parse_object
 from kdzoo.storage.owner import Owner
 
-#: Seconds that a new owner waits for a worker of the dead one to end the write that it is in.
+#: Seconds that an owner waits for another process that is in the middle of a write.
 PATIENCE_S = 20.0
 
 
@@ -131,8 +131,8 @@ def _named(record: dict[str, Any] | None) -> str:
 def write_lock(folder: Path, patience: float | None = None, shared: bool = False) -> Iterator[None]:
     """Let no other process change the folder meanwhile, or none but those that share the lock.
 
-    The owner of a run and its workers take it for single writes, a new owner while it takes the run over. Raise
-    LockedError when it was not free within ``patience`` seconds.
+    The owner of a run and its workers take it for a moment, to put a file in its place; a new owner takes it to write
+    its name. Raise LockedError when it was not free within ``patience`` seconds.
     """
     with writing(folder):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -151,8 +151,8 @@ def _wait(descriptor: int, folder: Path, kind: int, patience: float | None) -> N
         except BlockingIOError:
             if end is not None and time.monotonic() > end:
                 raise LockedError(
-                    f"{folder}: its owner is gone, but a worker process of that owner is in the middle of a write; "
-                    "wait for the worker or end it, or start another run with --new"
+                    f"{folder}: another process, perhaps a worker of its last owner, stopped in the middle of a write; "
+                    "wait for that process or end it, or start another run with --new"
                 ) from None
             time.sleep(0.05)
             continue

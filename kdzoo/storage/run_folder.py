@@ -16,7 +16,7 @@ from kdzoo.errors import CorruptError, OutputError, ResumeError, UnfinishedError
 from kdzoo.storage.atomic import json_bytes, probe_writable, write_bytes, writing
 from kdzoo.storage.checkpoints import Checkpoints, Warn, warn_in_python
 from kdzoo.storage.json_reading import JsonError, parse_object, read_file
-from kdzoo.storage.lock import Lock, write_lock, writing_for
+from kdzoo.storage.lock import PATIENCE_S, Lock, write_lock, writing_for
 from kdzoo.storage.manifest import Manifest
 from kdzoo.storage.metric_log import MetricLog
 from kdzoo.storage.owner import Owner, discard, sweep, temporary_in
@@ -159,17 +159,16 @@ class RunFolder:
     def folder_of(self, name: str) -> Path:
         """Make sure that a folder below this one exists, for files that are written elsewhere."""
         path = self.path(name)
-        with self._writing(shared=True), writing(path):
+        with self._commit(), writing(path):
             path.mkdir(parents=True, exist_ok=True)
         return path
 
     def write_bytes(self, name: str, data: bytes) -> Path:
         """Write or replace a file, atomically; in a finished run, its line of the manifest too."""
         path = self.path(name)
-        with self._writing(shared=True):
-            with writing(path, len(data)):
-                path.parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(path, data)
+        with self._commit(), writing(path, len(data)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, data, self._commit)
         if self.finished:
             self.record(name)
         return path
@@ -188,11 +187,13 @@ class RunFolder:
         except (OSError, JsonError) as error:
             raise CorruptError(f"{path}: cannot be read: {error}") from None
 
-    def _writing(self, shared: bool = False) -> contextlib.AbstractContextManager[None]:
-        """Hold off the run's other processes during a write, or with ``shared`` only who would take the run over."""
-        if self._owner is not None:
-            return writing_for(self._owner, self.root, shared)
-        return contextlib.nullcontext() if shared else write_lock(self.root)
+    def _commit(self) -> contextlib.AbstractContextManager[None]:
+        """Within this a worker may change the folder, and nobody can take the run over."""
+        return contextlib.nullcontext() if self._owner is None else writing_for(self._owner, self.root, shared=True)
+
+    def _alone(self) -> contextlib.AbstractContextManager[None]:
+        """Within this no other process of the run changes the folder."""
+        return write_lock(self.root, PATIENCE_S) if self._owner is None else writing_for(self._owner, self.root)
 
     # --- checkpoints --------------------------------------------------------------------------
 
@@ -204,7 +205,7 @@ class RunFolder:
             warn=self._warn,
             expected=stage in self._record["checkpointed"],
             begun=lambda: self._mark(stage),
-            writing=lambda: self._writing(shared=True),
+            commit=self._commit,
         )
 
     def has_checkpoints(self, stage: str) -> bool:
@@ -215,15 +216,16 @@ class RunFolder:
         """Forget the checkpoints of a stage whose result is stored."""
         self._mark(stage, False)
         place, temporary = stage_folder(self.root, stage), temporary_in(self.root / "checkpoints")
-        with self._writing(shared=True):
+        with writing(place, 0, "its checkpoints could not be removed"), self._commit():
             if place.exists():
-                with writing(place, 0, "its checkpoints could not be removed"):
-                    os.rename(place, temporary)  # first, so that one half removed is never taken for a damaged one
-            discard(temporary)
+                os.rename(place, temporary)  # first, so that one half removed is never taken for a damaged one
+        discard(temporary)
 
     def _mark(self, stage: str, begun: bool = True) -> None:
         """Record whether a stage has checkpoints; workers of this run may do so at the same time."""
-        with self._writing():
+        if begun and stage in self._record["checkpointed"]:
+            return
+        with self._alone():
             self._record = {**self._record, "checkpointed": read_run_record(self.root)["checkpointed"]}
             if begun != (stage in self._record["checkpointed"]):
                 others = [name for name in self._record["checkpointed"] if name != stage]
@@ -251,7 +253,7 @@ class RunFolder:
 
     def record(self, *names: str) -> None:
         """Take files that were made again after the end into the manifest."""
-        with self._writing():
+        with self._alone():
             self._manifest.update(names)
 
     def verify(self, leave_out: Collection[str] = ()) -> int:

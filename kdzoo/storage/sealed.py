@@ -31,9 +31,16 @@ SCHEMA_VERSION = 1
 Files = dict[str, dict[str, Any]]  # relative name -> {"sha256": hex, "size": bytes}
 
 
-def write_sealed(path: Path, content: Mapping[str, Any]) -> str:
-    """Replace ``path`` by JSON that carries its own hash and the version of its format."""
-    return write_bytes(path, sealed_bytes(content))
+def write_sealed(
+    path: Path,
+    content: Mapping[str, Any],
+    commit: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+) -> str:
+    """Replace ``path`` by JSON that carries its own hash and the version of its format.
+
+    ``commit`` as in ``write_bytes``.
+    """
+    return write_bytes(path, sealed_bytes(content), commit)
 
 
 def sealed_bytes(content: Mapping[str, Any]) -> bytes:

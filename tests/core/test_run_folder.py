@@ -613,8 +613,8 @@ def test_a_new_owner_waits_for_a_worker_in_the_middle_of_a_write(tmp_path, monke
     monkeypatch.setattr(lock, "PATIENCE_S", 0.2)
     with lock.write_lock(root, shared=True), lock.write_lock(root, shared=True):
         assert refusal(LockedError, lambda: start(tmp_path)) == (
-            f"{root}: its owner is gone, but a worker process of that owner is in the middle of a write; "
-            "wait for the worker or end it, or start another run with --new"
+            f"{root}: another process, perhaps a worker of its last owner, stopped in the middle of a write; "
+            "wait for that process or end it, or start another run with --new"
         )
     monkeypatch.setattr(lock, "PATIENCE_S", 30)
     writing = lock.write_lock(root, shared=True)
