@@ -120,7 +120,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installe
 
 def test_it_runs_its_own_files_and_loads_every_plugin(installed: Installed) -> None:
     script = (
-        "import json, kdzoo, kdzoo.zoo as zoo, kdzoo_vision; z = zoo.load_zoo(); "
+        "import json, kdzoo, kdzoo_vision; from kdzoo.zoo.loading import load_zoo; z = load_zoo(); "
         "statuses = [plugin.status for plugin in z.plugins]; "
         "print(json.dumps([kdzoo.__file__, kdzoo_vision.__file__, statuses, sorted(z.algorithms)]))"
     )

@@ -89,13 +89,13 @@ def test_a_network_is_prepared_with_the_options_of_its_model() -> None:
     assert not isinstance(prepared(), Quantizer)
 
 
-def test_an_arithmetic_that_nobody_offers_is_refused() -> None:
+def test_a_quantizer_that_nobody_offers_is_refused() -> None:
     with pytest.raises(UnknownName) as caught:
         prepared(quantizer="bit")
     assert str(caught.value) == "model 'net': unknown quantizer 'bit'; did you mean 'bits'? known: bits"
 
 
-def test_wrong_options_of_an_arithmetic_are_a_broken_contract() -> None:
+def test_wrong_options_of_a_quantizer_are_a_broken_contract() -> None:
     with pytest.raises(ContractError) as caught:
         prepared(quantizer="bits", quantizer_options={"bits": 1, "size": 3})
     assert str(caught.value) == (

@@ -103,7 +103,7 @@ def _without_projection(rounded: nn.Module) -> nn.Module:
     return other
 
 
-def test_options_go_to_the_arithmetic() -> None:
+def test_options_go_to_the_quantizer() -> None:
     options = QuantizedDistillation.Options(bits=2, bucket_size=16)
     assert QuantizedDistillation.quantizer_options(options) == {"bits": 2, "bucket_size": 16}
 
