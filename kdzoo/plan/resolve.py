@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import to_jsonable_python
 
 from kdzoo.contract.declared import bounds
 from kdzoo.contract.extension_points import DataSource, Exporter, Offer, Quantizer, Tracker
@@ -164,6 +165,42 @@ def _section(model: type[Section], content: Any) -> Section | None:
         return model.model_validate(content)
     except ValidationError:
         return None  # what is wrong with it has been reported
+
+
+# --- defaults -------------------------------------------------------------------------------------
+
+
+def filled(recipe: Recipe, zoo: Zoo) -> Recipe:
+    """Return a recipe with the defaults of its plugins' options and loss weights written out.
+
+    ``zoo`` may be one of cards. What it does not offer stays as it is written.
+    """
+    data = recipe.model_dump(mode="json")
+    section, weights = data["algorithm"], dict[str, float]()
+    name: Any = recipe.algorithm.name
+    seen = set[str]()
+    while name in zoo.algorithms and name not in seen:
+        cls = zoo.algorithms[name].thing
+        seen.add(name)
+        section["options"] = {**_defaults(cls), **section["options"]}
+        weights = {**cls.default_weights, **weights}
+        name = section["options"].get(cls.delegate) if cls.delegate else None
+    section["loss_weights"] = {**weights, **section["loss_weights"]}
+    if recipe.data.name in zoo.datasets:
+        options = data["data"]["options"]
+        data["data"]["options"] = {**_defaults(zoo.datasets[recipe.data.name].thing), **options}
+    for export in data["export"]:
+        if export["format"] in zoo.exporters:
+            defaults = _defaults(zoo.exporters[export["format"]].thing)
+            defaults.pop("quantize", None)  # it is written next to the options
+            export["options"] = {**defaults, **export["options"]}
+    return Recipe.model_validate(data)
+
+
+def _defaults(cls: Any) -> dict[str, Any]:
+    fields = cls.Options.model_fields.items()
+    given = {name: field.get_default(call_default_factory=True) for name, field in fields if not field.is_required()}
+    return dict(to_jsonable_python(given))
 
 
 # --- the algorithm --------------------------------------------------------------------------------

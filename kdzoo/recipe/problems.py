@@ -90,7 +90,8 @@ class RecipeProblems:
         lines = [f"{plain(str(self.path), 1000)}: {len(order)} problem{'s' if len(order) != 1 else ''}"]
         for spot, (path, message) in zip(spots, order, strict=False):
             says = f"{plain(path, 200)}: {message}" if path else message
-            lines.append(f"  -o {says}" if spot == f"-o {path}" else f"  {plain(spot, 200):{width}} {says}")
+            overridden = spot == f"-o {path}" or (spot.startswith("-o ") and f"-o {path}".startswith(f"{spot}."))
+            lines.append(f"  -o {says}" if overridden else f"  {plain(spot, 200):{width}} {says}")
         if len(order) > MAX_SHOWN:
             lines.append(f"  and {len(order) - MAX_SHOWN} more")
         return "\n".join([*lines, *(f"  {note}" for note in self._notes)])
@@ -171,16 +172,29 @@ def explain(error: ValidationError, model: type[BaseModel], data: Any) -> list[t
     return found
 
 
+#: Keys of recipes that have another name since: old -> new.
+RENAMED = {"reads": "modality"}
+
+
 def unknown_key(key: str, known: Sequence[str], what: str = "key") -> str:
     """Say that ``key`` is none of ``known``."""
+    if RENAMED.get(key) in known:
+        return f"unknown {what}; it is called '{RENAMED[key]}' now"
     close = nearest(key, list(known)) if len(key) <= 64 else ""
     return f"unknown {what}{close or '; known: ' + (', '.join(known) or 'none')}"
+
+
+def with_a_point(number: str) -> str:
+    """Say how to write a decimal that was written with a comma."""
+    return f"write it with a point: {number.replace(',', '.')}"
 
 
 def _got(value: Any, must_be: list[str]) -> str:
     quoted = isinstance(value, str) and any(text in ("a number", "a whole number", "true or false") for text in must_be)
     if quoted and re.fullmatch(r"[-+]?[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?|true|false", value):
         return f"{shown(value)}, which is text; write it without quotes"
+    if quoted and re.fullmatch(r"[-+]?[0-9]+,[0-9]+", value):
+        return f"{shown(value)}; {with_a_point(value)}"
     return shown(value)
 
 

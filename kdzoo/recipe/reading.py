@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import (
-    ValidationError,
-)
+from pydantic import ValidationError
 
-from kdzoo.errors import RecipeError, nearest, plain, shown
+from kdzoo.errors import DataError, NeedsError, RecipeError, UnknownName, nearest, plain, shown
 from kdzoo.recipe.problems import Positions, RecipeProblems
 from kdzoo.recipe.sections import Recipe
 from kdzoo.recipe.yaml_text import override, read_yaml, write_yaml
@@ -32,6 +32,28 @@ class LoadedRecipe:
         """Return an empty collector for what is found wrong later."""
         return RecipeProblems(self.path, self.positions)
 
+    @contextlib.contextmanager
+    def located(self) -> Iterator[None]:
+        """Give an error that names a key of the recipe, or a model of it, the file and the line."""
+        try:
+            yield
+        except (RecipeError, UnknownName, NeedsError, DataError) as error:
+            if (found := self._key_in(str(error))) is None:
+                raise
+            problems = self.problems()
+            problems.add(*found)
+            raise type(error)(str(problems)) from error
+
+    def _key_in(self, text: str) -> tuple[str, str] | None:
+        """Return the key that an error begins with, and the rest of it."""
+        if match := re.match(r"unknown model '([^']+)'", text):
+            paths = [path for path, model in self.recipe.models.each() if model.name == match[1]]
+            return (f"models.{paths[0]}.name", text) if paths else None
+        match = re.match(r"([a-z_]+)(\.[A-Za-z0-9_]+)+: (?=\S)", text)
+        if match and match[1] in Recipe.model_fields:
+            return match[0].removesuffix(": "), text[match.end() :]
+        return None
+
 
 #: Adds problems that only the plugins know of to those found in the raw content of an invalid recipe.
 Also = Callable[[Mapping[str, Any], RecipeProblems], None]
@@ -48,7 +70,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), also: Also | None = N
             content = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         close = nearest(path.name, [near.name for near in path.parent.glob("*.yaml")])
-        raise RecipeError(f"{plain(str(path), 1000)}: no such file{close}") from None
+        raise RecipeError(f"{plain(str(path), 1000)}: no such file{plain(close, 300)}") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise RecipeError(f"{plain(str(path), 1000)}: cannot be read: {reason}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -40,6 +41,12 @@ def _one_line(text: str) -> str:
     return text
 
 
+def _path(text: str) -> str:
+    if (longest := max(len(os.fsencode(part)) for part in text.split("/"))) > 255:
+        raise requirement(f"a name that a file can have, at most 255 bytes between slashes and not {longest}")
+    return text
+
+
 def _printable(text: str) -> str:
     _one_line(text.replace("\n", "").replace("\t", ""))
     return text
@@ -51,6 +58,7 @@ Real = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 Flag = Annotated[bool, Strict()]
 Text = Annotated[str, Strict(), Field(max_length=10_000), AfterValidator(_printable)]
 Line = Annotated[str, Strict(), Field(min_length=1, max_length=4096), AfterValidator(_one_line)]
+PathText = Annotated[Line, AfterValidator(_path)]
 Count = Annotated[Whole, Field(ge=1, le=1_000_000_000)]
 Percent = Annotated[Real, Field(ge=0, le=100)]
 Options = dict[Line, Any]
@@ -183,7 +191,7 @@ class ModelRecipe(_Section):
     """One model."""
 
     name: Line = Field(description="Name of the model, as timm knows it once the plugins are loaded.")
-    weights: Line = Field(
+    weights: PathText = Field(
         "train", description="train, pretrained, hf-hub:..., a file, or teacher: start from the first teacher's."
     )
     finetune: Flag = Field(
@@ -241,7 +249,7 @@ class DataRecipe(_Section):
 
     name: Line = Field(description="Name of the data set.")
     options: Options = Field({}, description="Options of the data set.")
-    root: Line | None = Field(None, description="Folder of the data set's files; null: the usual place.")
+    root: PathText | None = Field(None, description="Folder of the data set's files; null: the usual place.")
     batch_size: Annotated[Whole, Field(ge=1, le=65_536)] = Field(128, description="Samples in a training batch.")
     eval_batch_size: Annotated[Whole, Field(ge=1, le=65_536)] = Field(
         512, description="Samples in an evaluation batch."
@@ -261,7 +269,9 @@ class DataRecipe(_Section):
 class CacheRecipe(_Section):
     """Teacher outputs kept for reuse: exact, as augmentation is a function of sample and view."""
 
-    views: Annotated[Whole, Field(ge=1, le=100_000)] = Field(description="Augmented views of each sample; they recur.")
+    views: Annotated[Whole, Field(ge=1, le=100_000)] = Field(
+        description="Augmented views of each sample; they recur. At most as many as there are epochs."
+    )
     verify_fraction: Annotated[Real, Field(ge=0, le=1)] = Field(0.01, description="Share of hits computed again.")
     max_gib: Annotated[Real, Field(gt=0, le=1_000_000)] = Field(4.0, description="Largest size on disk, GiB.")
 
@@ -321,6 +331,7 @@ class Recipe(_Section):
                 found = explain(error, TrainRecipe, data)
                 problems += [(f"models.{path}.train.{below}", message) for below, message in found]
         problems += self._beginnings()
+        problems += self._views()
         for group in (self.export, self.trackers):
             name = "export" if group is self.export else "trackers"
             for index, item in enumerate(group):
@@ -329,6 +340,15 @@ class Recipe(_Section):
         if problems:
             raise misfits(*problems)
         return self
+
+    def _views(self) -> list[tuple[str, str]]:
+        """What is wrong with the number of views: each (path, message)."""
+        trained = [(model.train or {}).get("epochs") for _, model in self.models.each()]
+        most = max([self.train.epochs, *(epochs for epochs in trained if epochs is not None)])
+        if self.cache is None or self.cache.views <= most:
+            return []
+        must = f"must be at most {most}, the number of epochs: further views would never be seen"
+        return [("cache.views", f"{must}, got {self.cache.views}")]
 
     def _beginnings(self) -> list[tuple[str, str]]:
         """What is wrong with where models start from: each (path, message)."""

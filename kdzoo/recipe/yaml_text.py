@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from kdzoo.errors import CONTROL, shown
-from kdzoo.recipe.problems import RecipeProblems
+from kdzoo.recipe.problems import RecipeProblems, with_a_point
 
 MAX_DEPTH = 32
 MAX_VALUES = 10_000
@@ -88,7 +88,7 @@ class _Builder:
         if event.tag is not None:
             self.problems.refuse(path, f"tag {shown(event.tag)} is not allowed; a recipe holds plain values only")
         if isinstance(event, yaml.MappingStartEvent):
-            return self.mapping(path, depth)
+            return self.mapping(path, depth, bool(event.flow_style))
         if isinstance(event, yaml.SequenceStartEvent):
             return self.sequence(path, depth)
         return self.text(event, path)
@@ -112,18 +112,25 @@ class _Builder:
             items.append(self.value(event, below, depth + 1))
         return items
 
-    def mapping(self, path: str, depth: int) -> dict[str, Any]:
+    def mapping(self, path: str, depth: int, in_braces: bool) -> dict[str, Any]:
         items: dict[str, Any] = {}
         lines: dict[str, int] = {}
+        before = ""  # the key before
         while not isinstance(event := next(self.events), yaml.MappingEndEvent):
             line, column = event.start_mark.line + 1, event.start_mark.column + 1
             key = self.key(event, path)
             below = join(path, key)
+            following = next(self.events)
+            if in_braces and _is_rest_of_decimal(event, following, items.get(before)):
+                number = f"{items[before]},{key}"
+                self.problems.refuse(join(path, before), f"must be one number, got {number}; {with_a_point(number)}")
+                continue
+            before = key
             if key in items:
                 self.problems.add(below, f"key written twice, on lines {lines[key]} and {line}; keep one")
             else:
                 self.mark(below, line, column)
-            value = self.value(next(self.events), below, depth + 1)
+            value = self.value(following, below, depth + 1)
             lines.setdefault(key, line)
             items.setdefault(key, value)
         return items
@@ -138,6 +145,13 @@ class _Builder:
         elif not key or CONTROL.search(key):
             self.problems.refuse(join(path, key), "a key must be one line without control characters, and not empty")
         return key
+
+
+def _is_rest_of_decimal(key: Any, value: Any, before: Any) -> bool:
+    """Whether ``0`` in ``{temperature: 4,0}`` is read as a key of its own."""
+    whole = isinstance(before, int) and not isinstance(before, bool)
+    nothing = isinstance(value, yaml.ScalarEvent) and value.value == "" and value.style is None and not value.anchor
+    return whole and nothing and key.style is None and key.value.isdecimal()
 
 
 def read_yaml(text: str, problems: RecipeProblems, mark: Mark, path: str = "") -> Any:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
+import keyword
 import re
+import sys
 from pathlib import Path
 
 from kdzoo.contract.declared import Needs, bounds
-from kdzoo.errors import OutputError, RecipeError
+from kdzoo.errors import OutputError, RecipeError, plain
 from kdzoo.storage.atomic import write_bytes
 from kdzoo.types import NAME
 
@@ -117,7 +120,9 @@ def write_recipe(name: str, algorithm: str, where: Path, bundled: Path) -> Path:
     Raises RecipeError for a name that no recipe may have and OutputError when the file is there already.
     """
     if not re.fullmatch(NAME, name):
-        raise RecipeError(f"new recipe: '{name}' cannot name a recipe; use lower-case letters, digits, '_', '.', '-'")
+        raise RecipeError(
+            f"new recipe: '{plain(name, 100)}' cannot name a recipe; use lower-case letters, digits, '_', '.', '-'"
+        )
     name = name.removesuffix(".yaml")
     path = where / f"{name}.yaml"
     if algorithm:
@@ -166,10 +171,14 @@ def write_algorithm(name: str, where: Path) -> list[Path]:
     from kdzoo.zoo.catalogue import catalogue
 
     if len(name) > 40 or not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
-        raise RecipeError(f"new algorithm: '{name}' is not lower snake case, e.g. 'my_method'")
+        raise RecipeError(f"new algorithm: '{plain(name, 100)}' is not lower snake case, e.g. 'my_method'")
     title = "".join(part.capitalize() for part in name.split("_"))
     if title in USED or name == "task":
         raise RecipeError(f"new algorithm: '{name}' is a name that the scaffold itself uses; choose another")
+    if keyword.iskeyword(name) or keyword.issoftkeyword(name):
+        raise RecipeError(f"new algorithm: '{name}' is a word of Python's own; choose another")
+    if name in sys.stdlib_module_names or importlib.util.find_spec(name) is not None:
+        raise RecipeError(f"new algorithm: '{name}' is the name of an installed Python module; choose another")
     zoo = catalogue()
     if name in zoo.algorithms or name in {plugin.name for plugin in zoo.plugins}:
         raise RecipeError(f"new algorithm: '{name}' is taken by an installed algorithm or plugin; choose another")

@@ -30,7 +30,7 @@ from kdzoo.storage.owner import sweep
 from kdzoo.types import stable_hash
 from kdzoo.zoo.cards import Card, card_of, read_offer, written_offer
 from kdzoo.zoo.finding import Found, PluginInfo, find_plugins
-from kdzoo.zoo.loading import Zoo, load_zoo, merged_zoo, wanted_plugins
+from kdzoo.zoo.loading import Zoo, load_zoo, merged_zoo, wanted_names, wanted_plugins
 
 FORMAT = 1
 KEPT = 32  # entries that stay in the folder, the newest ones
@@ -66,7 +66,8 @@ def _surveyed() -> Zoo:
 
     found, only = find_plugins(), wanted_plugins()
     place = _place(found, only)
-    if all(one.built_in for one in found):
+    wanted = wanted_names(found, only)
+    if all(one.built_in for one in found if one.info.name in wanted):
         zoo = load_zoo()
         body = body_of(zoo)
     else:

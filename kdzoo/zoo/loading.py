@@ -160,7 +160,7 @@ def load_plugins(
 
     ``before`` is called with each plugin before it is imported.
     """
-    wanted = _wanted(found, only)
+    wanted = wanted_names(found, only)
     offers: dict[Found, dict[Key, Offer]] = {}
     infos: dict[Found, PluginInfo] = {}
     for one in sorted(found, key=lambda one: not one.built_in):
@@ -210,7 +210,8 @@ def merged_zoo(offers: Mapping[Key, Offer], plugins: tuple[PluginInfo, ...], ref
     )
 
 
-def _wanted(found: Iterable[Found], only: str) -> set[str]:
+def wanted_names(found: Iterable[Found], only: str) -> set[str]:
+    """Return the names of the plugins that ``only`` asks for; raise PluginError for one that is not installed."""
     known = {one.info.name for one in found}
     if not only:
         return known

@@ -27,11 +27,12 @@ FLOORS = [
     {"study"},
     {"testing"},
     {"checks"},
+    {"terminal"},
     {"cli"},
     {"__main__"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-PRINTS = {"cli.py"}
+PRINTS = {"terminal.py"}
 
 
 def sources(root: Path) -> list[Path]:

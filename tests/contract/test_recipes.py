@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from kdzoo.cli import _find_recipe, app, recipes_root
+from kdzoo.cli import app
 from kdzoo.plan.resolve import resolve
+from kdzoo.recipe.bundled import find_recipe, recipes_root
 from kdzoo.recipe.reading import dump_recipe, load_recipe, parse_recipe
 from kdzoo.recipe.sections import Recipe
 from kdzoo.run import delivery
@@ -75,7 +76,7 @@ def test_the_command_in_the_comment_runs_this_recipe(
     (command,) = re.findall(r"^#.*Run: kdzoo run (\S+)$", path.read_text(), re.MULTILINE)
     for folder in (ROOT, tmp_path):  # in a checkout, and anywhere else for who installed the package
         monkeypatch.chdir(folder)
-        assert _find_recipe(Path(command)).resolve() == path
+        assert find_recipe(Path(command)).resolve() == path
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=short)

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
-from kdzoo.errors import RecipeError
+from kdzoo.errors import RecipeError, UnknownName
 from kdzoo.recipe.problems import Positions, RecipeProblems, explain
 from kdzoo.recipe.reading import dump_recipe, load_recipe, parse_recipe, recipe_hash
 from kdzoo.recipe.sections import Recipe, TrainRecipe
@@ -231,7 +231,7 @@ def test_every_key_is_described():
 
 
 def test_positions():
-    positions = parse_recipe(FULL.encode(), Path("x.yaml"), ["train.epochs=2", "cache.max_gib=1"]).positions
+    positions = parse_recipe(FULL.encode(), Path("x.yaml"), ["train.epochs=4", "cache.max_gib=1"]).positions
     assert positions.where("algorithm.options.temperature") == "line 9"
     assert positions.at("algorithm.options.temperature") == (9, 27)
     assert positions.where("models.teachers.1.mean.0") == "line 14"
@@ -276,7 +276,7 @@ def test_overrides_reach_everything():
         "export.0.quantize=int8",
         "export.1.quantize=null",
         "export.2.format=other",
-        "cache.views=8",
+        "cache.views=2",
         "trackers=[a, b]",
         "algorithm.options.temperature=2",
         "models.teachers.0.train.epochs=1",
@@ -285,7 +285,7 @@ def test_overrides_reach_everything():
         "seed=1",
         "seed=2",
     )
-    assert (recipe.train.epochs, recipe.train.optimizer.lr, recipe.cache.views) == (2, 1e-3, 8)
+    assert (recipe.train.epochs, recipe.train.optimizer.lr, recipe.cache.views) == (2, 1e-3, 2)
     assert [(e.format, e.quantize) for e in recipe.export] == [("onnx", "int8"), ("onnx", None), ("other", None)]
     assert recipe.trackers == ("a", "b")
     assert recipe.algorithm.options == {"via": "some_kd", "temperature": 2}
@@ -318,7 +318,7 @@ def test_overrides_make_what_is_not_written():
         ("train.epochs.x=2", "-o train.epochs.x: train.epochs is 160; it has no keys"),
         ("export.3.format=onnx", "-o export.3.format: export is a list of 2; '3' is none of its indices, from 0"),
         ("export.x=onnx", "-o export.x: export is a list of 2; 'x' is none of its indices, from 0"),
-        ("export.0={fromat: onnx}", "-o export.0 export.0.fromat: unknown key; did you mean 'format'?"),
+        ("export.0={fromat: onnx}", "-o export.0.fromat: unknown key; did you mean 'format'?"),
         ("train.epochs", "-o train.epochs: cannot read 'train.epochs'; write -o KEY=VALUE, e.g. -o train.epochs=2"),
         ("=2", "-o cannot read '=2'; write -o KEY=VALUE, e.g. -o train.epochs=2"),
         ("train..x=2", "-o train..x: cannot read 'train..x=2'; write -o KEY=VALUE, e.g. -o train.epochs=2"),
@@ -327,7 +327,7 @@ def test_overrides_make_what_is_not_written():
         ("seed=\x1b", "-o seed: control character '\\x1b'"),
         ("name=../x", f"-o name: must be {NAMES}, got '../x'"),
         ("data.root=\"a\\nb\"", "-o data.root: must be one line without control characters, got 'a\\nb'"),
-        ("models={}", "-o models models.student: required, but missing"),
+        ("models={}", "-o models.student: required, but missing"),
     ],
 )  # fmt: skip
 def test_a_bad_override_is_refused_in_these_words(override, line):
@@ -444,3 +444,87 @@ def test_reading_a_recipe_needs_no_torch():
     code = "import sys, kdzoo.recipe; print({'torch', 'timm', 'numpy', 'pluggy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert (done.stdout, done.stderr) == ("set()\n", "")
+
+
+# --- hints ------------------------------------------------------------------------------------------
+
+
+def test_a_key_that_was_renamed_says_its_new_name():
+    assert refusal(SMALL, "models.student.reads=image") == (
+        "x.yaml: 1 problem\n  -o models.student.reads: unknown key; it is called 'modality' now"
+    )
+    assert "it is called" not in refusal(SMALL, "reads=image")
+
+
+@pytest.mark.parametrize(
+    ("options", "path", "number"),
+    [
+        ("{temperature: 4,0}", "temperature", "4,0"),
+        ("{a: 1, temperature: -4,25, b: 2}", "temperature", "-4,25"),
+        ("{a: {temperature: 4,0}}", "a.temperature", "4,0"),
+    ],
+)
+def test_a_decimal_comma_is_recognised(options, path, number):
+    text = SMALL.replace("{name: some_kd}", f"{{name: some_kd, options: {options}}}")
+    assert options in text
+    assert refusal(text).splitlines()[1:] == [
+        f"  line {text[: text.index('options')].count(chr(10)) + 1} algorithm.options.{path}: must be one number, "
+        f"got {number}; write it with a point: {number.replace(',', '.')}"
+    ]
+
+
+def test_a_decimal_comma_of_a_line_of_its_own_is_recognised():
+    assert refusal(SMALL, "train.optimizer.lr=0,1") == (
+        "x.yaml: 1 problem\n  -o train.optimizer.lr: must be a number, got '0,1'; write it with a point: 0.1"
+    )
+
+
+def test_keys_that_are_numbers_are_no_decimals():
+    for options in ("{a: x, 0: }", "{a: 4, 0: 1}", "{a: true, 0: }", '{a: 4, "0": }'):
+        text = SMALL.replace("{name: some_kd}", f"{{name: some_kd, options: {options}}}")
+        assert "0" in parse(text).algorithm.options
+
+
+def test_more_views_than_epochs_are_refused():
+    must = "must be at most 2, the number of epochs: further views would never be seen, got 3"
+    text = SMALL.replace("data:", "cache: {views: 3}\ndata:")
+    assert refusal(text, "train.epochs=2").splitlines()[1].endswith(f"cache.views: {must}")
+    assert parse(text, "train.epochs=3").cache.views == 3
+    assert parse(text, "train.epochs=2", "models.student.train.epochs=3").cache.views == 3
+
+
+@pytest.mark.parametrize("key", ["models.student.weights", "data.root"])
+def test_a_name_that_no_file_can_have_is_refused(key):
+    assert refusal(SMALL, f"{key}=some/{'x' * 256}").startswith(
+        f"x.yaml: 1 problem\n  -o {key}: must be a name that a file can have, at most 255 bytes between slashes "
+        "and not 256, got 'some/xxx"
+    )
+    assert parse(SMALL, f"{key}=some/{'x' * 255}")
+
+
+# --- errors that come later -------------------------------------------------------------------------
+
+
+def test_an_error_that_names_a_key_gets_file_and_line():
+    loaded = parse_recipe(SMALL.encode(), Path("x.yaml"), ["train.optimizer.name=sdg"])
+    name = loaded.recipe.models.student.name
+    line = 1 + next(i for i, line in enumerate(SMALL.splitlines()) if "student" in line)
+    for kind, said, shown in (
+        (
+            RecipeError,
+            "train.optimizer.name: unknown optimizer 'sdg'",
+            "-o train.optimizer.name: unknown optimizer 'sdg'",
+        ),
+        (
+            UnknownName,
+            f"unknown model '{name}'; did you mean 'x'?",
+            f"line {line} models.student.name: unknown model '{name}'; did you mean 'x'?",
+        ),
+    ):
+        with pytest.raises(kind) as caught, loaded.located():
+            raise kind(said)
+        assert str(caught.value) == f"x.yaml: 1 problem\n  {shown}"
+    for said in ("something else: 3", "unknown model 'of another recipe'", "x.yaml: 1 problem\n  line 3", "nokey.x: y"):
+        with pytest.raises(RecipeError) as caught, loaded.located():
+            raise RecipeError(said)
+        assert str(caught.value) == said

@@ -214,12 +214,12 @@ def test_a_delegate_gets_what_is_not_the_algorithms_own():
         (
             RECIPE,
             "trackers=[dairy]",
-            "-o trackers trackers.0: unknown tracker 'dairy'; did you mean 'diary'? known: diary",
+            "-o trackers.0: unknown tracker 'dairy'; did you mean 'diary'? known: diary",
         ),
         (
             RECIPE,
             "export=[{format: pdf}]",
-            "-o export export.0.format: unknown export format 'pdf'; known: hardcover, paperback",
+            "-o export.0.format: unknown export format 'pdf'; known: hardcover, paperback",
         ),
         (
             RECIPE,
@@ -237,7 +237,7 @@ def test_a_delegate_gets_what_is_not_the_algorithms_own():
         (
             RECIPE,
             "algorithm.options.layers=[1, x]",
-            "-o algorithm.options.layers algorithm.options.layers.1: must be a whole number, got 'x'",
+            "-o algorithm.options.layers.1: must be a whole number, got 'x'",
         ),
         (
             RECIPE,
@@ -286,27 +286,27 @@ def test_a_delegate_gets_what_is_not_the_algorithms_own():
         (
             RECIPE,
             "export=[{format: paperback, quantize: int4}]",
-            "-o export export.0.quantize: must be 'int8', got 'int4'",
+            "-o export.0.quantize: must be 'int8', got 'int4'",
         ),
         (
             RECIPE,
             "export=[{format: hardcover, quantize: int8}]",
-            "-o export export.0.quantize: 'hardcover' does not quantize",
+            "-o export.0.quantize: 'hardcover' does not quantize",
         ),
         (
             RECIPE,
             "export=[{format: paperback, options: {quantize: int8}}]",
-            "-o export export.0.options.quantize: belongs one level up, at export.0.quantize",
+            "-o export.0.options.quantize: belongs one level up, at export.0.quantize",
         ),
         (
             RECIPE,
             "export=[{format: paperback}, {format: paperback, options: {pages: 2}}]",
-            "-o export export.1: writes the same file as export.0",
+            "-o export.1: writes the same file as export.0",
         ),
         (
             RECIPE,
             "export=[{format: hardcover, options: {page: 2}}]",
-            "-o export export.0.options.page: unknown key; did you mean 'pages'?",
+            "-o export.0.options.page: unknown key; did you mean 'pages'?",
         ),
     ],
 )
@@ -320,7 +320,7 @@ def test_a_format_for_students_trained_in_integers_is_refused_for_one_in_floats(
     zoo = dataclasses.replace(ZOO, algorithms=by_name(Soft, few), exporters=by_name(as_trained))
     export = "export=[{format: as_trained}]"
     assert refusal(RECIPE, export, zoo=zoo) == (
-        "x.yaml: 1 problem\n  -o export export.0: writes the quantizer that the student was trained in, and 'soft' "
+        "x.yaml: 1 problem\n  -o export.0: writes the quantizer that the student was trained in, and 'soft' "
         "trains it in floats; algorithms that do not: few"
     )
     assert plan(RECIPE, "algorithm.name=few", export, zoo=zoo).exporters[0].needs_quantizer

@@ -14,13 +14,13 @@ import pytest
 
 import kdzoo
 from kdzoo.api import Needs
-from kdzoo.cli import recipes_root
 from kdzoo.errors import OutputError, RecipeError, UnknownName
 from kdzoo.plan.resolve import resolve
+from kdzoo.recipe.bundled import recipes_root
 from kdzoo.recipe.reading import LoadedRecipe, load_recipe
 from kdzoo.testing import checks
 from kdzoo.testing.scaffold import write_algorithm, write_recipe
-from kdzoo.zoo import loading as zoos
+from kdzoo.zoo import catalogue as catalogues
 from kdzoo.zoo.loading import load_zoo
 
 ROOT = Path(kdzoo.__file__).resolve().parent.parent
@@ -64,7 +64,7 @@ def test_a_recipe_for_each_algorithm_resolves_with_a_bundled_one_and_without(nam
 def test_a_recipe_names_as_many_models_as_are_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needy = type("Needy", (load_zoo().algorithm("kd"),), {"name": "needy"})
     needy.needs = Needs(teachers=(2, None), assistants=1, peers=(1, 3))
-    monkeypatch.setattr(zoos, "load_zoo", lambda: crowded)
+    monkeypatch.setattr(catalogues, "catalogue", lambda: crowded)
     crowded = load_zoo().with_algorithm(needy)
     path = write_recipe("mine", "needy", tmp_path, tmp_path / "nothing")
     models = resolve(load_recipe(path), crowded).recipe.models
@@ -183,14 +183,29 @@ def test_a_name_that_is_installed_already_is_refused(name: str, tmp_path: Path) 
     )
 
 
-@pytest.mark.parametrize("name", ["class", "lambda", "import", "options", "losses", "x1", "hookimpl"])
-def test_python_s_own_words_make_working_modules(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["options", "losses", "x1", "hookimpl"])
+def test_words_of_the_scaffold_make_working_modules(name: str, tmp_path: Path) -> None:
     module = write_algorithm(name, tmp_path)[1]
     content: dict[str, Any] = {"__name__": "scaffold"}
     exec(compile(module.read_text(), module, "exec"), content)
     registered: list[type] = []
     content["register_algorithms"](registered.append)
     assert [cls.name for cls in registered] == [name]
+
+
+@pytest.mark.parametrize("name", ["class", "lambda", "import", "match"])
+def test_a_word_of_python_s_own_is_refused(name: str, tmp_path: Path) -> None:
+    assert refusal(RecipeError, lambda: write_algorithm(name, tmp_path)) == (
+        f"new algorithm: '{name}' is a word of Python's own; choose another"
+    )
+
+
+@pytest.mark.parametrize("name", ["json", "torch", "pytest", "kdzoo"])
+def test_the_name_of_an_installed_module_is_refused(name: str, tmp_path: Path) -> None:
+    assert refusal(RecipeError, lambda: write_algorithm(name, tmp_path)) == (
+        f"new algorithm: '{name}' is the name of an installed Python module; choose another"
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_algorithm_is_written_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -370,7 +370,7 @@ def test_a_share_of_the_hits_is_verified(shelf: Shelf) -> None:
 
 def test_a_cache_above_its_limit_is_refused_with_what_it_would_take(tmp_path: Path) -> None:
     with pytest.raises(NeedsError) as caught:
-        engine(Match, tmp_path, cache={"views": 100_000, "max_gib": 0.05})
+        engine(Match, tmp_path, train={"epochs": 100_000}, cache={"views": 100_000, "max_gib": 0.05})
     gib = 100_000 * 48 * 4 * 4 / 2**30  # views, samples, classes, bytes
     assert str(caught.value) == (
         f"cache: 100000 views of the teacher's outputs take {gib:.3g} GiB, above cache.max_gib: 0.05; lower "

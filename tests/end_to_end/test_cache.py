@@ -208,7 +208,9 @@ def test_answers_of_other_samples_under_a_right_key_are_found(cli: CommandLine, 
 
 
 def test_too_large_a_cache_is_refused_before_any_training(cli: CommandLine) -> None:
-    ended = cli("run", cli.recipe(recipe(cache={"views": 1000, "max_gib": 0.01})), "--out", "out")
+    ended = cli(
+        "run", cli.recipe(recipe(train={"epochs": 1000}, cache={"views": 1000, "max_gib": 0.01})), "--out", "out"
+    )
     refused(
         ended,
         2,

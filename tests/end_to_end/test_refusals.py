@@ -59,9 +59,9 @@ def test_another_recipe_is_not_resumed(cli: CommandLine, waiting: Path) -> None:
         ended,
         2,
         "out/tiny/0001-seed0: begun with another recipe, so it cannot be resumed\n"
+        "  algorithm.options.temperature 4.0 -> 2.0\n"
         "  train.epochs 2 -> 3\n"
         "  train.optimizer.lr 0.05 -> 0.1\n"
-        "  algorithm.options.temperature (absent) -> 2.0\n"
         "undo the change, or start a new run with --new",
     )
     assert content(waiting) == before
@@ -339,6 +339,70 @@ def test_an_exported_file_that_is_not_the_student_is_rejected(cli: CommandLine, 
     assert "logits" in ended.err.splitlines()[-2]
     exported = run_folder(cli.place / "out") / "export"
     assert [path.name for path in exported.iterdir()] == ["student.npz.rejected"]
+
+
+@pytest.mark.parametrize("command", [["list"], ["show"], ["check"], ["report"], ["new", "algorithm"], []])
+def test_control_characters_never_reach_the_terminal(cli: CommandLine, command: list[str]) -> None:
+    ended = cli(*command, "\x1b[2J\x9b1m")
+    refused(ended, 2, "'\\x1b[2J\\x9b1m': an argument may not hold control characters")
+    assert ended.out == ""
+
+
+def test_control_characters_of_a_class_never_reach_the_terminal(cli: CommandLine) -> None:
+    for folder in ("train/a\x1b[31m", "train/b", "test/a\x1b[31m", "test/b"):
+        (cli.place / "images" / folder).mkdir(parents=True)
+    data = {"name": "image_folder", "root": str(cli.place / "images"), "options": {"size": 8}}
+    ended = cli("check", cli.recipe({"data": data}))
+    assert ended.code == 8, ended
+    assert "\x1b" not in ended.out + ended.err
+
+
+LONG = "a" * 256
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["check", LONG],
+        ["show", f"some/{LONG}.yaml"],
+        ["report", LONG],
+        ["compare", "x", LONG],
+        ["export", LONG],
+        ["run", "quickstart", "--out", LONG],
+        ["new", "recipe", "x", "--in", LONG],
+    ],
+    ids=str,
+)
+def test_a_name_that_no_file_can_have_is_refused(cli: CommandLine, command: list[str]) -> None:
+    ended = cli(*command)
+    assert ended.code == 2, ended
+    assert ended.err.endswith(": a file's name has at most 255 bytes, got 256\n") or ".yaml" in command[-1], ended
+    assert "Traceback" not in ended.err
+
+
+def test_what_is_found_wrong_later_has_file_and_line(cli: CommandLine) -> None:
+    for change, says in (
+        (
+            {"train": {"epochs": 1, "optimizer": {"name": "sdg"}}},
+            "train.optimizer.name: unknown optimizer 'sdg'; did you mean 'sgd'?",
+        ),
+        (
+            {"models": {"student": {"name": "digits_cnn_tinny"}}},
+            "models.student.name: unknown model 'digits_cnn_tinny'; did you mean 'digits_cnn_tiny'?",
+        ),
+        (
+            {"data": {"batch_size": 5000}},
+            "data.batch_size: 5000 is more than the 900 training samples that 'digits' has after",
+        ),
+    ):
+        path = cli.recipe(change)
+        key = says.partition(":")[0].rpartition(".")[2]
+        value = {"optimizer": "sdg", "student": "digits_cnn_tinny"}.get(says.split(":")[0].split(".")[1], "5000")
+        lines = path.read_text().splitlines()
+        line = 1 + next(i for i, text in enumerate(lines) if f'"{key}"' in text and value in text)
+        ended = cli("check", path)
+        assert ended.code == (8 if "data" in change else 2), ended
+        assert ended.err.startswith(f"error: {path}: 1 problem\n  line {line} {says}"), ended
 
 
 def test_no_temporary_file_outlives_a_refusal(cli: CommandLine) -> None:

@@ -118,16 +118,50 @@ def test_broken_plugins_are_told_once_each_and_change_nothing(cli: CommandLine, 
 
 
 def test_plugins_tells_the_cause_of_each(cli: CommandLine) -> None:
-    ended = cli("plugins", "--json", env=ALL_OF_THEM)
+    ended = cli("plugins", env=ALL_OF_THEM)
     assert ended.code == 0, ended
-    rows = {row["name"]: row for row in json.loads(ended.out)}
+    rows = {line.split()[0]: line.split() for line in ended.out.splitlines()}
     for name, cause in MISBEHAVING.items():
-        assert rows[name]["status"] == "broken"
-        assert cause in rows[name]["cause"]
-    assert {row["status"] for name, row in rows.items() if name not in MISBEHAVING} == {"ok"}
-    assert cli("plugins").out.splitlines() == [
-        line for line in cli("plugins", env=ALL_OF_THEM).out.splitlines() if line.split()[0] not in MISBEHAVING
-    ]
+        assert rows[name][3] == "broken"
+        assert cause in " ".join(rows.pop(name)[4:])
+    assert {tuple(row[3:]) for row in rows.values()} == {("ok",)}
+    assert [line.split() for line in cli("plugins").out.splitlines()] == list(rows.values())
+
+
+def installed(place: Path, name: str, source: str) -> dict[str, str]:
+    """Put a plugin into a folder as pip would; return the environment in which it is the only one."""
+    info = place / f"kdzoo_{name}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: kdzoo-{name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[kdzoo]\n{name} = kdzoo_{name}\n")
+    (place / f"kdzoo_{name}.py").write_text(source)
+    return {"PYTHONPATH": str(place), "KDZOO_PLUGINS": name, "XDG_CACHE_HOME": str(place / "cache")}
+
+
+def test_a_plugin_that_ends_the_process_ends_no_command(cli: CommandLine) -> None:
+    env = installed(cli.place / "site", "ender", "import os\nos._exit(3)\n")
+    for command in ("plugins", "list"):
+        ended = cli(command, env=env)
+        assert ended.code == 0, ended
+        assert "ended the process with exit code 3 while loading" in ended.out + ended.err
+    ended = cli("check", cli.recipe(), env=env)
+    assert ended.code == 2, ended
+    assert "note: plugin 'ender' (kdzoo-ender 1.0) failed to load: ended the process with exit code 3" in ended.err
+
+
+def test_what_a_plugin_changes_of_torch_is_said_once_and_undone(cli: CommandLine, trained: Trained) -> None:
+    source = "import torch\ntorch.set_default_dtype(torch.float64)\ntorch.set_flush_denormal(True)\n"
+    source += "from kdzoo.api import hookimpl\n@hookimpl\ndef register_models(register): ...\n"
+    env = installed(cli.place / "site", "changer", source) | {"KDZOO_PLUGINS": "changer,response,vision"}
+    stock(cli.place / "out", trained.folder, "teacher")
+    ended = cli("run", cli.recipe(), "--out", "out", env=env)
+    assert ended.code == 0, ended
+    assert ended.err.count("plugin changer") == 1
+    assert (
+        "warning: plugin changer (kdzoo-changer 1.0) changed torch's default dtype from float32 to float64, torch's "
+        "flushing of denormals from False to True while it was loaded; kdzoo gave that back\n"
+    ) in ended.err
+    assert lasting(run_folder(cli.place / "out")) == lasting(trained.folder)
 
 
 @pytest.mark.parametrize("name", ["half_offered", "from_the_future"])

@@ -1,0 +1,33 @@
+"""From a recipe's file to a plan, with what is wrong said as early as it is known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kdzoo.plan.resolve import Plan, doubtful, further_problems, known_problems, resolve
+from kdzoo.recipe.bundled import known_recipe
+from kdzoo.recipe.problems import RecipeProblems
+from kdzoo.recipe.reading import LoadedRecipe, load_recipe
+from kdzoo.zoo.catalogue import catalogue
+from kdzoo.zoo.loading import Zoo, load_zoo
+
+
+def open_recipe(path: Path, overrides: Sequence[str]) -> tuple[LoadedRecipe, Plan, Zoo]:
+    """Read a recipe, a file or a bundled one, and resolve it with the zoo.
+
+    What the catalogue shows to be wrong is raised before any plugin is imported: RecipeError, UnknownName.
+    """
+
+    def also(data: Mapping[str, Any], problems: RecipeProblems) -> None:
+        cards = catalogue()
+        further_problems(data, problems, load_zoo() if doubtful(data, cards) else cards)
+
+    loaded = load_recipe(known_recipe(path), overrides, also)
+    cards = catalogue()
+    problems = known_problems(loaded, cards)
+    if problems and not doubtful(loaded.recipe.model_dump(), cards):
+        problems.raise_if_any()
+    zoo = load_zoo()
+    return loaded, resolve(loaded, zoo), zoo
