@@ -291,7 +291,7 @@ def scatter(item: Scatter, number: int) -> Chart:
         axes = figure.subplots()
         for i, group in enumerate(groups):
             xs, ys, labels = zip(*sorted((x, y, label) for x, y, label, of in points if of == group), strict=True)
-            joined = "-" if short(item.front) == group else ""
+            joined = "-" if item.front is not None and short(item.front) == group else ""
             axes.plot(xs, ys, joined + MARKERS[i % 8], color=SERIES[i % 8], markersize=7, label=group or None)
             for x, y, label in zip(xs, ys, labels, strict=True):
                 above = highest_nearby(x, y, [(x, y) for x, y, *_ in points])

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from kdzoo.contract.classification import QUALITY
 from kdzoo.errors import ReportError, plain
@@ -129,40 +129,44 @@ class StageFacts(Part):
     logged_of: dict[str, str] = {}
 
 
+#: A text of an item, which a plugin may have given as a number.
+Words = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, int | float) else value)]
+
+
 class Shown(Part):
     """Something that the algorithm shows."""
 
-    title: str
-    note: str = ""
+    title: Words
+    note: Words = ""
 
 
 class Table(Shown):
     kind: Literal["table"]
-    columns: list[str]
+    columns: list[Words]
     rows: list[list[str | int | float | bool | None]]
 
 
 class HeatMap(Shown):
     kind: Literal["heat_map"]
-    rows: list[str]
-    columns: list[str]
+    rows: list[Words]
+    columns: list[Words]
     values: list[list[float | None]]
-    unit: str = ""
+    unit: Words = ""
 
 
 class Point(Part):
     x: float
     y: float
-    label: str = ""
-    group: str = ""
+    label: Words = ""
+    group: Words = ""
 
 
 class Scatter(Shown):
     kind: Literal["scatter"]
-    x_label: str
-    y_label: str
+    x_label: Words
+    y_label: Words
     points: list[Point]
-    front: str = ""
+    front: Words | None = None
 
 
 class Images(Shown):
@@ -170,7 +174,7 @@ class Images(Shown):
 
     kind: Literal["images"]
     images: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9+/=]*$")]]
-    captions: list[str] = []
+    captions: list[Words] = []
 
 
 Item = Annotated[Table | HeatMap | Scatter | Images, Field(discriminator="kind")]

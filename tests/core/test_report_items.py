@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from kdzoo.api import Algorithm, HeatMap, Images, Outputs, Point, ReportItem, Scatter, Shapes, Table
 from kdzoo.errors import ContractError
 from kdzoo.recipe.reading import recipe_hash
+from kdzoo.report.page import sections
+from kdzoo.report.results import parse_results
 from kdzoo.run import report_item_json
 from kdzoo.run.finished_run import Ensemble
 from kdzoo.run.report_item_json import as_json
@@ -93,6 +95,7 @@ class Showing(Match):
         yield Table("words", ("what", "value"), (("one", 1), ("none", None)), "a note")
         yield HeatMap("map", ("row",), ("a", "b"), ((1.0, None),), "%")
         yield Scatter("plot", "x", "y", (Point(1.0, 2.0, "p", "g"),), front="g")
+        yield Scatter("plain plot", "x", "y", (Point(1, 2, 3),))  # type: ignore[arg-type]  # shown all the same
         yield Images("pictures", torch.linspace(0, 1, 32).view(2, 1, 4, 4), ("dark", "light"))
 
 
@@ -186,7 +189,8 @@ def test_a_network_can_be_cut_off_after_a_level(shown: dict[str, Any]) -> None:
 
 
 def test_report_items_are_kept_as_json(shown: dict[str, Any]) -> None:
-    table, heat, scatter, images = shown["report_items"]
+    table, heat, scatter, plain, images = shown["report_items"]
+    assert (plain["front"], plain["points"][0]["group"]) == (None, "")
     assert table == {
         "kind": "table",
         "title": "words",
@@ -244,4 +248,15 @@ def test_what_no_report_can_show_is_refused(item: Any, problem: str) -> None:
 
 def test_a_run_without_a_folder_shows_all_the_same(tmp_path: Path) -> None:
     results: Mapping[str, Any] = tiny_runner(Showing, load_zoo("none"), tmp_path, {}).run()
-    assert [item["kind"] for item in results["report_items"]] == ["table", "heat_map", "scatter", "images"]
+    kinds = ["table", "heat_map", "scatter", "scatter", "images"]
+    assert [item["kind"] for item in results["report_items"]] == kinds
+
+
+def test_the_report_reads_what_a_run_writes(shown: dict[str, Any]) -> None:
+    results = parse_results(shown)
+    assert [item.kind for item in results.report_items] == ["table", "heat_map", "scatter", "scatter", "images"]
+    assert results.stages[-1].logged_of == {"task": "student", "match": "student"}
+    (variant,) = results.variants
+    assert variant.latency_ratio == shown["variants"][0]["latency_ratio"]
+    drawn = [section.chart for section in sections(results.report_items) if section.chart]
+    assert [chart.title for chart in drawn] == ["map", "plot", "plain plot"]
