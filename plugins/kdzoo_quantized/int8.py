@@ -15,6 +15,8 @@ from torch.func import functional_call
 from kdzoo.api import KdzooError
 from kdzoo.api.export import OfferOptions, Quantizer, quiet_logger
 from kdzoo.api.models import ModelError
+from kdzoo_quantized.kept_graphs import prepared_graph
+from kdzoo_quantized.patterns import kept_patterns
 
 aten = torch.ops.aten
 
@@ -50,14 +52,19 @@ class Int8(Quantizer):
 
         training = copy.deepcopy(model).train()
         _lift_gains(training)
-        program = torch.export.export(
-            training, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=True
-        )
-        # Its guards refuse a batch of one, which every operator in it can do.
-        graph: Any = program.module(check_guards=False)
-        _forget_counters(graph)
-        _refuse_chance(graph)
-        return Rounded(prepare_qat_pt2e(graph, _quantizer(pt2e)), model, self.projection())
+
+        def exported() -> fx.GraphModule:
+            program = torch.export.export(
+                training, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=True
+            )
+            # Its guards refuse a batch of one, which every operator in it can do.
+            graph: Any = program.module(check_guards=False)
+            _forget_counters(graph)
+            _refuse_chance(graph)
+            with kept_patterns():
+                return prepare_qat_pt2e(graph, _quantizer(pt2e))
+
+        return Rounded(prepared_graph(training, example, exported), model, self.projection())
 
     def projection(self) -> Projection | None:
         """What the weights of convolutions and linear layers are put through first; None: nothing."""
@@ -76,7 +83,8 @@ class Int8(Quantizer):
 
         copied: Any = copy.deepcopy(prepared).to("cpu").eval()
         copied.settle()
-        return Converted(convert_pt2e(copied.body))
+        with kept_patterns():
+            return Converted(convert_pt2e(copied.body))
 
 
 class Int8Buckets(Int8):
