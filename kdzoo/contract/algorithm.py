@@ -18,7 +18,7 @@ from kdzoo.contract.stage import Stage, StagePlan, StageResult
 from kdzoo.contract.step import StepContext, Update
 from kdzoo.types import NAME
 
-#: A list of stages is answered by a list of results, which no generator type can say.
+#: The answer to a list of stages is a list of results; no generator type can express that.
 Stages = Generator["Stage | list[Stage]", Any, "StageResult"]
 
 
@@ -57,17 +57,18 @@ class Algorithm(nn.Module):
     default_weights: ClassVar[Mapping[str, float]] = {}
     also_known_as: ClassVar[tuple[str, ...]] = ()
     Options: ClassVar[type[AlgorithmOptions]] = AlgorithmOptions
-    #: Name of the option that names the algorithm which this one runs in its stages; options that this
-    #: class does not know then go to that algorithm, and so do the loss weights.
+    #: Name of the option that chooses the algorithm for the stages; options that this class does not declare then go to
+    #: that algorithm, and so do the loss weights.
     delegate: ClassVar[str | None] = None
     #: Conformance checks that do not apply, each with the reason; shown on the card.
     skip_checks: ClassVar[Mapping[str, str]] = {}
-    #: What every recipe of this algorithm needs, e.g. a student of some kind; the conformance suite writes it so.
+    #: What every recipe of this algorithm needs, e.g. a student of some kind; the conformance suite adds it to its own
+    #: recipe.
     tiny_recipe: ClassVar[Mapping[str, Any]] = {}
-    #: How the control is trained where nobody expects the student to beat it, e.g. "on all tasks at once"; empty where
-    #: the control says what distillation is worth.
+    #: How the control is trained, if the student is not expected to beat it, e.g. "on all tasks at once"; empty if the
+    #: control shows what distillation is worth.
     upper_bound: ClassVar[str] = ""
-    #: The offered quantizer that the delivered student is trained in, see ``ModelSpec``; None: floats.
+    #: Name of the quantizer that the delivered student is trained in, see ``ModelSpec``; None: floats.
     quantizer: ClassVar[str | None] = None
     #: Whether ``stages`` delivers a network of its own choice in place of the recipe's student.
     chooses_student: ClassVar[bool] = False
@@ -78,7 +79,7 @@ class Algorithm(nn.Module):
         self.shapes = shapes
 
     def networks(self) -> Mapping[str, OwnNetwork]:
-        """Return the own networks that need an optimizer of their own, e.g. a discriminator."""
+        """Return the algorithm's networks that have their own optimizer, e.g. a discriminator."""
         return {}
 
     def losses(self, ctx: StepContext) -> Mapping[str, Tensor]:
@@ -93,14 +94,14 @@ class Algorithm(nn.Module):
         """Change state (banks, moving averages) after the optimizer steps, without gradient."""
 
     def warnings(self, means: Mapping[str, float]) -> Iterable[str]:
-        """Return what is wrong, if anything, with an epoch's mean of every term and note; asked at its end."""
+        """Return what is wrong, if anything; called at the end of each epoch with the mean of every term and note."""
         return ()
 
     @classmethod
     def load_start(cls, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-        """Give a stage's network the weights of its ``Stage.start``; by default it must be the same network.
+        """Load the weights of ``Stage.start`` into a stage's network; by default both must be the same network.
 
-        Override it where they are another network's, e.g. to cut a narrow network out of a wide one.
+        Override it if they are weights of another network, e.g. to cut a narrow network out of a wide one.
         """
         model.load_state_dict(weights, strict=True)
 

@@ -21,7 +21,7 @@ class Paper:
     equation: str = ""
 
 
-#: How many an algorithm takes: an exact number, or the least and the most, where None stands for any number.
+#: How many an algorithm takes: an exact number, or the least and the most; None as the most means no limit.
 Count = int | tuple[int, int | None]
 
 
@@ -38,17 +38,17 @@ class Needs:
     data: Literal["labelled", "unlabelled", "none"] = "labelled"
     min_classes: int = 2
     min_batch: int = 1  # samples in a step, for losses between samples
-    makes_images: bool = False  # feeds networks images it made up; whoever has no data does so in any case
+    makes_images: bool = False  # makes its own images; always true of an algorithm without data
 
 
 def bounds(count: Count) -> tuple[int, int | None]:
-    """The least and the most of a declared number; no most is None."""
+    """The least and the most of a declared number; None as the most means no limit."""
     return (count, count) if isinstance(count, int) else count
 
 
 @dataclass(frozen=True)
 class OwnNetwork:
-    """A network that belongs to the algorithm and is trained by an optimizer of its own."""
+    """A network that belongs to the algorithm and has its own optimizer."""
 
     module: torch.nn.Module
     optimizer: Mapping[str, Any]  # timm optimizer name, lr and further arguments
@@ -57,7 +57,7 @@ class OwnNetwork:
 
 @dataclass(frozen=True)
 class Level:
-    """One depth of a backbone; tokens of a transformer count as a grid, those of text as a map of width 1."""
+    """One depth of a backbone; tokens of a transformer form a grid, tokens of text a map of width 1."""
 
     name: str
     channels: int
@@ -73,7 +73,7 @@ class ModelShapes:
     levels: tuple[Level, ...]
     pre_logits: int
     num_classes: int
-    mean: tuple[float, ...] = (0.0,)  # by which the model normalises pixels in [0, 1], one a channel
+    mean: tuple[float, ...] = (0.0,)  # with which the model normalises pixels in [0, 1], one per channel
     std: tuple[float, ...] = (1.0,)
 
 
@@ -85,10 +85,10 @@ class Shapes:
     teachers: tuple[ModelShapes, ...]
     peers: tuple[ModelShapes, ...]
     num_classes: int
-    num_samples: int  # in the training split; 0 when the algorithm is handed no data
+    num_samples: int  # in the training split; 0 if the algorithm gets no data
     image: tuple[int, int, int]  # (C, H, W) of the data set
-    classes: tuple[int, ...] = ()  # that the stage knows, see ``Stage``; all where it names none
-    earlier: tuple[int, ...] = ()  # those of them that earlier stages taught
+    classes: tuple[int, ...] = ()  # of the stage, see ``Stage``; all if it names none
+    earlier: tuple[int, ...] = ()  # the ones among them that earlier stages taught
 
     @property
     def teacher(self) -> ModelShapes:

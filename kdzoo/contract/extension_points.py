@@ -42,7 +42,7 @@ class ModelFamily:
 class ArraySplit:
     """A split that lives in memory: images (N, H, W, C) or (N, H, W), uint8; targets (N,), int.
 
-    Measurements that are no pixels are float32, and models take them as they are.
+    Measurements that are not pixels are float32, and models take them unchanged.
     """
 
     images: np.ndarray
@@ -59,7 +59,9 @@ class FileSplit:
     names: tuple[str, ...]  # what to call each sample in an error, e.g. its path
     targets: np.ndarray
     read: Callable[[int], np.ndarray]
-    digest: Callable[[int], str] | None = None  # hash of a sample, cheaper than reading it; None: of what is read
+    digest: Callable[[int], str] | None = (
+        None  # hash of a sample, cheaper than reading it; None: the hash of what is read
+    )
     #: The file of each sample, as an absolute path, where each has one: what is found out about a file is remembered
     #: until it changes. Empty: nothing is remembered.
     files: tuple[str, ...] = ()
@@ -68,7 +70,7 @@ class FileSplit:
 
 @dataclass(frozen=True)
 class TokenSplit:
-    """A split of text: ids of tokens (N, L), int, each row filled up at its end; targets (N,), int."""
+    """A split of text: token ids (N, L), int, each row padded at its end; targets (N,), int."""
 
     ids: np.ndarray
     targets: np.ndarray
@@ -76,14 +78,14 @@ class TokenSplit:
 
 @dataclass(frozen=True)
 class Tokens:
-    """How text became ids: 0 to ``vocab_size`` - 1, of which ``pad`` fills rows up and no text has it.
+    """How text became ids: 0 to ``vocab_size`` - 1; ``pad`` is the id of padding and occurs in no text.
 
-    ``files`` are the tokenizer's own, by name; they are delivered beside the student.
+    ``files`` are the tokenizer's files by name; they are delivered with the student.
     """
 
     vocab_size: int
     pad: int
-    unknown: int  # stands for what the vocabulary lacks
+    unknown: int  # the id of what the vocabulary lacks
     files: Mapping[str, bytes] = field(default_factory=dict)
 
 
@@ -94,8 +96,8 @@ Split = ArraySplit | FileSplit | TokenSplit
 class DataSplits:
     """A data set in its official splits. ``test`` is a callable so that nothing reads it too early.
 
-    Text has ``tokens`` and no pixels: one channel, a size of (L, 1), a mean of 0 and a std of 1. Where a sample was
-    seen in several ways at once, ``modalities`` name the channels of each, as (first, last + 1).
+    Text has ``tokens`` and no pixels: one channel, a size of (L, 1), a mean of 0 and a std of 1. If a sample has
+    several recordings, ``modalities`` name the channels of each, as (first, last + 1).
     """
 
     train: Split
@@ -105,7 +107,7 @@ class DataSplits:
     size: tuple[int, int]  # (H, W) that models are fed with
     mean: tuple[float, ...]  # a channel, of pixels in [0, 1]
     std: tuple[float, ...]
-    validation: Split | None = None  # None: the core carves a seeded share of train
+    validation: Split | None = None  # None: the core holds out a seeded share of train
     source: str = ""
     licence: str = ""
     modalities: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # none: every model reads all channels
@@ -114,7 +116,7 @@ class DataSplits:
 
 
 class Optioned(ABC):
-    """What a recipe chooses by name and sets by options."""
+    """Base of things that a recipe chooses by name and sets by options."""
 
     name: ClassVar[str]
     description: ClassVar[str] = ""
@@ -129,7 +131,7 @@ class DataSource(Optioned):
 
     @abstractmethod
     def load(self, root: Path) -> DataSplits:
-        """Return the splits; raise DataError, saying what would be right, when they cannot be had."""
+        """Return the splits; raise DataError, which says what would be right, if they are not available."""
 
 
 # --- export ---------------------------------------------------------------------------------
@@ -144,7 +146,7 @@ class Usage:
 
 
 class Exporter(Optioned):
-    """One export format, with its own runtime to check the file by."""
+    """One export format, with the runtime that checks its files."""
 
     suffix: ClassVar[str]  # of the file, e.g. ".onnx"
 
@@ -153,7 +155,7 @@ class Exporter(Optioned):
         """Distinguish files of one format, e.g. ``int8``; empty for the plain one."""
         return ""
 
-    #: Whether the file holds the quantizer that the student was trained in, rather than its plain weights.
+    #: Whether the file holds the student as its quantizer trained it, not its plain weights.
     needs_quantizer: bool = False
     #: Whether the file computes in coarser numbers than the student, so that accuracy may be lost.
     quantizes: bool = False
@@ -198,10 +200,10 @@ class Quantizer(Optioned):
 
     @abstractmethod
     def prepare(self, model: nn.Module, example: Tensor) -> nn.Module:
-        """Return ``model``, plain and on the CPU, as one that rounds: (N, C, H, W) -> logits (N, K), trainable.
+        """Return a rounding form of ``model``, which is plain and on the CPU: (N, C, H, W) -> logits (N, K), trainable.
 
-        ``example`` is a normalised batch of at least two. What is returned can be put in training and eval mode,
-        changes no state in the latter, can be copied, and its state dict is all that it knows.
+        ``example`` is a normalised batch of at least two. The returned network has a training and an eval mode, changes
+        no state in the latter, can be copied, and its state dict is its whole state.
         """
 
     @abstractmethod
@@ -210,14 +212,14 @@ class Quantizer(Optioned):
 
     @abstractmethod
     def convert(self, prepared: nn.Module) -> nn.Module:
-        """Return a copy, on the CPU and in eval mode, that exporters write in this quantizer."""
+        """Return a copy, on the CPU and in eval mode, for exporters to write."""
 
 
 # --- tracking -------------------------------------------------------------------------------
 
 
 class Tracker(ABC):
-    """Receives what a run logs, beside metrics.jsonl."""
+    """Receives the values that a run also writes to metrics.jsonl."""
 
     name: ClassVar[str]
     description: ClassVar[str] = ""

@@ -1,4 +1,4 @@
-"""The hooks a plugin may implement. Each receives ``register``, a callback to be called once a thing."""
+"""The hooks a plugin may implement. Each receives ``register``, a callback to call once for each thing."""
 
 from __future__ import annotations
 

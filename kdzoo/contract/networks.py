@@ -1,4 +1,4 @@
-"""What timm expects of a network beside ``forward``, written once for all networks of plugins."""
+"""What timm expects of a network besides ``forward``, written once for all networks of plugins."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class StagedNet(nn.Module):
         return self.linear
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Start the classifier anew for ``num_classes``; 0 leaves none."""
+        """Replace the classifier by a fresh one for ``num_classes``; 0 removes it."""
         if global_pool not in (None, "avg"):
             raise ValueError(f"global_pool: '{global_pool}'; only avg is known here")
         self.num_classes = num_classes
@@ -126,7 +126,7 @@ def he_normal(module: nn.Module) -> None:
 
 
 def network_cfgs(names: Iterable[str], size: int, channels: int, classes: int, first_conv: str) -> dict[str, Any]:
-    """What timm is told of each network: the inputs of its paper and where its first and last layer are."""
+    """What timm stores about each network: the inputs of its paper and where its first and last layer are."""
     entry = {
         "url": "",
         "num_classes": classes,

@@ -46,7 +46,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Scatter:
-    """Points, e.g. cost against accuracy; those of the group ``front`` are joined by a line."""
+    """Points, e.g. cost against accuracy; a line joins the points of the group ``front``."""
 
     title: str
     x_label: str
@@ -72,10 +72,10 @@ ReportItem = Table | HeatMap | Scatter | Images
 class FinishedRun(Protocol):
     """What ``Algorithm.report_items`` may use, after everything that is delivered was measured on the test split.
 
-    ``entries`` are those measurements by label: "teacher" (or "teacher 0" ...), "control", "student", "peer 0" ...
-    and the labels of exported files that passed their verification. Labels are for people; an entry's ``network``,
+    ``entries`` are those measurements by label: "teacher" (or "teacher 0" ...), "control", "student", "peer 0" ... and
+    the labels of exported files that passed their verification. Labels are for people; an entry's ``network``,
     ``index``, ``format``, ``quantize`` and ``of`` say what it is. ``stages`` are the results of the algorithm's stages,
-    in order; ``plan`` is the one that they were made by.
+    in order; ``plan`` is the plan that made them.
     """
 
     options: Any
@@ -96,14 +96,14 @@ class FinishedRun(Protocol):
     def section(self, result: StageResult, level: str, which: str = "student") -> torch.nn.Module:
         """The same network cut off after a level: inputs as in a batch -> features (N, C, H, W).
 
-        It holds only what it computes with, so that its parameters and its latency are those of an early exit.
+        It has only the modules that it uses, so its parameters and its latency are those of an early exit.
         """
 
     def algorithm(self, result: StageResult) -> Any:
-        """The algorithm of a stage with all that it had learnt, in eval mode."""
+        """The trained algorithm of a stage, in eval mode."""
 
     def ensemble(self, modules: Sequence[torch.nn.Module]) -> torch.nn.Module:
-        """The mean of what some modules hold for probable: inputs as in a batch -> logarithms of it (N, K)."""
+        """The mean probabilities of several modules: inputs as in a batch -> their logarithms (N, K)."""
 
     def predict(self, module: torch.nn.Module) -> tuple[Any, Any]:
         """Logits (N, K) and targets (N,) of the test split, numpy; ``module`` returns ``Outputs`` or logits."""

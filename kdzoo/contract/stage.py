@@ -29,7 +29,7 @@ class ModelSpec:
     size: int | None = None  # own input size, pixels
     finetune: bool = False
     modality: str | None = None  # the modality it takes, of those that the data set declares
-    quantizer: str | None = None  # an offered one that it trains in, beside its plain weights; None: float32
+    quantizer: str | None = None  # name of the quantizer that it trains in; None: float32
     quantizer_options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -46,15 +46,15 @@ class AlgorithmChoice:
 class Stage:
     """One phase of training that ends in stored weights.
 
-    Where ``data.labelled`` leaves labels to few samples, a stage that reads labels trains on those, which recur until
-    its epoch is as long as one over all samples; one whose algorithm reads none trains on all. ``samples`` overrides
-    that.
+    If ``data.labelled`` keeps few labels, a stage that reads labels trains on those samples, which recur until its
+    epoch is as long as one over all samples. If its algorithm reads no labels, it trains on all. ``samples`` overrides
+    both.
 
-    ``algorithm`` None trains on the task alone. ``start`` begins from an earlier result's weights instead
-    of fresh ones. ``salt`` separates stages that would otherwise be the same and share one seed. ``samples`` are the
-    rows of the training split to train on, None for all; ``Batch.index`` stays the row in the whole split.
-    ``classes`` are all that the stage knows: samples and logits of others are left out of its validation and of its
-    task loss. ``earlier`` are those of them that earlier stages taught: the task loss leaves out their logits too.
+    ``algorithm`` None trains on the task alone. ``start`` begins from an earlier result's weights instead of fresh
+    ones. ``salt`` separates stages that would otherwise be the same and share one seed. ``samples`` are the rows of the
+    training split to train on, None for all; ``Batch.index`` stays the row in the whole split. ``classes`` are all
+    classes of the stage: its validation and its task loss leave out samples and logits of others. ``earlier`` are the
+    classes among them that earlier stages taught: the task loss leaves out their logits too.
     """
 
     name: str
@@ -74,8 +74,8 @@ class Stage:
 class StageResult:
     """A stored stage: a handle, not a live model.
 
-    ``weights`` maps "student" and ``peer_<i>`` to safetensors files, and "algorithm" where the algorithm has
-    report_items; ``metrics`` are of the validation split.
+    ``weights`` maps "student" and ``peer_<i>`` to safetensors files, and "algorithm" if the algorithm has report items;
+    ``metrics`` are of the validation split.
     """
 
     name: str
@@ -96,7 +96,7 @@ class Costs:
 
 
 def _nothing_to_ask(*asked: Any) -> Any:
-    """Stands in a plan that nobody runs, as tests make them."""
+    """Placeholder in a plan without a run, for dry runs and tests."""
     raise LookupError(f"this plan has no run behind it that could be asked for {asked}")
 
 
@@ -104,11 +104,11 @@ def _nothing_to_ask(*asked: Any) -> Any:
 class StagePlan:
     """What ``Algorithm.stages`` may read: the recipe's models, the algorithm's own choice, and the training split.
 
-    ``outputs(result, samples)`` are a trained network's answers to rows of the training split as they are, in eval
-    mode and on the CPU. Where the algorithm is handed no data, there are no ``targets`` and no ``outputs``; where it
-    reads no labels, every target is -1, and so is that of a sample whose label ``data.labelled`` keeps back. A
-    generator of stages is run again after a kill, so it has to ask the same questions in the same order; what it must
-    remember beyond that goes into ``folder``.
+    ``outputs(result, samples)`` are a trained network's answers to rows of the training split without augmentation, in
+    eval mode and on the CPU. If the algorithm gets no data, there are no ``targets`` and no ``outputs``. If it reads no
+    labels, every target is -1; so is the target of a sample without a label because of ``data.labelled``. After a kill
+    the generator of stages runs again, so it must ask the same questions in the same order; anything else that it must
+    keep goes into ``folder``.
     """
 
     student: ModelSpec

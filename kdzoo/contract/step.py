@@ -32,8 +32,10 @@ class Outputs:
     """What a model returns for a batch, always in float32 for an algorithm."""
 
     logits: Tensor  # (N, K)
-    features: tuple[Tensor, ...] = ()  # one (N, C, H, W) a paired level, shallow to deep; text: (N, D, L, 1), 0 at fill
-    pre_logits: Tensor = None  # type: ignore[assignment]  # (N, D), where ``needs.pre_logits`` asks for it
+    features: tuple[
+        Tensor, ...
+    ] = ()  # one (N, C, H, W) per paired level, shallow to deep; text: (N, D, L, 1), 0 at padding
+    pre_logits: Tensor = None  # type: ignore[assignment]  # (N, D), if ``needs.pre_logits`` asks for it
 
     def float(self) -> Outputs:
         """The same in float32, so that no distillation term is computed in half precision."""
