@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,10 +39,12 @@ def comparison_table(results: Mapping[str, Any], width: int | None = None) -> st
     ]
     parameters, macs, p95, ece = 5, 7, 9, 4
     lines = [text_table(header, rows, left=2, width=width, spare=(p95, macs, ece, parameters)), ""]
-    for row in found.rows:
-        lines += [f"Rejected: {plain(row.name)}: {plain(problem, 400)}" for problem in row.problems]
     judged = verdict(parsed)
-    return "\n".join([*lines, f"{judged.headline}. {judged.sentence}"])
+    said = [f"Rejected: {plain(row.name)}: {plain(problem, 400)}" for row in found.rows for problem in row.problems]
+    said.append(f"{judged.headline}. {judged.sentence}")
+    return "\n".join(
+        [*lines, *(line if width is None else textwrap.fill(line, width, break_on_hyphens=False) for line in said)]
+    )
 
 
 def compare_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdzoo import __version__
-from kdzoo.report.measurements import NOTHING, Grid, comparison, duration, grid, item_text, variants
+from kdzoo.report.measurements import NOTHING, Grid, comparison, counted, duration, grid, item_text, variants
 from kdzoo.report.reading import Run, section
-from kdzoo.report.results import StageFacts, Table, Usage
+from kdzoo.report.results import Results, StageFacts, Table, Usage
 from kdzoo.report.verdict import Verdict, verdict
 
 #: More values of a list in provenance.json than this are counted, not listed.
@@ -22,6 +22,7 @@ class RunSummary:
 
     recipe: str
     student: str
+    heading: str
     teachers: tuple[str, ...]
     algorithm: str
     data: str
@@ -47,6 +48,7 @@ def summarize(run: Run) -> RunSummary:
     return RunSummary(
         recipe=run.name,
         student=results.student.model,
+        heading=heading(results),
         teachers=tuple(teacher.model for teacher in results.taught_by),
         algorithm=run.algorithm,
         data=results.data.name,
@@ -63,6 +65,19 @@ def summarize(run: Run) -> RunSummary:
         recipe_text=run.recipe_text,
         usage=tuple(usage for usage in (results.usage, *files[:1]) if usage),
     )
+
+
+def heading(results: Results) -> str:
+    """The student and its teachers; networks of one name and different size are told apart by their parameters."""
+    networks = [results.student, *results.taught_by]
+    sizes = {network.params_m for network in networks if network.model == results.student.model}
+    names = [
+        f"{network.model}, {counted(network.params_m * 1e6)} parameters"
+        if len(sizes) > 1 and network.params_m and network.model == results.student.model
+        else network.model
+        for network in networks
+    ]
+    return f"{names[0]} from {' + '.join(names[1:])}" if len(names) > 1 else names[0]
 
 
 def item_grid(item: Table) -> Grid:

@@ -70,7 +70,7 @@ def narrowed(table: Sequence[Sequence[str]], widths: Sequence[int], left: int, w
 
 def words(text: str) -> list[str]:
     """What must not be broken: a name may be broken after a slash, a dash, a dot or an underscore."""
-    return re.findall(r"[^\s/_.-]*[/_.-]+|[^\s/_.-]+ ?|\n| +", text) or [""]
+    return re.findall(r"(?:[^\s/_.-]|\.(?=\d))*[/_.-]+|(?:[^\s/_.-]|\.(?=\d))+ ?|\n| +", text) or [""]
 
 
 def wrapped(text: str, width: int) -> str:

@@ -92,7 +92,7 @@ def test_on_a_narrow_terminal_the_comparison_has_fewer_columns():
     for width in (80, 100, 120):
         lines = comparison_table(RESULTS, width=width).splitlines()
         table = lines[: lines.index("")]
-        assert max(map(len, table)) <= width
+        assert max(map(len, lines)) <= width
         assert {"teacher", "control", "student", "onnx"} <= {line.split()[0] for line in table}
     narrow = comparison_table(RESULTS, width=80)
     assert "Not shown, for want of width: ECE, Parameters, MACs, p95.\n" in narrow
@@ -199,6 +199,7 @@ def test_no_word_of_a_table_is_broken():
     assert text_table(["run", "value"], rows, width=20) == (
         "run           value\na_long_name-   1.25\nof-a-run/\n0001-seed0\nshort           100"
     )
+    assert text_table(["what"], [["at 0.25 of it"]], width=7) == "what\nat 0.25\nof it"
     assert "unbreakable" in text_table(["run"], [["unbreakable"]], width=4)
 
 

@@ -20,6 +20,8 @@ from kdzoo.report.drawing import VARIABLES
 from kdzoo.report.model_card import card
 from kdzoo.report.page import page
 from kdzoo.report.reading import read_json, read_run
+from kdzoo.report.results import parse_results
+from kdzoo.report.run_summary import heading
 from kdzoo.report.writing import write_report
 
 
@@ -259,6 +261,16 @@ def test_peers_and_several_teachers_have_rows_of_their_own(tmp_path):
     labels = [entry.label for entry in read_run(folder).results.entries()]
     assert labels == ["teacher 0", "teacher 1", "control", "student", "onnx", "onnx int8", "peer 0"]
     assert "cifar_resnet110 + cifar_resnet110" in read(page(read_run(folder))).text
+
+
+def test_networks_of_one_name_are_told_apart_by_their_size():
+    teacher = {**RESULTS["teacher"], "model": "text_classifier"}
+    student = {**RESULTS["student"], "model": "text_classifier"}
+    both = parse_results({**RESULTS, "teacher": teacher, "student": student})
+    assert heading(both) == "text_classifier, 78.0 k parameters from text_classifier, 1.73 M parameters"
+    alike = parse_results({**RESULTS, "teacher": {**teacher, "params_m": student["params_m"]}, "student": student})
+    assert heading(alike) == "text_classifier from text_classifier"
+    assert heading(parse_results(RESULTS)) == "cifar_resnet8 from cifar_resnet110"
 
 
 # --- the model card -------------------------------------------------------------------------------
