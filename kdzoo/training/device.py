@@ -54,8 +54,8 @@ def set_threads(threads: int | None) -> int:
 def seed_generators(device: torch.device, seed: int) -> None:
     """Seed the generators that a network on ``device`` draws from, e.g. for dropout.
 
-    Like ``torch.manual_seed``, which also leaves a stack trace with every accelerator that is not in use: a third of a
-    small network's step.
+    ``torch.manual_seed`` does the same, but records a stack trace for every accelerator that is not in use, which takes
+    a third of a small network's step.
     """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
@@ -95,7 +95,7 @@ class Precision:
 
 
 def choose_precision(wanted: str, channels_last: bool | None, network: Network, device: torch.device) -> Precision:
-    """Settle ``auto`` for one network by what is known of its kind, the same on every run of a machine.
+    """Choose how one network runs. ``auto`` goes by the kind of network, so it is the same on every run of a machine.
 
     Measured on the CPU (benchmarks/step_time.py, benchmarks/text_speed.py): bf16 with channels_last pays for plain
     convnets and bf16 for transformers that read text; depthwise convolutions train slower in bf16, and networks of a
@@ -158,6 +158,9 @@ def local_gpu(device: str, local_rank: int) -> torch.device | None:
         return None
     count = torch.cuda.device_count()
     if local_rank >= count:
-        raise DeviceError(f"device: process {local_rank} of this machine has no GPU, as there are {count}; use 'cpu'")
+        raise DeviceError(
+            f"device: process {local_rank} of this machine has no GPU of its own ({count} found); start fewer "
+            "processes, or use 'cpu'"
+        )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)

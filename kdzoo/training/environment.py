@@ -71,9 +71,9 @@ def cpu_model() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    told = dict(reversed([[part.strip() for part in line.split(":", 1)] for line in lines if ":" in line]))
-    arm = " ".join(told[name] for name in ("CPU implementer", "CPU part", "CPU variant") if name in told)
-    return told.get("model name") or arm or platform.processor() or platform.machine()
+    fields = dict(reversed([[part.strip() for part in line.split(":", 1)] for line in lines if ":" in line]))
+    arm = " ".join(fields[name] for name in ("CPU implementer", "CPU part", "CPU variant") if name in fields)
+    return fields.get("model name") or arm or platform.processor() or platform.machine()
 
 
 @cache

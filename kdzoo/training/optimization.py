@@ -46,7 +46,7 @@ class Optimized:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The optimizer's slots and group settings as JSON, their tensors apart by place, and the scaler."""
+        """The state of optimizer and scaler: tensors by their place in it, and the rest as JSON."""
         tensors: dict[str, Tensor] = {}
         content = self.optimizer.state_dict()
         groups = [{key: value for key, value in group.items() if _plain(value)} for group in content["param_groups"]]
@@ -57,7 +57,7 @@ class Optimized:
         }
 
     def restore(self, tensors: Mapping[str, Tensor], saved: Mapping[str, Any]) -> None:
-        """Take up a saved state."""
+        """Continue from a saved state."""
         fresh = self.optimizer.state_dict()["param_groups"]
         groups = [{**old, **new} for old, new in zip(fresh, unpacked(saved["groups"], tensors), strict=True)]
         self.optimizer.load_state_dict({"state": unpacked(saved["slots"], tensors), "param_groups": groups})
@@ -75,7 +75,7 @@ def settings_of(optimizer: OptimizerRecipe) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> bool:
-    """Whether a setting of an optimizer can change and be written down; types and functions are as they were made."""
+    """Whether a setting of an optimizer can be saved; types and functions never change after it is made."""
     return value is None or isinstance(value, bool | int | float | str | list | tuple | Tensor)
 
 

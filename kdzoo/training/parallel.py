@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class Ranks:
-    """The processes of this run; a single process is rank 0 of 1 and every call is then free."""
+    """The processes of this run. A single process is rank 0 of 1, and no call communicates."""
 
     def __init__(self, device: str = "auto") -> None:
         """``device`` as the recipe names it. Raises DeviceError for more processes than there are GPUs for them."""
@@ -89,13 +89,13 @@ class Ranks:
         return values
 
     def agree(self, what: str, value: str) -> None:
-        """Refuse to go on when ranks hold different values, e.g. of the recipe's hash."""
+        """Raise DistributedError where ranks have different values, e.g. of the recipe's hash."""
         values = self.collect(value)
         if len(set(values)) > 1:
             raise DistributedError(f"the {self.world} processes disagree on {what}: {', '.join(map(str, values))}")
 
     def broadcast(self, value: T) -> T:
-        """Hand rank 0's JSON-like value to every rank."""
+        """Return rank 0's JSON-like value on every rank."""
         if self.world == 1:
             return value
         box = [value]
@@ -115,8 +115,8 @@ class Ranks:
             if not isinstance(error, dist.DistError) and "gloo" not in str(error):
                 raise
             raise DistributedError(
-                "another process of this run ended or does not answer; its own last words tell why. Start all of them "
-                f"again to go on from the last checkpoint\n  {str(error).splitlines()[0]}"
+                "another process of this run ended or does not answer; its own error says why. Start all processes "
+                f"again to continue from the last checkpoint\n  {str(error).splitlines()[0]}"
             ) from error
 
     def close(self) -> None:

@@ -196,7 +196,7 @@ def test_a_note_is_logged_as_its_mean_and_changes_nothing(make: Callable[..., En
     assert same_bits(weights_of(noting), weights_of(plain))
 
 
-def test_what_is_logged_is_told_by_the_network_that_it_trains(make: Callable[..., Engine]) -> None:
+def test_every_value_is_logged_under_the_network_that_it_trains(make: Callable[..., Engine]) -> None:
     assert to_the_end(make(Noting)).log.logged_of == {
         "task": "student",
         "match": "student",
@@ -204,11 +204,13 @@ def test_what_is_logged_is_told_by_the_network_that_it_trains(make: Callable[...
         "gap": "notes",
     }
     everything = to_the_end(make(Everything))
-    told = {"critic": "critic", "peer_0.task": "peer_0"} | dict.fromkeys(("task", "project", "bank", "fool"), "student")
-    assert everything.log.logged_of == told
+    owners = {"critic": "critic", "peer_0.task": "peer_0"} | dict.fromkeys(
+        ("task", "project", "bank", "fool"), "student"
+    )
+    assert everything.log.logged_of == owners
     resumed = make(Everything)
     resumed.restore(*everything.state())
-    assert resumed.log.logged_of == told
+    assert resumed.log.logged_of == owners
 
 
 def test_an_algorithm_warns_of_its_means(make: Callable[..., Engine]) -> None:
@@ -392,7 +394,7 @@ def test_the_schedule_goes_on_after_a_resume_and_holds_for_every_network(make: C
     second = recording(parts)
     second.restore(*first.state())
     to_the_end(second)
-    assert len(whole) == 15  # an end of epoch is told too
+    assert len(whole) == 15  # the end of an epoch is reported too
     assert whole == parts
     for student, peer, critic in whole[5:]:  # each from its own peak down the same curve
         assert (student, critic) == (peer, pytest.approx(student / 10))
@@ -693,7 +695,7 @@ class Dreaming(Match):
         yield Update("student", {"match": (student.logits - teacher.logits.detach()).square().mean()})
 
 
-def test_an_algorithm_without_data_is_handed_none(make: Callable[..., Engine]) -> None:
+def test_an_algorithm_without_data_gets_none(make: Callable[..., Engine]) -> None:
     trained = make(Dreaming, train={"steps_per_epoch": None})
     assert (trained.job.loader, trained.job.steps_per_epoch) == (None, 100)
     assert trained.job.algorithm.shapes.num_samples == 0
@@ -778,7 +780,7 @@ class Showing(Alone):
 
 
 @pytest.mark.parametrize(("select", "steps"), [("best", 8), ("last", 16)])
-def test_what_is_shown_beside_the_student_was_learnt_by_the_same_epoch(
+def test_the_weights_for_the_report_are_of_the_students_epoch(
     select: str, steps: int, make: Callable[..., Engine]
 ) -> None:
     train = {"epochs": 4, "select": select}

@@ -163,9 +163,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, trained: Trained) -> dict
     return lasting(run_folder(cli.place / "out"))
 
 
-GONE = (
-    "error: another process of this run ended or does not answer; its own last words tell why. Start all of them again "
-)
+GONE = "error: another process of this run ended or does not answer; its own error says why. Start all processes again "
 
 
 @pytest.mark.parametrize("dead", [0, 1])
@@ -247,7 +245,11 @@ def test_a_gpu_that_is_there_is_left_alone_where_the_recipe_names_the_cpu(cli: C
     ended(two(cli, "run", path, "--out", "out", fault="one_gpu"), 0, 0)
     alone = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     second = cli("run", path, "--out", "out", "--device", "cuda", fault="one_gpu", env=alone)
-    refused(second, 2, "device: process 1 of this machine has no GPU, as there are 1; use 'cpu'")
+    refused(
+        second,
+        2,
+        "device: process 1 of this machine has no GPU of its own (1 found); start fewer processes, or use 'cpu'",
+    )
 
 
 def test_processes_with_different_recipes_refuse_to_go_on(cli: CommandLine) -> None:
