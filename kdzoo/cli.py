@@ -158,6 +158,7 @@ def _run_together(
         try:
             runner = Runner(plan, zoo, folder, Store(out / ".store"), ranks, display, stop)
             runner.rehearse()
+            key = result_key(runner.build) if ranks.first else ""  # now, as an edit during the run is not what ran
         except KdzooError:
             folder.abandon()  # nothing was trained, so the mended recipe need not be a new run
             raise
@@ -168,7 +169,7 @@ def _run_together(
         from kdzoo.report.writing import write_report
 
         write_report(folder.root)
-        folder.finish(result_key(runner.build))
+        folder.finish(key)
     ranks.close()
     if stop():  # too late to stop anything, but whoever asked must not take it for a run that was left alone
         raise Interrupted(f"the run had finished when it was asked to stop: {folder.root}", 128 + stop())

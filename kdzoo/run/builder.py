@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,21 +13,20 @@ from pydantic import ValidationError
 
 from kdzoo.contract.algorithm import Algorithm
 from kdzoo.contract.classification import validation_metrics
-from kdzoo.contract.stage import Costs, ModelSpec, Stage, StageResult
-from kdzoo.contract.step import Outputs
+from kdzoo.contract.stage import ModelSpec, Stage, StageResult
 from kdzoo.data.data_set import DataSet, open_data
 from kdzoo.data.loader import Loader
 from kdzoo.errors import ContractError, DistributedError, NeedsError, UnknownName, nearest
-from kdzoo.evaluation.measuring import measure_latency, predict, timed_forward
+from kdzoo.evaluation.measuring import predict
 from kdzoo.models.building import build_network
 from kdzoo.models.levels import Pairing, pair_levels, shapes_of
-from kdzoo.models.network import Network, evaluating
-from kdzoo.models.weights import count_parameters, start_from, weights_sha256
+from kdzoo.models.network import Network
+from kdzoo.models.weights import start_from, weights_sha256
 from kdzoo.plan.resolve import Plan, ResolvedAlgorithm
 from kdzoo.recipe.problems import explain
 from kdzoo.recipe.sections import Recipe, TrainRecipe
 from kdzoo.run.keys import STAGE_FORMAT, core_hash, model_hash, source_hash
-from kdzoo.storage.atomic import write_json
+from kdzoo.run.needs import check_needs, stage_classes, task_classes
 from kdzoo.storage.sealed import read_tensors
 from kdzoo.storage.store import Store
 from kdzoo.training.device import Precision, choose_precision, pick_device, set_threads
@@ -49,15 +46,15 @@ class Builder:
     def __init__(self, plan: Plan, store: Store, ranks: Ranks) -> None:
         self.plan, self.store, self.ranks = plan, store, ranks
         self.recipe: Recipe = plan.recipe
-        self.device = pick_device(self.recipe.device)
-        set_threads(self.recipe.threads)
-        self.environment = environment_of_all(self.device, ranks)
-        self.data: DataSet = open_data(plan.source, self.recipe.data, self.recipe.seed)
         if self.recipe.data.batch_size % ranks.world:
             raise NeedsError(
                 f"data.batch_size: {self.recipe.data.batch_size} samples cannot be shared evenly by {ranks.world} "
                 "processes"
             )
+        self.device = pick_device(self.recipe.device)
+        set_threads(self.recipe.threads)
+        self.environment = environment_of_all(self.device, ranks)
+        self.data: DataSet = open_data(plan.source, self.recipe.data, self.recipe.seed)
         self.loader = self.data.loader(
             self.device,
             self.recipe.data.batch_size,
@@ -131,7 +128,7 @@ class Builder:
         ``taught`` are the teachers' networks where there are no stored ones yet, for a dry run.
         """
         cls: type[Algorithm] = chosen.cls if chosen else Plain
-        self._check_needs(cls, train)
+        check_needs(cls, train, self.recipe, self.data, self.ranks.world)
         needs = cls.needs
         loader = self._loader(stage, needs.data)
         student = self.network(stage.model, stage.salt)
@@ -148,7 +145,7 @@ class Builder:
         handed = needs.data != "none"
         image = (self.data.channels, self.data.size[0], self.data.size[1])
         shapes = shapes_of(student, taught, peers, pairing, self.data.num_train if handed else 0, image)
-        shapes = replace(shapes, classes=self._classes(stage), earlier=stage.earlier)
+        shapes = replace(shapes, classes=stage_classes(stage, self.data), earlier=stage.earlier)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.recipe.seed, "algorithm", stage.salt))
             algorithm = cls(chosen.options if chosen else cls.Options(), shapes)
@@ -189,7 +186,7 @@ class Builder:
             peer_levels=[tuple(level) for level in levels[1 + len(taught) :]],
             views=self.recipe.cache.views if self.recipe.cache else None,
             validate=self.validator(precision, stage.classes),
-            task_classes=self._task_classes(stage, shapes.classes),
+            task_classes=task_classes(stage, shapes.classes, self.data),
             ranks=self.ranks,
         )
         return job, pairing
@@ -199,62 +196,11 @@ class Builder:
         """Samples of a batch that this process trains on."""
         return self.recipe.data.batch_size // self.ranks.world
 
-    def _check_needs(self, cls: type[Algorithm], train: TrainRecipe) -> None:
-        """Raise NeedsError where data, batch or training section are not what the algorithm needs."""
-        needs, part = cls.needs, self._share // train.accumulate
-        if part < needs.min_batch and needs.data != "none":
-            raise NeedsError(
-                f"algorithm '{cls.name}': needs at least {needs.min_batch} samples at a time, got {part} "
-                f"(data.batch_size {self.recipe.data.batch_size}, {self.ranks.world} processes, train.accumulate "
-                f"{train.accumulate})"
-            )
-        if self._share % train.accumulate:
-            raise NeedsError(
-                f"train.accumulate: {self._share} samples cannot be split into {train.accumulate} parts of one size"
-            )
-        if train.select == "best" and not self.data.split_sizes.get("validation"):
-            raise NeedsError("train.select: 'best' is chosen on the validation split, and data.validation leaves none")
-        kind = self.data.inputs.kind
-        if kind != "image" and (needs.makes_images or needs.data == "none"):
-            raise NeedsError(f"algorithm '{cls.name}': makes up its inputs, which are images; the data set has {kind}")
-        if len(self.data.classes) < needs.min_classes:
-            raise NeedsError(
-                f"algorithm '{cls.name}': needs at least {needs.min_classes} classes, the data set has "
-                f"{len(self.data.classes)}"
-            )
-
-    def _classes(self, stage: Stage) -> tuple[int, ...]:
-        """The classes that a stage knows; ContractError where there are none such, or it has samples of others."""
-        everything = tuple(range(len(self.data.classes)))
-        known = everything if stage.classes is None else stage.classes
-        if not known or len(set(known)) < len(known) or not set(known) <= set(everything):
-            raise ContractError(f"a stage's classes must be different ones of 0..{everything[-1]}, got {list(known)}")
-        if not set(stage.earlier) < set(known):
-            raise ContractError(
-                f"a stage's earlier classes must be some of its classes {list(known)}, got {list(stage.earlier)}"
-            )
-        strange = sorted(self._sampled(stage) - set(known)) if stage.classes is not None else []
-        if strange:
-            raise ContractError(f"a stage that knows the classes {list(known)} has samples of {strange}")
-        return known
-
     def _loader(self, stage: Stage, needed: str) -> Loader:
         """What feeds a stage. The few samples that have a label recur, so that its epoch is as long as one over all."""
         if stage.samples is None and needed == "labelled" and self.data.labelled is not None:
             return self.loader.only(self.data.labelled, self.data.num_train)
         return self.loader if stage.samples is None else self.loader.only(stage.samples)
-
-    def _sampled(self, stage: Stage) -> set[int]:
-        targets = self.data.part("train").targets
-        return set((targets if stage.samples is None else targets[list(stage.samples)]).tolist())
-
-    def _task_classes(self, stage: Stage, known: Sequence[int]) -> tuple[int, ...] | None:
-        """The classes among which the task loss tells samples apart: None for all, () where it cannot."""
-        if stage.classes is None and not stage.earlier:
-            return None
-        return (
-            tuple(k for k in known if k not in stage.earlier) if not self._sampled(stage) & set(stage.earlier) else ()
-        )
 
     def _teacher_object(
         self, network: Network, levels: Sequence[int], pre_logits: bool, handed: bool, part: int
@@ -302,45 +248,6 @@ class Builder:
             return validation_metrics(logits, targets, known)
 
         return validate
-
-    def outputs(self, result: StageResult, samples: Sequence[int]) -> Outputs:
-        """A trained network's logits and pre_logits of rows of the training split, on the CPU."""
-        network = self.trained_network(result).to(self.device)
-        batches = self.loader.eval_batches("train", self.recipe.data.eval_batch_size, samples)
-        with evaluating(network), torch.no_grad():
-            parts = [network(batch.inputs, pre_logits=network.pre_logits_width > 0) for batch in batches]
-        embedding: Any = None
-        if network.pre_logits_width:
-            embedding = torch.cat([part.pre_logits for part in parts]).float().cpu()
-        return Outputs(torch.cat([part.logits for part in parts]).float().cpu(), (), embedding)
-
-    def costs(self, spec: ModelSpec) -> Costs:
-        network = self.network(spec, load=False)
-        return Costs(count_parameters(network.model) / 1e6, network.macs / 1e9)
-
-    def latency(self, spec: ModelSpec) -> float:
-        """Median time of one sample's forward pass, milliseconds; timed once a machine, and from then on stored."""
-        key = stable_hash(
-            {
-                "model": asdict(spec),
-                "architecture": model_hash(spec.name),
-                "data": self.data.fingerprint,  # for the size of a sample
-                "environment": self.environment,
-            }
-        )
-        if self.store.find("latency", key) is None and self.ranks.first:
-            network = self.network(spec, load=False).to(self.device).eval()
-            sample = next(iter(self.loader.eval_batches("train", 1, (0,)))).inputs
-            times = measure_latency({"": timed_forward(network.model, network.preprocess(sample))})[""]
-
-            def write(folder: Path) -> None:
-                write_json(folder / "latency.json", times)
-
-            self.store.publish("latency", key, write)
-        self.ranks.barrier()
-        folder = self.store.find("latency", key)
-        assert folder is not None, "published above"
-        return float(json.loads((folder / "latency.json").read_text())["p50"])
 
     # --- identity -----------------------------------------------------------------------------
 

@@ -4,8 +4,33 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import kdzoo
+from kdzoo.recipe.reading import recipe_hash
+from kdzoo.run.builder import Builder
+
+
+def provenance(build: Builder) -> dict[str, Any]:
+    """Return versions, hardware, plugins, data, seed and commit."""
+    recipe, data = build.recipe, build.data
+    return {
+        "environment": build.environment,
+        "plugins": build.plan.provenance,
+        "recipe_hash": recipe_hash(recipe),
+        "seed": recipe.seed,
+        "commit": commit_of_source(),
+        "processes": build.ranks.world,
+        "data": {
+            "name": recipe.data.name,
+            "fingerprint": data.fingerprint,
+            "splits": data.split_sizes,
+            "classes": list(data.classes),
+            "source": data.source,
+            "licence": data.licence,
+            "preprocessing": None if data.preprocessing is None else data.preprocessing.record(),
+        },
+    }
 
 
 def commit_of_source() -> str | None:

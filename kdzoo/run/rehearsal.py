@@ -2,23 +2,143 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
+from kdzoo.contract.algorithm import Algorithm
+from kdzoo.contract.declared import bounds
 from kdzoo.contract.stage import ModelSpec, Stage, StageResult
 from kdzoo.contract.step import Outputs
+from kdzoo.models.levels import Pairing
+from kdzoo.models.network import Network
+from kdzoo.models.weights import count_parameters
+from kdzoo.plan.resolve import resolve_choice
+from kdzoo.run.builder import Builder
+from kdzoo.run.stage_plan import Planning
+from kdzoo.training.engine import Engine
+from kdzoo.training.job import Job
+from kdzoo.zoo.loading import Zoo
 
 
 class NotTrained(Exception):
-    """Raised where a plan is looked at before anything was trained, and asks for what only a trained network tells."""
+    """Raised where a plan asks for what only a trained network can answer."""
 
 
-class Untold(dict[str, Any]):
-    """What would be known of a network once it is trained."""
+class Unknown(Mapping[str, Any]):
+    """Metrics and weights of a network that is not trained: every access raises NotTrained, so that a plan never
+    takes the branch that an empty mapping would lead to."""
 
-    def __missing__(self, key: str) -> Any:
+    def __getitem__(self, key: str) -> NoReturn:
         raise NotTrained
+
+    def __contains__(self, key: object) -> NoReturn:
+        raise NotTrained
+
+    def __iter__(self) -> Iterator[str]:
+        raise NotTrained
+
+    def __len__(self) -> NoReturn:
+        raise NotTrained
+
+    def __eq__(self, other: object) -> NoReturn:
+        raise NotTrained
+
+    def __or__(self, other: object) -> NoReturn:
+        raise NotTrained
+
+    __ror__ = __or__
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Rehearsal:
+    """Builds the student's stage with untrained networks, so that whatever it needs is refused before training."""
+
+    def __init__(self, build: Builder, zoo: Zoo) -> None:
+        self.build, self.plan, self.zoo = build, build.plan, zoo
+
+    def rehearse(self, taught: Sequence[Network] | None = None) -> tuple[Job, Pairing | None]:
+        """Return the job of the first stage that the algorithm trains; ``taught`` are its teachers."""
+        plan, build = self.plan, self.build
+        taught = [build.network(spec) for spec in plan.teachers] if taught is None else list(taught)
+        chosen = plan.delegate or plan.algorithm
+        known = {f"teacher {i}": network for i, network in enumerate(taught)}
+        first = self._first_stage(chosen.cls, known)
+        if first is not None:
+            of_others = [known.get(teacher.key) or build.network(teacher.model) for teacher in first.teachers]
+            resolved = None if first.algorithm is None else resolve_choice(first.algorithm, self.zoo)
+            return build.job(first, resolved, build.train_section(first), of_others)
+        stage = Stage("student", plan.student, chosen.choice, peers=plan.peers)
+        least, most = bounds(chosen.cls.needs.teachers)
+        wanted = least if least == most else max(least, len(taught))
+        teachers = (taught or [build.network(plan.student, "teacher")])[:wanted]
+        return build.job(stage, chosen, build.train_section(stage), teachers)
+
+    def _first_stage(self, cls: type[Algorithm], known: Collection[str]) -> Stage | None:
+        """The first stage that ``cls`` trains, where it follows from the recipe alone; None where it does not.
+
+        ``known`` are keys of teachers; neither they nor the stages before are trained. A stage that goes on with the
+        weights of one before is rehearsed with fresh ones.
+        """
+        teachers = tuple(untrained(key, key, spec) for key, spec in zip(known, self.plan.teachers, strict=True))
+        plan = replace(Planning(self.build, None).stage_plan(teachers), outputs=not_trained)
+        generator = self.plan.algorithm.cls.stages(plan)
+        answer: Any = None
+        before: set[str] = set()
+        try:
+            while True:
+                wanted = generator.send(answer)
+                stages = wanted if isinstance(wanted, list) else [wanted]
+                for stage in stages:
+                    start = stage.start
+                    goes_on = start is not None and start.key in before and in_floats(start) == in_floats(stage)
+                    if stage.algorithm is not None and stage.algorithm.name == cls.name:
+                        return replace(stage, start=None) if start is None or goes_on else None
+                keys = [f"stage {len(before) + i}" for i in range(len(stages))]
+                before.update(keys)
+                answers = [
+                    untrained(stage.name, key, stage.model, stage.peers)
+                    for key, stage in zip(keys, stages, strict=True)
+                ]
+                answer = answers if isinstance(wanted, list) else answers[0]
+        except (NotTrained, StopIteration):
+            return None
+        finally:
+            generator.close()
+
+    def check(self) -> list[str]:
+        """Build everything, run one dry forward, and say what a run would do."""
+        plan, build = self.plan, self.build
+        sizes = ", ".join(f"{name} {count}" for name, count in build.data.split_sizes.items())
+        lines = [f"data      {build.recipe.data.name}: {len(build.data.classes)} classes, {sizes}"]
+        checked = build.data.check_form()
+        if build.data.preprocessing is not None:
+            lines.append(f"files     {build.data.preprocessing.sentence()}")
+        taught = [build.network(spec) for spec in plan.teachers]
+        named = [*((f"teacher {i}", n) for i, n in enumerate(taught)), ("student", build.network(plan.student))]
+        for i, spec in enumerate(plan.assistants):
+            named.append((f"assistant {i}", build.network(spec)))
+        for i, spec in enumerate(plan.peers):
+            named.append((f"peer {i}", build.network(spec)))
+        for label, network in named:
+            precision = build.precision(network)
+            parameters = count_parameters(network.model)
+            lines.append(
+                f"{label:<9} {network.spec.name}: {parameters:,} parameters, {network.macs:,} MACs, "
+                f"{network.inputs.describe()}, {precision.name}{', channels last' if precision.channels_last else ''}"
+            )
+        job, pairing = self.rehearse(taught)
+        lines += [f"paired    {line}" for line in (pairing.describe() if pairing else [])]
+        lines.append(f"form      {checked}")
+        lines.append(f"steps     {job.train.epochs} epochs of {job.steps_per_epoch} steps, on {build.device}")
+        terms = Engine(job).dry_step()
+        lines.append("forward   " + ", ".join(f"{name} {value:.4g}" for name, value in terms.items()))
+        return lines + [f"note      {note}" for note in build.data.notes]
+
+
+def untrained(name: str, key: str, model: ModelSpec, peers: tuple[ModelSpec, ...] = ()) -> StageResult:
+    """A placeholder for a result, of which only the model is known."""
+    return StageResult(name, key, model, Unknown(), Unknown(), peers)
 
 
 def in_floats(of: Stage | StageResult) -> ModelSpec:

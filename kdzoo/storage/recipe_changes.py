@@ -11,10 +11,16 @@ from kdzoo.storage.sealed import listed
 
 
 def check_same_recipe(root: Path, record: Mapping[str, Any], recipe: Mapping[str, Any]) -> None:
-    """Raise ResumeError with the fields that differ, where a run's ``record`` is not of this ``recipe``."""
+    """Raise ResumeError with the fields that differ, where a run's ``record`` is not of this ``recipe``.
+
+    What is exported may differ: files are made after all training, from stages that do not depend on them.
+    """
     if record["recipe_hash"] == recipe["recipe_hash"]:
         return
-    differing = diff_fields(record["recipe"], recipe["recipe"]) or ["no field, but kdzoo's format of recipes"]
+    before, after = ({**each["recipe"], "export": None} for each in (record, recipe))
+    if before == after and record["recipe"] != recipe["recipe"]:
+        return
+    differing = diff_fields(before, after) or ["no field, but kdzoo's format of recipes"]
     raise ResumeError(
         f"{root}: begun with another recipe, so it cannot be resumed{listed(differing)}\n"
         "undo the change, or start a new run with --new"

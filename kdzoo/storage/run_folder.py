@@ -124,6 +124,8 @@ class RunFolder:
                 sweep(place, exclusive=True)
             folder = cls(root, record, "resumed", lock, warn)
             folder.log.drop_torn_line()
+            if record["recipe_hash"] != recipe["recipe_hash"]:  # other exports were asked for
+                folder._update(**recipe)
             folder.write_text("recipe.yaml", recipe_text)
         return folder
 

@@ -69,7 +69,7 @@ class Assisted(Algorithm):
 
     @classmethod
     def _each(cls, plan: StagePlan, teacher: StageResult, choice: AlgorithmChoice, direct: list[Stage]) -> Stages:
-        if "top1_percent" not in teacher.metrics and teacher.folder is not None:
+        if "top1_percent" not in teacher.metrics:
             raise NeedsError(
                 f"algorithm '{cls.name}': assistants: each chooses the student that is best on the validation split, "
                 "and data.validation leaves none"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +35,7 @@ class TensorBoard(Tracker):
         if stage not in self.writers:
             from torch.utils.tensorboard import SummaryWriter  # its import takes two seconds
 
+            _silence_writer_threads()
             self.writers[stage] = SummaryWriter(self.folder / stage, purge_step=step)
         for name, value in values.items():
             self.writers[stage].add_scalar(name, value, step)
@@ -41,3 +44,15 @@ class TensorBoard(Tracker):
         for writer in self.writers.values():
             writer.close()
         self.writers.clear()
+
+
+@functools.cache
+def _silence_writer_threads() -> None:
+    """Show no traceback of a thread that could not write a file: it keeps its error, and the next call raises it."""
+    usual = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        if type(arguments.thread).__module__ != "tensorboard.summary.writer.event_file_writer":
+            usual(arguments)
+
+    threading.excepthook = hook

@@ -22,8 +22,7 @@ from kdzoo.contract.stage import ModelSpec, Stage, StageResult
 from kdzoo.contract.step import Clock
 from kdzoo.errors import KdzooError, NeedsError, PluginError, RecipeError
 from kdzoo.plan.resolve import ResolvedAlgorithm, resolve_choice
-from kdzoo.run import builder as building
-from kdzoo.run import keys
+from kdzoo.run import keys, stage_plan
 from kdzoo.run.builder import DATA_FREE_STEPS, Builder
 from kdzoo.run.runner import Runner
 from kdzoo.storage.atomic import write_tensors
@@ -190,20 +189,24 @@ def test_steps_without_data_have_a_default(tmp_path: Path) -> None:
     assert (job.steps_per_epoch, job.loader, job.algorithm.shapes.num_samples) == (DATA_FREE_STEPS, None, 0)
 
 
+def latency_of(run: Runner, spec: ModelSpec) -> float:
+    return run.stage_plan(()).latency(spec)
+
+
 def test_latency_is_timed_once_a_machine_and_then_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([1.5, 2.5, 3.5, 4.5])
-    monkeypatch.setattr(building, "measure_latency", lambda calls: {"": {"p50": next(times), "p95": 9.0}})
-    build = runner(tmp_path).build
-    spec = build.plan.student
-    assert [build.latency(spec), build.latency(spec)] == [1.5, 1.5]
-    assert runner(tmp_path, seed=1).build.latency(spec) == 1.5  # weights do not matter
-    assert build.latency(dataclasses.replace(spec, size=24)) == 2.5
-    assert build.latency(TEACHER_MODEL) == 3.5
-    assert runner(tmp_path, data={"options": {"size": (20, 20)}}).build.latency(spec) == 4.5
+    monkeypatch.setattr(stage_plan, "measure_latency", lambda calls: {"": {"p50": next(times), "p95": 9.0}})
+    run = runner(tmp_path)
+    spec = run.plan.student
+    assert [latency_of(run, spec), latency_of(run, spec)] == [1.5, 1.5]
+    assert latency_of(runner(tmp_path, seed=1), spec) == 1.5  # weights do not matter
+    assert latency_of(run, dataclasses.replace(spec, size=24)) == 2.5
+    assert latency_of(run, TEACHER_MODEL) == 3.5
+    assert latency_of(runner(tmp_path, data={"options": {"size": (20, 20)}}), spec) == 4.5
 
 
 def test_latency_is_that_of_a_forward_pass(usual: Runner) -> None:
-    assert 0 < usual.build.latency(usual.plan.student) < 1e4
+    assert 0 < latency_of(usual, usual.plan.student) < 1e4
 
 
 def test_without_a_validation_split_there_is_no_validator(tmp_path: Path, usual: Runner) -> None:

@@ -622,3 +622,18 @@ def test_a_new_owner_waits_for_a_worker_in_the_middle_of_a_write(tmp_path, monke
     threading.Timer(0.3, writing.__exit__, (None, None, None)).start()
     with start(tmp_path) as folder:
         assert folder.resumed
+
+
+def test_other_exports_may_be_asked_for_when_a_run_is_resumed(tmp_path):
+    def asking(points: float, epochs: int = 3) -> dict:
+        export = [{"format": "onnx", "options": {"tolerance_points": points}}]
+        fields = {"train": {"epochs": epochs}, "export": export}
+        return {"recipe_fields": fields, "recipe_hash": f"hash of {fields}", "recipe_text": f"points: {points}\n"}
+
+    root = begun(tmp_path, **asking(0.5))
+    with start(tmp_path, **asking(5.0)) as folder:
+        assert (folder.root, folder.outcome) == (root, "resumed")
+        assert folder.path("recipe.yaml").read_text() == "points: 5.0\n"
+    assert begun(tmp_path, **asking(5.0)) == root, "the record is of the recipe that was resumed"
+    text = refusal(ResumeError, lambda: start(tmp_path, **asking(1.0, epochs=4)))
+    assert "\n  train.epochs 3 -> 4\nundo" in text

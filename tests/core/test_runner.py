@@ -17,16 +17,19 @@ import torch
 from tiny_algorithms import PAPER, Alone, Couple, Match, same_bits
 
 from kdzoo.api import Algorithm, Needs, Stage, Update
-from kdzoo.api.export import Tracker
+from kdzoo.api.export import Exporter, ExportError, Tracker, Usage
 from kdzoo.contract.stage import StageResult
 from kdzoo.errors import ContractError, DivergedError, Interrupted, KdzooError, ModelError, NeedsError, ResumeError
+from kdzoo.evaluation import verification
 from kdzoo.evaluation.measuring import predict
 from kdzoo.recipe.reading import recipe_hash
-from kdzoo.run import delivery, provenance
-from kdzoo.run import runner as runners
+from kdzoo.run import delivery, provenance, stage_runner
+from kdzoo.run.control import GO_ON
 from kdzoo.run.delivered import delivered_spec
+from kdzoo.run.exporting import check_rejected
 from kdzoo.run.provenance import commit_of_source
-from kdzoo.run.runner import GO_ON, Runner
+from kdzoo.run.runner import Runner
+from kdzoo.run.tracking import Trackers
 from kdzoo.storage.atomic import save_ready
 from kdzoo.storage.run_folder import RunFolder
 from kdzoo.storage.sealed import read_tensors
@@ -104,7 +107,7 @@ class Place:
             resume=resume,
         ) as folder:
             runner = self.runner(cls, folder, **changes)
-            self.screen = runner.display = Screen()
+            self.screen = runner.control.display = Screen()
             prepare(runner)
             results = runner.run()
             return Ran(runner, folder.root, self.screen, results)
@@ -131,7 +134,7 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             trained.append(self.job.name)
             return super().run(*arguments)
 
-    monkeypatch.setattr(runners, "Engine", Counted)
+    monkeypatch.setattr(stage_runner, "Engine", Counted)
     return trained
 
 
@@ -515,6 +518,84 @@ def test_a_student_that_the_algorithm_chose_is_told_measured_and_exported_again(
         assert runner.export_again() == []  # no format is asked for, but the network was rebuilt and answered
 
 
+class Written(Exporter):
+    """Writes the weights, and answers with the class of each sample, or another one."""
+
+    name, suffix, tolerance_logits = "written", ".txt", None
+    quantizes, shift = True, 0
+
+    def export(self, model: Any, example: Any, path: Path, metadata: Any, calibration: Any) -> None:
+        if self.shift > 1:
+            raise ExportError("written: cannot be exported")
+        path.write_text("weights")
+
+    def load(self, path: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
+        return lambda inputs: np.zeros((len(inputs), 4), dtype=np.float32)
+
+    def usage(self, file: str, kind: str) -> Usage:
+        return Usage("With nothing", f"open({file!r})  # {kind}")
+
+
+class Wrong(Written):
+    shift = 1
+
+    @property
+    def label(self) -> str:
+        return "wrong"
+
+
+class Broken(Written):
+    shift = 2
+
+    @property
+    def label(self) -> str:
+        return "broken"
+
+
+def exporting(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a run export in three formats, of which the second answers wrongly and the third writes nothing."""
+    exporters = [cls(cls.Options()) for cls in (Written, Wrong, Broken)]
+    run.build.plan = dataclasses.replace(run.plan, exporters=exporters)
+
+    def check(exporter: Any, path: Path, plain: Any, inputs: Any, targets: Any, logits: Any, *rest: Any) -> Any:
+        return (["wrong by 3 points"], None) if exporter.shift else ([], logits)
+
+    monkeypatch.setattr(verification, "check", check)
+
+
+def test_a_rejected_file_costs_that_file_alone(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = place.run(prepare=lambda run: exporting(run, monkeypatch))
+    good, wrong, broken = ran.results["exports"]
+    about = {"model": "test_resnet", "network": "student", "index": 0, "format": "written", "of": "student"}
+    assert {key: good[key] for key in about} == {key: wrong[key] for key in about} == about
+    assert [entry["label"] for entry in (good, wrong, broken)] == ["written", "written wrong", "written broken"]
+    assert [entry["quantize"] for entry in (good, wrong, broken)] == [None, "wrong", "broken"]
+    assert (good["file"], good["rejected"]) == ("student.txt", [])
+    assert good["usage"] == {"title": "With nothing", "code": "open('export/student.txt')  # image"}
+    assert (wrong["file"], wrong["rejected"]) == ("student.wrong.txt.rejected", ["wrong by 3 points"])
+    assert (broken["file"], broken["rejected"]) == (None, ["written: cannot be exported"])
+    for entry in (wrong, broken):
+        assert (entry["top1_percent"], entry["latency_ms"], entry["usage"]) == (None, None, None)
+    assert sorted(path.name for path in (ran.folder / "export").iterdir()) == [
+        "student.txt",
+        "student.wrong.txt.rejected",
+    ]
+    assert good["latency_ms"] is not None
+    assert ran.json("results.json") == json.loads(json.dumps(ran.results))
+    assert set(ran.results["usage"]) == {"kind", "inputs", "title", "code"}
+    assert ran.student
+    assert ("export written wrong", "rejected: wrong by 3 points") in ran.screen.stages
+    with pytest.raises(ExportError):
+        check_rejected(ran.results["exports"])
+
+
+def test_every_network_says_what_it_is(crowd: Ran) -> None:
+    results = crowd.results
+    entries = [*results["teachers"], results["student"]]
+    assert [(entry["network"], entry["index"]) for entry in entries] == [("teacher", 0), ("teacher", 1), ("student", 0)]
+    assert all(entry[key] is None for entry in entries for key in ("format", "quantize", "of"))
+
+
 def test_it_is_told_whether_control_and_student_are_the_same_network(shared: Place) -> None:
     def plan(given: Any) -> Iterator[Any]:
         return (yield Stage("wide", dataclasses.replace(given.student, args=TEACHER), given.own, given.teachers))
@@ -560,6 +641,16 @@ def judging(given: Any) -> Iterator[Any]:
     yield from later(given)
 
 
+def asking(question: Callable[[Mapping[str, float]], Any]) -> Callable[[Any], Iterator[Any]]:
+    """A plan that takes another branch where a teacher's metrics are empty."""
+
+    def plan(given: Any) -> Iterator[Any]:
+        question(given.teachers[0].metrics)
+        yield from later(given)
+
+    return plan
+
+
 def beginning(given: Any) -> Iterator[Any]:
     return (yield Stage("begun", given.student, given.own, given.teachers, start=given.teachers[0]))
 
@@ -583,7 +674,22 @@ def test_stages_before_an_algorithms_own_are_taken_for_trained(
     assert [teacher.network.spec for teacher in job.teachers] == [student]
 
 
-@pytest.mark.parametrize("plan", [reading, judging, beginning, nothing])
+#: Every way to look at metrics: none may answer for a network that is not trained.
+QUESTIONS: list[Callable[[Any], Any]] = [
+    lambda metrics: "top1_percent" in metrics,
+    lambda metrics: metrics.get("top1_percent", 0.0),
+    lambda metrics: list(metrics),
+    lambda metrics: list(metrics.items()),
+    lambda metrics: {**metrics},
+    lambda metrics: metrics | {"more": 1.0},
+    lambda metrics: len(metrics),
+    lambda metrics: not metrics,
+    lambda metrics: metrics == {},
+    lambda metrics: metrics != {},
+]
+
+
+@pytest.mark.parametrize("plan", [reading, judging, beginning, nothing, *map(asking, QUESTIONS)])
 def test_a_plan_that_depends_on_training_is_rehearsed_as_one_stage(
     plan: Callable[[Any], Iterator[Any]], shared: Place
 ) -> None:
@@ -656,6 +762,33 @@ def test_a_teacher_below_its_least_accuracy_stops_the_run(shared: Place, engines
     )
     assert engines == []  # not even the control
     assert shared.run(min_teacher_top1_percent=top1).results["student"]
+
+
+def test_a_teacher_worse_than_the_control_is_warned_of(place: Place) -> None:
+    hardly = {"models": {"teachers": [{"name": TINY, "args": TEACHER, "train": {"optimizer": {"lr": 1e-6}}}]}}
+    ran = place.run(control=True, train={"epochs": 3}, **hardly)
+    teacher, control = (trained.result.metrics["top1_percent"] for trained in ran.runner.stages[:2])
+    assert teacher < control
+    text = (
+        f"teacher 'test_resnet': {teacher:.2f} % on the validation split, below the control's {control:.2f} %; it knows "
+        "less than the student learns alone, so check its weights and its input normalisation (mean, std, size)"
+    )
+    assert ran.results["warnings"].count(text) == 1
+    assert f"warning: {text}" in ran.screen.notes
+
+
+def test_no_teacher_is_compared_without_a_control_or_with_an_upper_bound(shared: Place) -> None:
+    def result(top1: float) -> StageResult:
+        return StageResult("teacher", "key", shared.runner().plan.teachers[0], {}, {"top1_percent": top1})
+
+    upper = type("Upper", (Match,), {"name": "upper", "upper_bound": "on everything"})
+    for run, control in (
+        (shared.runner(), None),
+        (shared.runner(), result(50.0)),
+        (shared.runner(upper), result(99.0)),
+    ):
+        run._compare_with_control((result(50.0),), control)
+        assert run.warnings == []
 
 
 def with_weights(path: Path, **model: Any) -> dict[str, Any]:
@@ -734,7 +867,7 @@ class Recorder(Tracker):
 
 def tracked(run: Runner) -> None:
     Recorder.told.clear()
-    run._trackers = [Recorder()]
+    run.log.trackers = Trackers([Recorder], run._warn)
 
 
 EPOCHS = {"train": {"epochs": 2}}
@@ -765,6 +898,67 @@ def test_trackers_are_closed_where_a_run_fails(shared: Place) -> None:
     assert Recorder.told[-1] == ("close",)
 
 
+class Failing(Recorder):
+    """Fails at one of the things that a tracker does."""
+
+    name = "failing"
+    at: ClassVar[str] = ""
+    error: ClassVar[BaseException] = OSError(28, "No space left on device")
+
+    def __init__(self) -> None:
+        self.check("made")
+
+    def start(self, folder: Path) -> None:
+        self.check("start")
+
+    def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        self.check("log")
+
+    def close(self) -> None:
+        self.check("close")
+
+    def check(self, what: str) -> None:
+        self.told.append((self.name, what))
+        if what == self.at:
+            raise self.error
+
+
+def test_a_tracker_that_fails_is_dropped_with_one_warning_and_training_goes_on(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = place.run(prepare=tracked, **EPOCHS)
+    rows = list(Recorder.told)
+    for at in ("made", "start", "log", "close"):
+        monkeypatch.setattr(Failing, "at", at)
+
+        def both(run: Runner) -> None:
+            Recorder.told.clear()
+            run.log.trackers = Trackers([Failing, Recorder], run._warn)
+
+        ran = place.run(prepare=both, **EPOCHS)
+        text = "tracker 'failing' failed and was dropped: OSError: [Errno 28] No space left on device"
+        assert [warning for warning in ran.results["warnings"] if "tracker" in warning] == [text]
+        assert [told for told in Recorder.told if told[0] != "failing"] == rows, "the other one hears everything"
+        assert Recorder.told.count(("failing", at)) == 1
+        assert ran.log == usual.log
+
+
+def test_whatever_a_tracker_raises_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for error, told in (
+        (SystemExit(3), "SystemExit: 3"),
+        (RuntimeError(), "RuntimeError: no reason given"),
+        (ValueError("a\nb\x1b[2J" + "c" * 300), "ValueError: a b\\x1b[2J" + "c" * 190 + "..."),
+    ):
+        monkeypatch.setattr(Failing, "error", error)
+        monkeypatch.setattr(Failing, "at", "log")
+        warnings: list[str] = []
+        trackers = Trackers([Failing], warnings.append)
+        for step in range(3):
+            trackers.log("student", step, {})
+        trackers.close()
+        assert warnings == [f"tracker 'failing' failed and was dropped: {told}"]
+
+
 # --- stopped, and resumed -------------------------------------------------------------------------
 
 
@@ -777,8 +971,8 @@ def stopping(stage: str, step: int, number: int = 15) -> Callable[[Runner], None
         def progress(told: Any) -> None:
             reached[0] = reached[0] or (told.stage == stage and told.step >= step and not told.end_of_epoch)
 
-        run.display.progress = progress  # type: ignore[method-assign]
-        run.stop = lambda: number if reached[0] else 0
+        run.control.display.progress = progress  # type: ignore[method-assign]
+        run.control.stop = lambda: number if reached[0] else 0
 
     return prepare
 
@@ -806,7 +1000,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Ran:
 
 def test_a_signal_between_stages_is_heeded_with_its_number(shared: Place) -> None:
     with pytest.raises(Interrupted) as caught:
-        shared.run(prepare=lambda run: setattr(run, "stop", lambda: 2))
+        shared.run(prepare=lambda run: setattr(run.control, "stop", lambda: 2))
     assert (str(caught.value), caught.value.exit_code) == (f"stopped before stage 'teacher'; {GO_ON}", 130)
 
 
@@ -842,7 +1036,7 @@ def test_another_number_of_processes_refuses_the_resume(place: Place) -> None:
         job, _ = run.build.job(stage, run.plan.algorithm, run.build.train_section(stage))
         engine = Engine(job)
         run.ranks.world = 2
-        assert refusal(ResumeError, lambda: run._restore(engine, "student", "any key")) == (
+        assert refusal(ResumeError, lambda: run.stage_runner.restore(engine, "student", "any key")) == (
             "stage 'student' was begun by 1 processes and cannot be continued by 2; start 1, or a new run with --new"
         )
 

@@ -278,7 +278,7 @@ def ran(root: Path, stops: tuple[int, ...] = ()) -> tuple[dict[str, Any], RunFol
             options = {"width": {"arg": "stem_width", "values": [4, 6, 8]}, "trials": 3, "side_by_side": 2}
             runner = tiny_runner(NasKD, load_zoo(), root, {"control": True}, options, folder)
             steps = iter(range(10_000))
-            runner.stop = lambda steps=steps, stop=stop: 15 if stop is not None and next(steps) >= stop else 0
+            runner.control.stop = lambda steps=steps, stop=stop: 15 if stop is not None and next(steps) >= stop else 0
             try:
                 results = runner.run()
             except Interrupted:

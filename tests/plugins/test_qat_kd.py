@@ -292,7 +292,9 @@ def test_a_run_shows_each_way_from_floats_to_integers(out: Path) -> None:
     assert table["rows"][3][1] == round(trained["expected_top1_percent"], 2)
 
 
-def test_a_file_that_is_not_the_student_as_trained_fails_the_run(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_is_not_the_student_as_trained_is_rejected_at_the_end_of_the_run(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     convert = Int8.convert
 
     def spoiled(self: Int8, prepared: torch.nn.Module) -> torch.nn.Module:
@@ -307,11 +309,17 @@ def test_a_file_that_is_not_the_student_as_trained_fails_the_run(out: Path, monk
     ended = run(out, "export=[{format: onnx, quantize: int8-trained}]")
     assert isinstance(ended.exception, ExportError), ended.output
     assert re.fullmatch(
-        r"export/student\.int8-trained\.onnx: not the student, kept as student\.int8-trained\.onnx\.rejected\n"
-        r"  all 797 test samples: \d+\.\d\d % right, the student \d\d\.\d\d %, at most 0\.50 points may be lost",
+        r"1 of 1 exported files rejected; everything else is finished\n"
+        r"  onnx int8-trained: is not the student, kept as export/student\.int8-trained\.onnx\.rejected\n"
+        r"    all 797 test samples: \d+\.\d\d % right, the student \d\d\.\d\d %, at most 0\.50 points may be lost",
         str(ended.exception),
     )
-    assert not (out / "digits-qat-kd" / "0002-seed0" / "results.json").exists()
+    folder = out / "digits-qat-kd" / "0002-seed0"
+    (entry,) = json.loads((folder / "results.json").read_text())["exports"]
+    assert entry["expected_top1_percent"] - entry["top1_percent"] > 0.5
+    assert entry["rejected"]
+    assert json.loads((folder / "run.json").read_text())["status"] == "finished"
+    assert {"report.html", "README.md", "student.safetensors"} <= {path.name for path in folder.iterdir()}
 
 
 def test_an_average_of_weights_and_ranges_is_refused_before_training(tmp_path: Path) -> None:

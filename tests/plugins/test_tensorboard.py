@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 
@@ -55,3 +56,23 @@ def test_offering_the_tracker_does_not_import_tensorboard():
         "assert [thing.name for thing in offered] == ['tensorboard'], offered; assert 'tensorboard' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def log_without_end(tracker):
+    for step in range(100_000):
+        tracker.log("student", step, {"task": 1.0})
+        if step % 1000 == 999:
+            tracker.writers["student"].flush()
+
+
+def test_a_full_disk_is_an_error_of_the_next_call_and_shows_no_traceback(tmp_path, capfd):
+    tracker = TensorBoard()
+    tracker.start(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # no file can grow further, as if the disk were full
+    try:
+        with pytest.raises(OSError, match="too large"):
+            log_without_end(tracker)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "Traceback" not in capfd.readouterr().err

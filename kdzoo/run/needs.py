@@ -1,0 +1,64 @@
+"""What a stage's algorithm needs of data, batch and classes, checked before anything is built."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kdzoo.contract.algorithm import Algorithm
+from kdzoo.contract.stage import Stage
+from kdzoo.data.data_set import DataSet
+from kdzoo.errors import ContractError, NeedsError
+from kdzoo.recipe.sections import Recipe, TrainRecipe
+
+
+def check_needs(cls: type[Algorithm], train: TrainRecipe, recipe: Recipe, data: DataSet, processes: int) -> None:
+    """Raise NeedsError where data, batch or training section are not what the algorithm needs."""
+    needs, share = cls.needs, recipe.data.batch_size // processes
+    part = share // train.accumulate
+    if part < needs.min_batch and needs.data != "none":
+        raise NeedsError(
+            f"algorithm '{cls.name}': needs at least {needs.min_batch} samples at a time, got {part} "
+            f"(data.batch_size {recipe.data.batch_size}, {processes} processes, train.accumulate {train.accumulate})"
+        )
+    if share % train.accumulate:
+        raise NeedsError(f"train.accumulate: {share} samples cannot be split into {train.accumulate} parts of one size")
+    if train.select == "best" and not data.split_sizes.get("validation"):
+        raise NeedsError("train.select: 'best' is chosen on the validation split, and data.validation leaves none")
+    kind = data.inputs.kind
+    if kind != "image" and (needs.makes_images or needs.data == "none"):
+        raise NeedsError(f"algorithm '{cls.name}': makes up its inputs, which are images; the data set has {kind}")
+    if len(data.classes) < needs.min_classes:
+        raise NeedsError(
+            f"algorithm '{cls.name}': needs at least {needs.min_classes} classes, the data set has {len(data.classes)}"
+        )
+
+
+def stage_classes(stage: Stage, data: DataSet) -> tuple[int, ...]:
+    """Return the classes of a stage; ContractError where there are none such, or it has samples of others."""
+    everything = tuple(range(len(data.classes)))
+    known = everything if stage.classes is None else stage.classes
+    if not known or len(set(known)) < len(known) or not set(known) <= set(everything):
+        raise ContractError(f"a stage's classes must be different ones of 0..{everything[-1]}, got {list(known)}")
+    if not set(stage.earlier) < set(known):
+        raise ContractError(
+            f"a stage's earlier classes must be some of its classes {list(known)}, got {list(stage.earlier)}"
+        )
+    strange = sorted(_sampled(stage, data) - set(known)) if stage.classes is not None else []
+    if strange:
+        raise ContractError(f"a stage that knows the classes {list(known)} has samples of {strange}")
+    return known
+
+
+def task_classes(stage: Stage, known: Sequence[int], data: DataSet) -> tuple[int, ...] | None:
+    """Return the classes among which the task loss compares: None for all, () where it cannot."""
+    if stage.classes is None and not stage.earlier:
+        return None
+    if _sampled(stage, data) & set(stage.earlier):
+        return ()
+    return tuple(k for k in known if k not in stage.earlier)
+
+
+def _sampled(stage: Stage, data: DataSet) -> set[int]:
+    """The classes that a stage has samples of."""
+    targets = data.part("train").targets
+    return set((targets if stage.samples is None else targets[list(stage.samples)]).tolist())
