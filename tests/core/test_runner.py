@@ -28,6 +28,7 @@ from kdzoo.run.control import GO_ON
 from kdzoo.run.delivered import delivered_spec
 from kdzoo.run.exporting import check_rejected
 from kdzoo.run.provenance import commit_of_source
+from kdzoo.run.rehearsal import Rehearsal
 from kdzoo.run.runner import Runner
 from kdzoo.run.tracking import Trackers
 from kdzoo.storage.atomic import save_ready
@@ -705,6 +706,17 @@ def test_what_a_plan_refuses_is_refused_before_training(shared: Place) -> None:
     assert refusal(NeedsError, lambda: rehearsed(shared, picky)) == "not with this student"
 
 
+def test_a_run_is_rehearsed_once(shared: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    rehearsals: list[Any] = []
+    whole = Rehearsal.rehearse
+    monkeypatch.setattr(Rehearsal, "rehearse", lambda self: rehearsals.append(self) or whole(self))
+    rounding = type("Rounding", (Match,), {"name": "rounding", "quantizer": "int8"})
+    shared.run(rounding)
+    assert len(rehearsals) == 1
+    shared.run(rounding, prepare=lambda run: run.rehearse())
+    assert len(rehearsals) == 2
+
+
 def test_a_rehearsal_leaves_no_folder_and_no_open_generator(place: Place) -> None:
     closed: list[bool] = []
 
@@ -770,8 +782,8 @@ def test_a_teacher_worse_than_the_control_is_warned_of(place: Place) -> None:
     teacher, control = (trained.result.metrics["top1_percent"] for trained in ran.runner.stages[:2])
     assert teacher < control
     text = (
-        f"teacher 'test_resnet': {teacher:.2f} % on the validation split, below the control's {control:.2f} %; it knows "
-        "less than the student learns alone, so check its weights and its input normalisation (mean, std, size)"
+        f"teacher 'test_resnet': {teacher:.2f} % on the validation split, below the control's {control:.2f} %; it "
+        "knows less than the student learns alone, so check its weights and its input normalisation (mean, std, size)"
     )
     assert ran.results["warnings"].count(text) == 1
     assert f"warning: {text}" in ran.screen.notes

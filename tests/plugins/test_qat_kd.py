@@ -292,9 +292,7 @@ def test_a_run_shows_each_way_from_floats_to_integers(out: Path) -> None:
     assert table["rows"][3][1] == round(trained["expected_top1_percent"], 2)
 
 
-def test_a_file_that_is_not_the_student_as_trained_is_rejected_at_the_end_of_the_run(
-    out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_is_not_the_student_as_trained_is_rejected(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     convert = Int8.convert
 
     def spoiled(self: Int8, prepared: torch.nn.Module) -> torch.nn.Module:
