@@ -53,7 +53,7 @@ class ReportError(KdzooError):
 
 
 class UnfinishedError(ReportError):
-    """A run folder whose run has not finished, so that nothing of it is final."""
+    """A run folder of an unfinished run: nothing in it is final."""
 
 
 class ResumeError(KdzooError):
@@ -67,7 +67,7 @@ class VerifyError(KdzooError):
 
 
 class CorruptError(KdzooError):
-    """A stored file whose content does not match its recorded hash, or is incomplete."""
+    """A stored file that does not match its recorded hash, or is incomplete."""
 
     exit_code = 3
 

@@ -59,9 +59,7 @@ class FileSplit:
     names: tuple[str, ...]  # what to call each sample in an error, e.g. its path
     targets: np.ndarray
     read: Callable[[int], np.ndarray]
-    digest: Callable[[int], str] | None = (
-        None  # hash of a sample, cheaper than reading it; None: the hash of what is read
-    )
+    digest: Callable[[int], str] | None = None  # hash of a sample, cheaper than reading it; None: hash what is read
     #: The file of each sample, as an absolute path, where each has one: what is found out about a file is remembered
     #: until it changes. Empty: nothing is remembered.
     files: tuple[str, ...] = ()

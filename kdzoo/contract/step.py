@@ -29,12 +29,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model returns for a batch, always in float32 for an algorithm."""
+    """What a model returns for a batch, always in float32 for an algorithm. Features of text are 0 at padding."""
 
     logits: Tensor  # (N, K)
-    features: tuple[
-        Tensor, ...
-    ] = ()  # one (N, C, H, W) per paired level, shallow to deep; text: (N, D, L, 1), 0 at padding
+    features: tuple[Tensor, ...] = ()  # one (N, C, H, W) per paired level, shallow first; text: (N, D, L, 1)
     pre_logits: Tensor = None  # type: ignore[assignment]  # (N, D), if ``needs.pre_logits`` asks for it
 
     def float(self) -> Outputs:

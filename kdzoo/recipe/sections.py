@@ -131,10 +131,10 @@ class TrainRecipe(_Section):
         None, description="Largest norm of the gradient; null does not clip."
     )
     accumulate: Annotated[Whole, Field(ge=1, le=10_000)] = Field(
-        1, description="Parts that a batch is split into to save memory; one optimizer step a batch all the same."
+        1, description="Parts that a batch is split into to save memory; still one optimizer step per batch."
     )
     steps_per_epoch: Annotated[Whole, Field(ge=1, le=10_000_000)] | None = Field(
-        None, description="Fewer steps an epoch, or their number for an algorithm without data; null: the split's."
+        None, description="Fewer steps per epoch, or their number for an algorithm without data; null: the split's."
     )
     ema_decay: Annotated[Real, Field(gt=0, lt=1)] | None = Field(
         None,
@@ -194,19 +194,19 @@ class ModelRecipe(_Section):
     weights: PathText = Field(
         "train", description="train, pretrained, hf-hub:..., a file, or teacher: start from the first teacher's."
     )
-    finetune: Flag = Field(
-        False, description="Of a teacher: train it from its ready weights, rather than use them as they are."
-    )
+    finetune: Flag = Field(False, description="For a teacher: train it from its ready weights, not only use them.")
     args: Options = Field({}, description="Arguments of the model, e.g. its depth.")
-    train: TrainOverrides | None = Field(None, description="What this model's training does otherwise.")
+    train: TrainOverrides | None = Field(None, description="Keys of train with other values for this model.")
     mean: tuple[Annotated[Real, Field(ge=-1000, le=1000)], ...] | None = Field(
-        None, description="Its own normalisation, a number a channel, of pixels in [0, 1]; null: the data set's."
+        None, description="Its own normalisation, one number per channel, of pixels in [0, 1]; null: the data set's."
     )
-    std: tuple[Annotated[Real, Field(gt=0, le=1000)], ...] | None = Field(None, description="Goes with mean.")
+    std: tuple[Annotated[Real, Field(gt=0, le=1000)], ...] | None = Field(
+        None, description="Standard deviations, with mean."
+    )
     size: Annotated[Whole, Field(ge=1, le=16_384)] | None = Field(
         None, description="Its own input size in pixels; null: the data set's."
     )
-    modality: Line | None = Field(None, description="The modality it takes, where the data set declares several.")
+    modality: Line | None = Field(None, description="The modality it takes, if the data set has several.")
 
     @model_validator(mode="after")
     def _normalisation_is_whole(self) -> ModelRecipe:
@@ -304,19 +304,21 @@ class Recipe(_Section):
     models: ModelsRecipe = Field(description="The models.")
     data: DataRecipe = Field(description="The data.")
     train: TrainRecipe = Field(TrainRecipe(), description="The training.")
-    cache: CacheRecipe | None = Field(None, description="Keep teacher outputs for reuse; null: do not.")
+    cache: CacheRecipe | None = Field(None, description="Keep teacher outputs for reuse; null: off.")
     control: Flag = Field(True, description="Also train the student alone, under the same budget.")
     export: tuple[ExportRecipe, ...] = Field((), max_length=64, description="Files to export.")
     trackers: tuple[Line, ...] = Field(("tensorboard",), max_length=64, description="Names of the trackers.")
     device: Device = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="Precision of training.")
-    threads: Annotated[Whole, Field(ge=1, le=1024)] | None = Field(None, description="CPU threads; null: as torch.")
+    threads: Annotated[Whole, Field(ge=1, le=1024)] | None = Field(
+        None, description="CPU threads; null: torch's default."
+    )
     jobs: Annotated[Whole, Field(ge=1, le=256)] = Field(
-        1, description="Processes that train independent stages, e.g. several teachers, side by side; same bits."
+        1, description="Processes that train independent stages, e.g. several teachers, at the same time; same bits."
     )
     seed: Annotated[Whole, Field(ge=0, le=2**63 - 1)] = Field(0, description="Seed of everything random.")
     min_teacher_top1_percent: Percent | None = Field(
-        None, description="A teacher worse than this on the validation split stops the run; null: none does."
+        None, description="A teacher worse than this on the validation split stops the run; null: no limit."
     )
     expected: ExpectedRecipe | None = Field(None, description="The published result; null: never reproduced.")
 
