@@ -414,6 +414,9 @@ def test_plugin(
 ) -> None:
     """Run the conformance suite over an algorithm."""
     from kdzoo.errors import ContractError
+    from kdzoo.zoo.catalogue import catalogue
+
+    catalogue()  # finds plugins that end or hang a process, before they are loaded into this one
     from kdzoo.testing.checks import run_checks
     from kdzoo.zoo.loading import load_zoo
 

@@ -55,6 +55,11 @@ def stop_signals() -> Iterator[Callable[[], int]]:
             signal.signal(number, handler)
 
 
+BAR = 8  # columns of the bar
+TIME = 8  # columns of the time that is left, and of the gaps
+TERMS = 3  # that are shown of several
+
+
 class Display:
     """The progress of a run on standard error: a live bar and a line a stage on a terminal, else a line an epoch.
 
@@ -74,10 +79,10 @@ class Display:
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
             self.live = Progress(
-                TextColumn("{task.description:>14}", markup=False),
-                BarColumn(bar_width=16),
+                TextColumn("{task.description}", markup=False),
+                BarColumn(bar_width=BAR),
                 TextColumn("{task.fields[text]}", markup=False),
-                TimeRemainingColumn(),
+                TimeRemainingColumn(compact=True),
                 console=self.console,
                 transient=True,
             )
@@ -112,12 +117,15 @@ class Display:
             self._means = progress.values
             if progress.epoch + 1 == progress.epochs:
                 self._forget_task()
-                self.note(f"  {progress.stage}: {counted(progress.epochs)}, {_said(self._means)}")
+                self.note(f"  {progress.stage}: {', '.join([counted(progress.epochs), *_said(self._means)])}")
             return
         known = {name: value for name, value in self._means.items() if name.startswith("validation_")}
-        shares = ", ".join(f"{name} {share:.0%}" for name, share in progress.shares.items() if share >= 0.005)
-        text = f"epoch {progress.epoch + 1}/{progress.epochs}  {_said({**progress.values, **known})}"
-        text += f"  {progress.samples_per_s:.0f} samples/s  {shares}"
+        parts = [f"epoch {progress.epoch + 1}/{progress.epochs}", *_said({**progress.values, **known})]
+        parts += [f"{progress.samples_per_s:.0f} samples/s"]
+        parts += [f"{name} {share:.0%}" for name, share in progress.shares.items() if share >= 0.005]
+        room = self.console.width - len(progress.stage) - BAR - TIME
+        while len(text := "  ".join(parts)) > room and len(parts) > 1:
+            parts.pop()
         self.live.update(self.task, completed=progress.step, text=text)
 
     def _forget_task(self) -> None:
@@ -131,11 +139,11 @@ def counted(epochs: int) -> str:
     return f"{epochs} epoch{'s' if epochs != 1 else ''}"
 
 
-def _said(values: Mapping[str, float]) -> str:
-    """The loss and the accuracy on the validation split; of several terms each one, if the loss itself is not there."""
-    terms = {name: value for name, value in values.items() if not name.startswith("validation_")}
-    losses = {"loss": terms["loss"]} if "loss" in terms else dict(list(terms.items())[:3])
-    texts = [f"{name} {value:.4g}" for name, value in losses.items()]
+def _said(values: Mapping[str, float]) -> list[str]:
+    """The loss, or its terms where the loss itself is not there, and the accuracy on the validation split."""
+    terms = {name: value for name, value in values.items() if not name.startswith(("validation_", "grad_norm"))}
+    losses = {"loss": terms["loss"]} if "loss" in terms else dict(list(terms.items())[:TERMS])
+    texts = [f"{name} {value:.3g}" for name, value in losses.items()]
     if "validation_top1_percent" in values:
-        texts.append(f"validation accuracy {values['validation_top1_percent']:.2f} %")
-    return ", ".join(texts)
+        texts.insert(1, f"validation {values['validation_top1_percent']:.2f} %")
+    return texts

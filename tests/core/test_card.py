@@ -10,8 +10,11 @@ from pydantic import Field
 from tiny_algorithms import PAPER, Alone, Couple, Everything, Match
 
 from kdzoo.api import Algorithm, AlgorithmOptions, Needs
-from kdzoo.contract.extension_points import Offer
-from kdzoo.testing.card import abilities, count, describe_algorithm, docstring_parts, option_rows, rung
+from kdzoo.contract.extension_points import DataSource, ModelFamily, Offer, OfferOptions
+from kdzoo.errors import UnknownName
+from kdzoo.testing.card import abilities, count, describe, describe_algorithm, docstring_parts, option_rows, rung
+from kdzoo.zoo.cards import card_of
+from kdzoo.zoo.loading import Zoo
 
 
 class Documented(Match):
@@ -161,3 +164,99 @@ def test_the_whole_card_on_a_terminal() -> None:
         "exempt from 'bf16': because this is so",
     ):
         assert line in text.splitlines()
+
+
+# --- everything that is offered -----------------------------------------------------------------------
+
+
+class Dots(DataSource):
+    """Dots in
+    rows.
+
+    Drawn by hand.
+    """
+
+    name, description = "dots", "dots, drawn"
+
+    class Options(OfferOptions):
+        noise: float = Field(0.5, ge=0, description="How much.")
+
+    def load(self, root):
+        raise AssertionError
+
+
+FAMILY = ModelFamily("plain_net", ("plain_1", "plain_2"), "plain networks")
+
+
+def offered(name: str, thing: object) -> Offer:
+    return Offer(name, thing, "own", "kdzoo-own", "0.1")
+
+
+WHOLE = Zoo(
+    algorithms={"documented": offered("documented", Documented)},
+    models={name: offered(name, FAMILY) for name in FAMILY.models},
+    datasets={"dots": offered("dots", Dots)},
+    exporters={},
+    trackers={},
+    plugins=(),
+)
+
+
+def test_the_card_of_an_algorithm_has_the_idea_first_and_results_last() -> None:
+    card = replace(
+        card_of("algorithm", Documented),
+        text="## In one paragraph\n\nShort.\n\n## Notes from running it\n\nFast.\n",
+        also_known_as=("docs",),
+    )
+    text = describe_algorithm(card, offered("documented", card))
+    order = [
+        "also known as: docs",
+        "The idea",
+        "in two.",
+        "In one paragraph",
+        "Can I use it?",
+        "options",
+        "loss_weights",
+    ]
+    order += ["loss_weights", "Reads: ", "exempt from", "Notes from running it", "Results", "none of a bundled recipe"]
+    places = [text.index(part) for part in order]
+    assert places == sorted(places)
+
+
+def test_results_are_those_of_the_bundled_recipes() -> None:
+    kd = type("KD", (Documented,), {"name": "kd"})
+    text = describe_algorithm(kd, offered("kd", kd))
+    assert "\n  digits/kd: student 96.65 +- 0.72 %, trained alone 93.18 %, 3 seeds\n" in text
+    assert "\n  digits/takd: student " in text, "a recipe that hands its work to it"
+
+
+def test_a_data_set_and_a_model_have_cards_too() -> None:
+    assert describe("dots", WHOLE).splitlines() == [
+        "dots: dots, drawn",
+        "",
+        "data set of the plugin: own (kdzoo-own 0.1)",
+        "",
+        "Dots in rows.",
+        "",
+        "Drawn by hand.",
+        "",
+        "options",
+        "  noise                number, >= 0, default 0.5. How much.",
+    ]
+    models = ["plain_net: plain networks", "", "plugin: own (kdzoo-own 0.1)", "", "models", "  plain_1", "  plain_2"]
+    for name in ("plain_1", "plain_net"):
+        assert describe(name, WHOLE).splitlines() == models
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("dotz", "unknown name 'dotz'; did you mean 'dots'? `kdzoo list KIND` names what there is"),
+        ("documentd", "unknown algorithm 'documentd'; did you mean 'documented'? known: documented"),
+        ("\x1b[2J", "unknown algorithm '\\x1b[2J'; known: documented"),
+    ],
+)
+def test_an_unknown_name_is_refused(name: str, says: str) -> None:
+    with pytest.raises(UnknownName) as caught:
+        describe(name, WHOLE)
+    assert str(caught.value) == says

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Literal
 
@@ -16,9 +17,9 @@ from kdzoo.api.models import ModelFamily
 from kdzoo.contract.extension_points import Offer
 from kdzoo.contract.stage import ModelSpec
 from kdzoo.errors import PluginError, RecipeError, UnknownName
-from kdzoo.plan.resolve import Plan, further_problems, resolve, resolve_algorithm, resolve_choice, unmet_needs
+from kdzoo.plan.resolve import Plan, filled, further_problems, resolve, resolve_algorithm, resolve_choice, unmet_needs
 from kdzoo.plan.schema import recipe_schema
-from kdzoo.recipe.reading import parse_recipe
+from kdzoo.recipe.reading import dump_recipe, parse_recipe
 from kdzoo.zoo.loading import PluginInfo, Zoo
 
 PAPER = Paper("A paper", "An author", 2020, "https://example.org")
@@ -459,3 +460,35 @@ def test_what_plugins_find_comes_out_with_what_is_wrong_in_the_recipe_itself():
         "  line 7 data.name",
         "  line 9 train.epochs",
     ]
+
+
+# --- defaults ---------------------------------------------------------------------------------------
+
+
+def test_every_default_of_a_plugin_is_filled_in():
+    given = ["algorithm.options.layers=[1]", "algorithm.loss_weights.soft=3", "export=[{format: paperback}]"]
+    loaded = parse_recipe(RECIPE.encode(), Path("x.yaml"), given)
+    whole = filled(loaded.recipe, ZOO)
+    assert whole.algorithm.options == {**json.loads(Soft.Options().model_dump_json()), "layers": [1]}
+    assert whole.algorithm.loss_weights == {**Soft.default_weights, "soft": 3}
+    assert whole.data.options == json.loads(ZOO.datasets["dots"].thing.Options().model_dump_json())
+    assert whole.export[0].options == {"pages": ZOO.exporters["paperback"].thing.Options().pages}
+    assert filled(whole, ZOO) == whole
+    again = parse_recipe(dump_recipe(whole).encode(), Path("x.yaml"))
+    plan, before = resolve(again, ZOO), resolve(loaded, ZOO)
+    assert again.recipe == whole
+    assert (plan.algorithm.options, plan.algorithm.loss_weights) == (
+        before.algorithm.options,
+        before.algorithm.loss_weights,
+    )
+
+
+def test_the_defaults_of_a_delegate_are_filled_in_too():
+    whole = filled(parse_recipe(CHAIN.encode(), Path("x.yaml")).recipe, ZOO)
+    assert whole.algorithm.options.keys() == {*Chain.Options.model_fields, *Soft.Options.model_fields}
+    assert whole.algorithm.loss_weights == {**Soft.default_weights, **Chain.default_weights}
+
+
+def test_what_is_not_offered_stays_as_it_is_written():
+    recipe = parse_recipe(RECIPE.encode(), Path("x.yaml")).recipe
+    assert filled(recipe, Zoo({}, {}, {}, {}, {}, ())) == recipe

@@ -110,10 +110,30 @@ def test_a_terminal_shows_loss_and_accuracy_and_keeps_a_line_a_stage() -> None:
     display.console = Console(file=io.StringIO(), force_terminal=True, width=100)
     with display:
         bar = steps(display)
-    assert bar == "epoch 2/2  loss 1.5, validation accuracy 61.50 %  1234 samples/s  data 25%, student 75%"
+    assert bar == "epoch 2/2  loss 1.5  validation 61.50 %  1234 samples/s  data 25%"
     said = display.console.file.getvalue()  # type: ignore[attr-defined]
-    assert "  student: 2 epochs, loss 1.25, validation accuracy 71.25 %\n" in said
+    assert "  student: 2 epochs, loss 1.25, validation 71.25 %\n" in said
     assert "delivery: evaluating \\x1b[2J" in said
+
+
+@pytest.mark.parametrize(
+    ("columns", "text"),
+    [
+        (120, "epoch 2/2  task 1  validation 61.50 %  kd 0.5  other 2  1234 samples/s  data 25%  student 75%"),
+        (80, "epoch 2/2  task 1  validation 61.50 %  kd 0.5  other 2"),
+        (60, "epoch 2/2  task 1  validation 61.50 %"),
+        (10, "epoch 2/2"),
+    ],
+)
+def test_a_narrow_terminal_shows_the_first_term_and_the_accuracy(columns: int, text: str) -> None:
+    display = Display()
+    display.console = Console(file=io.StringIO(), force_terminal=True, width=columns)
+    terms = {"task": 1.0, "kd": 0.5, "grad_norm": 9.0, "other": 2.0, "fourth": 3.0}
+    with display:
+        display.progress(Step(0, terms))
+        display.progress(Step(0, {**terms, "validation_top1_percent": 61.5}, end_of_epoch=True))
+        display.progress(Step(1, terms))
+        assert display.live.tasks[0].fields["text"] == text
 
 
 def test_a_pipe_gets_a_line_an_epoch() -> None:
