@@ -114,9 +114,7 @@ class FormCheck:
         """
         if not isinstance(split, FileSplit):
             return 0
-        if split.files:
-            records.digests(split)
-        unknown = [i for i in range(len(split.names)) if not records.is_readable(split, i)]
+        unknown = records.unread(split)
         shape = (*self.inputs.size, self.inputs.channels)
 
         def decoded(i: int) -> str | None:

@@ -7,10 +7,12 @@ of them has other content, nothing that was remembered is trusted.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
 import random
+import re
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,10 +35,11 @@ MOST_OTHERS = 1_000_000
 #: Threads that hash files; hashing releases the interpreter, so they run side by side.
 HASHING_THREADS = 8
 
-#: Size, time of change in ns, of change of the inode in ns, inode.
-State = list[int]
-#: A file's state, its digest, and the rules under which it can be read; "" where that is not known.
-Record = tuple[State, str, str]
+#: What stands for the rules under which a file can be read, where none are known.
+UNREAD = "-" * 8
+#: Hexadecimal digits of a digest.
+DIGITS = 32
+RECORD = re.compile(r"\d+ -?\d+ -?\d+ \d+ [0-9a-f]{32} [0-9a-f-]{8}")
 
 
 def files_hashed(split: FileSplit, rows: Sequence[int]) -> list[str]:
@@ -52,51 +55,60 @@ def files_hashed(split: FileSplit, rows: Sequence[int]) -> list[str]:
 
 
 class FileRecords:
-    """Digests of files, and which of them can be read, by path; kept in the user's cache, one file a data root."""
+    """Digests of files, and which of them can be read, by path; kept in the user's cache, one file a data root.
+
+    A record is one line: the file's state, its digest, and a hash of the rules under which it was read.
+    """
 
     def __init__(self, root: Path | None = None) -> None:
         """``root`` is the data root; None: what is found out is forgotten with the process."""
         folder = cache_folder()
         name = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:24] if root is not None else ""
         self._place = folder / "files" / f"{name}.json" if folder is not None and root is not None else None
-        self._known: dict[str, Record] | None = None
+        self._known: dict[str, str] | None = None
         self._seen: set[str] = set()
         self._changed = False
         self.notes: list[str] = []  # what a user should hear of
 
     def digests(self, split: FileSplit) -> list[str]:
         """Return the digest of each file of a split. Raises DataError for one that cannot be read."""
-        known = self._load()
+        known, empty = self._load(), ""
         states = [_state(path) for path in split.files]
-        same = [i for i, path in enumerate(split.files) if path in known and known[path][0] == states[i]]
+        records = [known.get(path, empty) for path in split.files]
+        same = [i for i, record in enumerate(records) if record.startswith(states[i])]
         if same:
             count = min(len(same), max(RECHECKED_LEAST, int(RECHECKED_SHARE * len(same))))
             again = random.SystemRandom().sample(same, count)
             found = files_hashed(split, again)
-            other = sum(known[split.files[i]][1] != digest for i, digest in zip(again, found, strict=True))
+            other = sum(_digest(records[i]) != digest for i, digest in zip(again, found, strict=True))
             if other:
                 self.notes.append(
                     f"{other} of {count} files that were read again have other content, though size, times and inode "
                     "are the same; all files were read anew"
                 )
                 same = []
-        fresh = sorted(set(range(len(states))).difference(same))
-        for i, digest in zip(fresh, files_hashed(split, fresh), strict=True):
-            known[split.files[i]] = (states[i], digest, "")
-        self._changed = self._changed or bool(fresh)
+        if len(same) < len(states):
+            fresh = sorted(set(range(len(states))).difference(same))
+            for i, digest in zip(fresh, files_hashed(split, fresh), strict=True):
+                known[split.files[i]] = records[i] = f"{states[i]}{digest} {UNREAD}"
+            self._changed = True
         self._seen.update(split.files)
-        return [known[path][1] for path in split.files]
+        return [_digest(record) for record in records]
 
-    def is_readable(self, split: FileSplit, i: int) -> bool:
-        """Whether a file, whose digest was asked for before, is known to be readable under the split's rules."""
-        record = self._load().get(split.files[i]) if split.files else None
-        return record is not None and record[2] == _short(split.rules)
+    def unread(self, split: FileSplit) -> list[int]:
+        """Return the samples that are not known to be readable under the split's rules. Raises DataError as above."""
+        if not split.files:
+            return list(range(len(split.names)))
+        if not self._seen.issuperset(split.files):
+            self.digests(split)
+        known, rules = self._load(), _short(split.rules)
+        return [i for i, path in enumerate(split.files) if not known[path].endswith(rules)]
 
     def mark_readable(self, split: FileSplit, i: int) -> None:
         """Remember that a file can be read under the split's rules."""
         if split.files:
-            state, digest, _ = self._load()[split.files[i]]
-            self._load()[split.files[i]] = (state, digest, _short(split.rules))
+            known, path = self._load(), split.files[i]
+            known[path] = known[path][: -len(UNREAD)] + _short(split.rules)
             self._changed = True
 
     def save(self) -> None:
@@ -105,39 +117,40 @@ class FileRecords:
             return
         known, now = self._load(), time.time_ns()
         others = [path for path in known if path not in self._seen][:MOST_OTHERS]
-        kept = {path: known[path] for path in (*others, *self._seen) if now - known[path][0][1] > SETTLED_NS}
+        kept = {path: known[path] for path in (*others, *self._seen) if now - _changed_ns(known[path]) > SETTLED_NS}
         self._changed = False
         if kept:
             with contextlib.suppress(OSError, KdzooError):
                 self._place.parent.mkdir(parents=True, exist_ok=True)
                 write_bytes(self._place, json.dumps(kept, separators=(",", ":")).encode())
 
-    def _load(self) -> dict[str, Record]:
+    def _load(self) -> dict[str, str]:
         if self._known is None:
             self._known = {}
-            with contextlib.suppress(OSError, ValueError, RecursionError):
+            with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
                 content: Any = json.loads(self._place.read_bytes()) if self._place is not None else {}
-                if isinstance(content, dict) and all(map(_is_record, content.values())):
+                if isinstance(content, dict) and all(map(RECORD.fullmatch, content.values())):
                     self._known = content
         return self._known
 
 
-def _is_record(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and [type(part) for part in value] == [list, str, str]
-        and len(value[1]) == 32
-        and [type(part) for part in value[0]] == [int] * 4
-    )
-
-
-def _state(path: str) -> State:
+def _state(path: str) -> str:
+    """Return size, times of change of content and of the inode in ns, and inode, each with a space after it."""
     try:
         found = os.stat(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
-    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+    return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino} "
 
 
+def _changed_ns(record: str) -> int:
+    return int(record.split(" ", 2)[1])
+
+
+def _digest(record: str) -> str:
+    return record[-DIGITS - len(UNREAD) - 1 : -len(UNREAD) - 1]
+
+
+@functools.cache
 def _short(rules: str) -> str:
-    return hashlib.sha256(rules.encode()).hexdigest()[:8]
+    return hashlib.sha256(rules.encode()).hexdigest()[: len(UNREAD)]

@@ -151,7 +151,10 @@ class Reader:
         """Hash the bytes of file ``i``."""
         try:
             with open(self.paths[i], "rb") as file:
-                return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+                found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+                if file.tell() == 0:
+                    raise DataError(f"{self.paths[i]}: is empty")
+                return found
         except OSError as error:
             raise DataError(f"{self.paths[i]}: cannot be read: {error}") from error
 
@@ -206,8 +209,6 @@ def _image(entry: os.DirEntry[str], base: str) -> str:
             if not entry.name.lower().endswith(SUFFIXES)
             else f"{entry.path}: is no regular file"
         )
-    if entry.stat().st_size == 0:
-        raise DataError(f"{entry.path}: is empty")
     return entry.path
 
 

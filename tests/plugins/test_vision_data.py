@@ -346,8 +346,6 @@ def test_folders_that_are_not_right(folder: Path, tmp_path_factory: pytest.TempP
             path.unlink()
         return text.removeprefix(f"{path}: ")
 
-    (cat / "empty.png").touch()
-    assert refused_with(cat / "empty.png") == "is empty"
     (cat / "notes.txt").write_text("x")
     assert refused_with(cat / "notes.txt") == (
         "is no image by its name; .jpg, .jpeg, .png, .webp, .bmp are read, and hidden files passed over"
@@ -510,12 +508,12 @@ def test_unchanged_images_are_neither_hashed_nor_decoded_again(
     aged(folder)
     first = opened(folder)
     assert first.check_form().startswith("12 images decoded; test split of 4 samples: form checked")
-    assert len(reads) == 24 + 2  # the training split was known again when it was decoded, and two of it rechecked
+    assert len(reads) == 24
     reads.clear()
     again = opened(folder)
     assert again.check_form().startswith("test split of 4 samples")
     assert (again.fingerprint, again.notes) == (first.fingerprint, first.notes)
-    assert len(reads) == 6
+    assert len(reads) == 2 + 2  # two of train, two of test
     assert all(read.startswith("digest") for read in reads)
     reads.clear()
     opened(folder, max_megapixels=2).check_form()
@@ -539,13 +537,20 @@ def test_a_changed_image_is_noticed(how: str, folder: Path, records: Path, reads
     assert "digest train/dog/0.png" in reads
 
 
+def test_an_empty_image_is_refused(folder: Path) -> None:
+    (folder / "train" / "cat" / "empty.png").touch()
+    with pytest.raises(DataError) as caught:
+        opened(folder)
+    assert str(caught.value) == f"{folder / 'train' / 'cat' / 'empty.png'}: is empty"
+
+
 def test_where_a_rechecked_image_has_other_content_nothing_is_trusted(
     folder: Path, records: Path, reads: list[str]
 ) -> None:
     opened(aged(folder))
     (place,) = (records / "kdzoo" / "files").iterdir()
     known = json.loads(place.read_text())
-    place.write_text(json.dumps({path: [state, "0" * 32, rules] for path, (state, _, rules) in known.items()}))
+    place.write_text(json.dumps({path: f"{record[:-41]}{'0' * 32}{record[-9:]}" for path, record in known.items()}))
     reads.clear()
     data = opened(folder)
     assert data.notes == [
@@ -556,7 +561,7 @@ def test_where_a_rechecked_image_has_other_content_nothing_is_trusted(
     assert data.fingerprint == opened(folder).fingerprint
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"/x": 1}', '{"/x": [[1, 2, 3], "", ""]}', "[" * 100_000])
+@pytest.mark.parametrize("content", ["", "[]", '{"/x": 1}', '{"/x": "1 2 3 4 5 6"}', "[" * 100_000])
 def test_damaged_records_are_passed_over(content: str, folder: Path, records: Path) -> None:
     before = opened(aged(folder)).fingerprint
     (place,) = (records / "kdzoo" / "files").iterdir()
