@@ -68,9 +68,13 @@ def narrowed(table: Sequence[Sequence[str]], widths: Sequence[int], left: int, w
     return widths
 
 
+#: A run of letters with what may end it: a slash, a dash, a dot or an underscore, but not the point of a number.
+_WORD = re.compile(r"(?:[^\s/_.-]|\.(?=\d))*(?:[/_-]|\.(?!\d))+|(?:[^\s/_.-]|\.(?=\d))+ ?|\n| +")
+
+
 def words(text: str) -> list[str]:
     """What must not be broken: a name may be broken after a slash, a dash, a dot or an underscore."""
-    return re.findall(r"(?:[^\s/_.-]|\.(?=\d))*[/_.-]+|(?:[^\s/_.-]|\.(?=\d))+ ?|\n| +", text) or [""]
+    return _WORD.findall(text) or [""]
 
 
 def wrapped(text: str, width: int) -> str:

@@ -199,7 +199,7 @@ def test_no_word_of_a_table_is_broken():
     assert text_table(["run", "value"], rows, width=20) == (
         "run           value\na_long_name-   1.25\nof-a-run/\n0001-seed0\nshort           100"
     )
-    assert text_table(["what"], [["at 0.25 of it"]], width=7) == "what\nat 0.25\nof it"
+    assert text_table(["what"], [["at 0.25 of it"]], width=6) == "what\nat\n0.25\nof it"
     assert "unbreakable" in text_table(["run"], [["unbreakable"]], width=4)
 
 
