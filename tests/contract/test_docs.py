@@ -280,6 +280,16 @@ def test_every_field_of_a_step_and_every_need_is_explained():
     assert len(needs) >= 9
 
 
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/decisions/0023-packages.md"])
+def test_the_map_of_the_packages_has_every_floor(page):
+    layers = _imported(ROOT / "tests" / "contract" / "test_layers.py", "layers_for_docs")
+    wanted = [{room for room in floor if not room.startswith("__")} for floor in layers.FLOORS]
+    shown: dict[int, set[str]] = {}
+    for number, rooms in re.findall(r"(?m)^\| (\d+) \| (`[^|]+`) \|", (ROOT / page).read_text()):
+        shown.setdefault(int(number), set()).update(re.findall(r"`(\w+)`", rooms))
+    assert shown == {number: rooms for number, rooms in enumerate(wanted, 1) if rooms}
+
+
 def test_the_number_of_checks_is_told_as_it_is():
     assert f"the same {len(checks.ALL)} checks" in text_of("write-a-plugin.md")
 
