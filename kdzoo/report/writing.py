@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from kdzoo.errors import CorruptError
 from kdzoo.report.model_card import card
 from kdzoo.report.page import page
 from kdzoo.report.reading import read_run
@@ -27,10 +28,16 @@ def write_report(folder: Path) -> None:
 def rewrite_report(folder: Path) -> None:
     """Write report.html and README.md of a finished run again, and record them in its manifest.
 
-    Every other file is compared with the manifest first: CorruptError lists those that differ, and nothing is written.
-    Raise ReportError where no finished run is.
+    Every file is compared with the manifest first, these two as well if they exist: CorruptError lists those that
+    differ, and nothing is written. Raise ReportError where no finished run is.
     """
     run = RunFolder.view(folder)
-    run.verify(leave_out=WRITTEN)
+    gone = [name for name in WRITTEN if not run.path(name).exists()]
+    try:
+        run.verify(leave_out=gone)
+    except CorruptError as error:
+        changed = [name for name in WRITTEN if f"{run.path(name)}: " in str(error)]
+        remedy = f"\n`kdzoo report` writes {' and '.join(changed)} again once deleted" if changed else ""
+        raise CorruptError(f"{error}{remedy}") from None
     write_report(folder)
     run.record(*WRITTEN)

@@ -45,7 +45,11 @@ def write_sealed(
 
 def sealed_bytes(content: Mapping[str, Any]) -> bytes:
     plain = json.loads(json.dumps({"schema_version": SCHEMA_VERSION, "kdzoo": kdzoo.__version__, **content}))
-    return json_bytes({**plain, "seal": stable_hash(plain)})
+    return _with_seal(plain)
+
+
+def _with_seal(content: Mapping[str, Any]) -> bytes:
+    return json_bytes({**content, "seal": stable_hash(content)})
 
 
 def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
@@ -75,6 +79,8 @@ def read_sealed(path: Path, **fields: type) -> dict[str, Any]:
         )
     if content.pop("seal", None) != stable_hash(content):
         raise CorruptError(f"{path}: damaged: its content does not match its seal")
+    if _with_seal(content) != data:
+        raise CorruptError(f"{path}: damaged: its spaces or its spelling are not as written")
     for name, kind in fields.items():
         if not isinstance(content.get(name), kind):
             raise CorruptError(f"{path}: damaged: it has no '{name}', so it is the content of another file")

@@ -12,12 +12,10 @@ import pytest
 from command_line import Trained
 
 from kdzoo.cli import main
+from kdzoo.report.writing import WRITTEN
 from kdzoo.storage.run_folder import RunFolder
 
 COMMANDS = ("verify-run", "report", "compare", "export")
-
-#: What `report` writes anew, from files that verify: damage to them is mended by it.
-WRITTEN_BY_REPORT = ("report.html", "README.md")
 
 #: Hold nothing of the result: the name of a live owner, and the checkpoints of unfinished stages.
 EMPTY = ("lock", "checkpoints")
@@ -43,6 +41,10 @@ def flipped(data: bytes, other: bytes) -> bytes:
 
 def cut(data: bytes, other: bytes) -> bytes:
     return data[:-2]
+
+
+def longer(data: bytes, other: bytes) -> bytes:
+    return data + b"\n"
 
 
 def swapped(data: bytes, other: bytes) -> bytes:
@@ -91,7 +93,7 @@ def test_every_corruption_of_every_file_is_refused(
             path.unlink() if damaged is None else path.write_bytes(damaged)
             before = content(run)
             for command in COMMANDS:
-                if command == "report" and path.name in WRITTEN_BY_REPORT:
+                if command == "report" and path.name in WRITTEN and damaged is None:
                     continue
                 arguments = [str(run)] * (2 if command == "compare" else 1)
                 code, err = kdzoo(monkeypatch, capsys, command, *arguments)
@@ -103,12 +105,16 @@ def test_every_corruption_of_every_file_is_refused(
     assert kdzoo(monkeypatch, capsys, "verify-run", str(run)) == (0, "")
 
 
-@pytest.mark.parametrize("name", WRITTEN_BY_REPORT)
-def test_a_damaged_report_is_written_anew(
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_report_that_was_changed_is_written_again_only_once_it_is_deleted(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     (run / name).write_text("not what was written")
     assert kdzoo(monkeypatch, capsys, "verify-run", str(run))[0] == 3
+    code, err = kdzoo(monkeypatch, capsys, "report", str(run))
+    assert code == 3
+    assert err.endswith(f"\n`kdzoo report` writes {name} again once deleted\n")
+    (run / name).unlink()
     assert kdzoo(monkeypatch, capsys, "report", str(run)) == (0, "")
     assert kdzoo(monkeypatch, capsys, "verify-run", str(run)) == (0, "")
 
