@@ -23,6 +23,7 @@ from kdzoo.training.device import (
     check_gradients,
     choose_precision,
     cpu_has_bf16,
+    local_gpu,
     pick_device,
     seed_generators,
     set_threads,
@@ -192,6 +193,21 @@ def test_a_precision_places_and_casts() -> None:
 
 
 # --- threads, instructions, seeds ------------------------------------------------------------------
+
+
+def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    current: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    assert [local_gpu("auto", rank) for rank in (0, 1)] == [torch.device("cuda", 0), torch.device("cuda", 1)]
+    assert current == [0, 1]
+    assert local_gpu("cpu", 7) is None
+    with pytest.raises(DeviceError) as caught:
+        local_gpu("cuda", 2)
+    assert str(caught.value) == (
+        "device: process 2 of this machine has no GPU of its own (2 found); start fewer processes, or use 'cpu'"
+    )
 
 
 def test_threads_are_fixed_on_request() -> None:

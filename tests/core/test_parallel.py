@@ -30,6 +30,7 @@ def test_a_single_process_is_rank_0_of_1_and_every_call_is_free(monkeypatch: pyt
     reached.grad = gradient = torch.tensor([1.0, 2.0])
     ranks.average_gradients([reached, unreached])
     assert (reached.grad is gradient, unreached.grad) == (True, None)
+    assert ranks.collect({"a": 1}) == [{"a": 1}]
     ranks.agree("the recipe", "x")
     ranks.barrier()
     ranks.close()
