@@ -62,8 +62,8 @@ def export_and_verify(
     ``inputs`` (N, C, H, W) is the whole test split as the model takes it, normalised, float32, or text, (N, L), int64;
     a memory-mapped array will do. ``targets`` are (N,), ``student_logits`` (N, K) what the student itself gave for
     these samples, and ``calibration`` training batches prepared like ``inputs``. The entry's latency is None: it means
-    something only when the file is timed beside the models. ``expected_top1_percent`` is the accuracy of the student's
-    own logits.
+    something only when the file is timed in turn with the models. ``expected_top1_percent`` is the accuracy of the
+    student's own logits.
 
     ``rejected`` of the entry lists what is wrong with the file, with both numbers of each failed check. A file with
     anything wrong is kept as ``*.rejected`` for a look, and one that was there before stays. Raises ExportError when
@@ -137,7 +137,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
 def file_metadata(network: Network, classes: Sequence[str]) -> dict[str, str]:
     """Return what a file says of itself: all that a user needs to feed it.
 
-    Text comes out of the tokenizer that is delivered beside the student.
+    Text comes out of the tokenizer that is delivered with the student.
     """
     return {
         "model": network.spec.name,

@@ -16,7 +16,7 @@ from kdzoo.contract.classification import validation_metrics
 from kdzoo.contract.stage import ModelSpec, Stage, StageResult
 from kdzoo.data.data_set import DataSet, open_data
 from kdzoo.data.loader import Loader
-from kdzoo.errors import ContractError, DistributedError, NeedsError, UnknownName, nearest
+from kdzoo.errors import ContractError, NeedsError, UnknownName, nearest
 from kdzoo.evaluation.measuring import predict
 from kdzoo.models.building import build_network
 from kdzoo.models.levels import Pairing, pair_levels, shapes_of
@@ -26,7 +26,7 @@ from kdzoo.plan.resolve import Plan, ResolvedAlgorithm
 from kdzoo.recipe.problems import explain
 from kdzoo.recipe.sections import Recipe, TrainRecipe
 from kdzoo.run.keys import STAGE_FORMAT, core_hash, model_hash, source_hash
-from kdzoo.run.needs import check_needs, stage_classes, task_classes
+from kdzoo.run.needs import check_needs, check_quantizer, stage_classes, task_classes
 from kdzoo.storage.sealed import read_tensors
 from kdzoo.storage.store import Store
 from kdzoo.training.device import Precision, choose_precision, pick_device, set_threads
@@ -112,8 +112,9 @@ class Builder:
         try:
             options = cls.Options.model_validate(dict(spec.quantizer_options))
         except ValidationError as error:
-            told = "; ".join(f"{path}: {words}" for path, words in explain(error, cls.Options, spec.quantizer_options))
-            raise ContractError(f"model '{spec.name}': options of quantizer '{spec.quantizer}': {told}") from error
+            problems = explain(error, cls.Options, spec.quantizer_options)
+            listed = "; ".join(f"{path}: {words}" for path, words in problems)
+            raise ContractError(f"model '{spec.name}': options of quantizer '{spec.quantizer}': {listed}") from error
         return network.quantized(cls(options))
 
     def job(
@@ -129,15 +130,10 @@ class Builder:
         """
         cls: type[Algorithm] = chosen.cls if chosen else Plain
         check_needs(cls, train, self.recipe, self.data, self.ranks.world)
+        check_quantizer(cls, stage.model.quantizer, train, self.ranks.world)
         needs = cls.needs
         loader = self._loader(stage, needs.data)
-        student = self.network(stage.model, stage.salt)
-        if stage.start is not None and stage.model.weights == "teacher":
-            start_from(student, self.trained_network(stage.start))
-        elif stage.start is not None:
-            cls.load_start(student.model, read_tensors(stage.start.weights["student"]))
-        elif stage.model.weights == "teacher" and taught:  # a dry run, which has no stored teacher to start from
-            start_from(student, taught[0])
+        student = self._student(stage, cls, taught)
         peers = [self.network(spec, f"{stage.salt}peer_{i}") for i, spec in enumerate(stage.peers)]
         taught = [self.trained_network(teacher) for teacher in stage.teachers] if taught is None else taught
         pairing = pair_levels(student, [*taught, *peers]) if needs.features else None
@@ -150,16 +146,6 @@ class Builder:
             torch.manual_seed(derive_seed(self.recipe.seed, "algorithm", stage.salt))
             algorithm = cls(chosen.options if chosen else cls.Options(), shapes)
         precision = self.precision(student)
-        if stage.model.quantizer is not None and self.ranks.world > 1:
-            raise DistributedError(
-                f"algorithm '{cls.name}': trains the student in '{stage.model.quantizer}', whose ranges and BatchNorm "
-                f"each of the {self.ranks.world} processes would learn from its own samples; run one process"
-            )
-        if stage.model.quantizer is not None and train.ema_decay is not None:
-            raise NeedsError(
-                f"train.ema_decay: averages floats, and '{cls.name}' trains the student in "
-                f"'{stage.model.quantizer}', whose ranges are no averages; null would be right"
-            )
         if stage.model.quantizer is not None:  # half precision would round what the quantizer is to round
             student, precision = self.quantized(student, stage.model), Precision(self.device, None, False)
         teachers = [
@@ -190,6 +176,17 @@ class Builder:
             ranks=self.ranks,
         )
         return job, pairing
+
+    def _student(self, stage: Stage, cls: type[Algorithm], taught: Sequence[Network] | None) -> Network:
+        """The student with the weights that it starts from."""
+        student = self.network(stage.model, stage.salt)
+        if stage.start is not None and stage.model.weights == "teacher":
+            start_from(student, self.trained_network(stage.start))
+        elif stage.start is not None:
+            cls.load_start(student.model, read_tensors(stage.start.weights["student"]))
+        elif stage.model.weights == "teacher" and taught:  # a dry run, which has no stored teacher to start from
+            start_from(student, taught[0])
+        return student
 
     @property
     def _share(self) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from kdzoo.contract.algorithm import Algorithm
 from kdzoo.contract.stage import Stage
 from kdzoo.data.data_set import DataSet
-from kdzoo.errors import ContractError, NeedsError
+from kdzoo.errors import ContractError, DistributedError, NeedsError
 from kdzoo.recipe.sections import Recipe, TrainRecipe
 
 
@@ -30,6 +30,22 @@ def check_needs(cls: type[Algorithm], train: TrainRecipe, recipe: Recipe, data: 
     if len(data.classes) < needs.min_classes:
         raise NeedsError(
             f"algorithm '{cls.name}': needs at least {needs.min_classes} classes, the data set has {len(data.classes)}"
+        )
+
+
+def check_quantizer(cls: type[Algorithm], quantizer: str | None, train: TrainRecipe, processes: int) -> None:
+    """Raise an error where a student cannot be trained in a quantizer; ``quantizer`` None is training in floats."""
+    if quantizer is None:
+        return
+    if processes > 1:
+        raise DistributedError(
+            f"algorithm '{cls.name}': trains the student in '{quantizer}', whose ranges and BatchNorm each of the "
+            f"{processes} processes would learn from its own samples; run one process"
+        )
+    if train.ema_decay is not None:
+        raise NeedsError(
+            f"train.ema_decay: averages floats, and '{cls.name}' trains the student in '{quantizer}', whose ranges are "
+            "no averages; null would be right"
         )
 
 

@@ -41,7 +41,7 @@ class Failure:
 class Workers:
     """Up to ``jobs`` processes. Each calls ``begin(*arguments, stop)`` once, and what that returns with every task.
 
-    ``begin``, its arguments, the tasks and their results have to be picklable. A worker stops when it is told to, or
+    ``begin``, its arguments, the tasks and their results have to be picklable. A worker stops when it is asked to, or
     when this process is gone.
     """
 
@@ -97,11 +97,11 @@ _begun: dict[str, Any] = {}
 def _enter(order: Any, parent: int, begin: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # a terminal sends them to all; it is the parent who decides
         signal.signal(number, signal.SIG_IGN)
-    _begun.update(begin=begin, arguments=arguments, stop=lambda: _told(order, parent))
+    _begun.update(begin=begin, arguments=arguments, stop=lambda: _asked_to_stop(order, parent))
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
 
 
-def _told(order: Any, parent: int) -> int:
+def _asked_to_stop(order: Any, parent: int) -> int:
     return signal.SIGTERM if order.is_set() or os.getppid() != parent else 0
 
 

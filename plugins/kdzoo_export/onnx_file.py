@@ -72,7 +72,7 @@ class Onnx(Exporter):
 
     @property
     def whole_range(self) -> bool:
-        """Whether weights use all 8 bits, so that a session has to be told to be precise on some CPUs."""
+        """Whether weights use all 8 bits, so that some CPUs need the session option ``PRECISE``."""
         trained = self.options.quantize == "int8-trained"
         return trained or (self.options.quantize == "int8" and not self.options.reduce_range)
 
@@ -183,7 +183,7 @@ def quantize_int8(
 
 
 def finish(graph: onnx.ModelProto, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write the graph with our metadata and without what torch notes beside each node, source paths included."""
+    """Write the graph with our metadata and without what torch notes on each node, source paths included."""
     import onnx
 
     for part in (graph.graph, *graph.graph.node, *graph.graph.input, *graph.graph.output, *graph.graph.value_info,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -324,7 +325,7 @@ def test_a_key_covers_the_stage(change: str, usual: Runner) -> None:
         {"data": {"validation": 8}},
         {"data": {"train_limit": 40}},
         {"data": {"options": {"seed": 1}}},
-        {"cache": {"views": 2}},
+        {"cache": {"views": 1}},
         {"train": {"optimizer": {"lr": 0.5}}},
     ],
     ids=str,
@@ -387,11 +388,15 @@ def test_a_core_of_which_a_file_is_missing_has_no_key(
         (copy / "types.py").rename(copy / "kinds.py")
     elif kind == "zip":
         copy = Path(shutil.make_archive(str(copy), "zip", Path(kdzoo.__file__).parents[1], "kdzoo/contract")) / "kdzoo"
-    missing = {"renamed": "kdzoo.types"}.get(kind, "kdzoo, kdzoo.api, kdzoo.contract")
+    missing = {"renamed": r"kdzoo\.types"}.get(
+        kind, r"kdzoo, kdzoo\.api, kdzoo\.[a-z._]+"
+    )  # the first of those imported
     monkeypatch.setattr(keys.kdzoo, "__file__", str(copy / "__init__.py"))
-    assert refusal(KdzooError, lambda: key_of(usual, of_match(usual))) == (
-        f"{copy}: the source of {missing} is missing, and results are stored under the hash of the source; install "
-        "kdzoo as plain files, and leave them alone during a run"
+    text = refusal(KdzooError, lambda: key_of(usual, of_match(usual)))
+    assert re.fullmatch(
+        rf"{re.escape(str(copy))}: the source of {missing} is missing, and results are stored under the hash of the "
+        r"source; install kdzoo as plain files, and leave them alone during a run",
+        text,
     )
 
 
