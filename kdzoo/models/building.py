@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,8 @@ from kdzoo.errors import ModelError, UnknownName, nearest
 from kdzoo.models.network import Network
 from kdzoo.models.weights import in_words, load_weights
 
+#: A network takes at least the room of this many of its inputs.
+MAPS = 16
 #: Arguments of timm.create_model that the recipe says elsewhere, and where.
 RESERVED = {
     "num_classes": "the data set says how many classes there are",
@@ -79,6 +82,7 @@ def build_network(
 def _image_network(spec: ModelSpec, inputs: Pixels, num_classes: int, origin: Origin, seed: int, load: bool) -> Network:
     """Build a network that takes maps (N, C, H, W), in the channels, size and normalisation that suit its weights."""
     size = inputs.size if spec.size is None else (spec.size, spec.size)
+    _check_room(spec, inputs.channels, size)
     settings = origin.settings
     ready = settings if origin.ready else None
     # Ready weights see grey images as three equal channels; a fresh network has as many channels as the data.
@@ -105,6 +109,21 @@ def _image_network(spec: ModelSpec, inputs: Pixels, num_classes: int, origin: Or
     network = Network(model, spec, inputs=taken, num_classes=num_classes, create_args=args)
     network.fresh_head = ready is not None and ready.num_classes != num_classes
     return network
+
+
+def _check_room(spec: ModelSpec, channels: int, size: tuple[int, int]) -> None:
+    """Raise ModelError where a sample is so large that the maps of a network cannot fit into the memory."""
+    sample, memory = 4 * channels * size[0] * size[1], memory_bytes()
+    if MAPS * sample > memory:
+        raise ModelError(
+            f"model '{spec.name}': one input of {channels} x {size[0]} x {size[1]} takes {sample / 2**30:.2g} GiB, and "
+            f"its maps at least {MAPS} times that; this machine has {memory / 2**30:.2g} GiB; choose a smaller size"
+        )
+
+
+def memory_bytes() -> int:
+    """Return the size of this machine's memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _of_modality(spec: ModelSpec, inputs: Inputs) -> Inputs:

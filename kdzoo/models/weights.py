@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,8 @@ def load_weights(network: Network, path: Path) -> None:
     lie below "state_dict" or "model" and their keys begin with "module.". Raises ModelError that lists the differences.
     """
     state = read_weights(path)
-    own = network.model.state_dict()
+    state = {_file_name(network.model, key): value for key, value in state.items()}
+    own = delivered_weights(network.model)
     for key, value in own.items():
         if key.endswith(".num_batches_tracked"):  # counted since torch 0.4.1, and read by nothing in eval mode
             state.setdefault(key, value)
@@ -67,6 +68,28 @@ def _check_types(path: Path, state: Mapping[str, Tensor], own: Mapping[str, Tens
     if wrong:
         more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise ModelError(f"{path}: weights of another type: {'; '.join(wrong[:5])}{more}")
+
+
+def delivered_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return a model's tensors by the names that its file has.
+
+    These are its own, unless it has a method ``file_name(key)``; then its ``load_state_dict`` takes both.
+    """
+    return {_file_name(model, key): value for key, value in model.state_dict().items()}
+
+
+def _file_name(model: nn.Module, key: str) -> str:
+    named: Any = getattr(model, "file_name", None)
+    return key if named is None else str(named(key))
+
+
+def files_beside(model: nn.Module, weights: str, classes: Sequence[str]) -> dict[str, bytes]:
+    """Return what else a delivered model needs so that other libraries load the file ``weights``, by name.
+
+    Nothing, unless the model has a method ``files_beside(weights, classes)``.
+    """
+    made: Any = getattr(model, "files_beside", None)
+    return {} if made is None else dict(made(weights, classes))
 
 
 def start_from(network: Network, other: Network) -> None:

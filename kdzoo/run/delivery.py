@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from kdzoo.contract.classification import paired_counts, per_class_percent
-from kdzoo.contract.stage import ModelSpec, StageResult
+from kdzoo.contract.stage import StageResult
 from kdzoo.evaluation.measuring import measure_latency, network_entry, predict, timed_forward
+from kdzoo.models.network import Network
 from kdzoo.run.builder import Builder
 from kdzoo.run.delivered import Delivered, Measured, delivered_networks, same_architecture
 from kdzoo.run.exporting import ExportedFile, Exporting
@@ -100,7 +101,7 @@ class Delivery:
     def _entry(self, stored: Delivered, measured: Measured, targets: np.ndarray) -> dict[str, Any]:
         entry = network_entry(
             label=stored.role.label,
-            model=_named(measured.network.spec),
+            model=_named(measured.network),
             logits=measured.logits,
             targets=targets,
             teacher_logits=self.reference,
@@ -149,8 +150,11 @@ class Delivery:
             entry["latency_ms"] = times.get(entry["label"])
 
 
-def _named(spec: ModelSpec) -> str:
-    return spec.name if spec.modality is None else f"{spec.name} ({spec.modality})"
+def _named(network: Network) -> str:
+    """Return a model's name, with its modality and, where the name does not tell it, its architecture."""
+    further = [network.spec.modality, getattr(network.model, "architecture", None)]
+    told = ", ".join(part for part in further if part)
+    return f"{network.spec.name} ({told})" if told else network.spec.name
 
 
 def in_turn(calls: Sequence[Callable[[], Any]]) -> Callable[[], Any]:

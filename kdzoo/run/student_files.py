@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from kdzoo.contract.stage import StageResult
+from kdzoo.models.weights import delivered_weights, files_beside
 from kdzoo.run.builder import Builder
 from kdzoo.storage.atomic import sha256_file, write_bytes, write_tensors
 from kdzoo.storage.run_folder import RunFolder
 
 
 def write_student(build: Builder, folder: RunFolder, result: StageResult) -> dict[str, str]:
-    """Write student.safetensors, student.json and a tokenizer's files; return how the student is used."""
+    """Write student.safetensors, student.json and what else the student needs; return how the student is used."""
     network, classes = build.trained_network(result), list(build.data.classes)
-    write_tensors(folder.path("student.safetensors"), network.model.state_dict(), {"model": result.model.name})
-    for name, content in network.inputs.files().items():
+    write_tensors(folder.path("student.safetensors"), delivered_weights(network.model), {"model": result.model.name})
+    beside = files_beside(network.model, "student.safetensors", classes)
+    for name, content in (network.inputs.files() | beside).items():
         path = folder.path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, content)

@@ -27,7 +27,7 @@ from kdzoo.contract.classification import quality
 from kdzoo.contract.stage import Stage, StageResult
 from kdzoo.contract.step import Batch, Clock, Outputs, StepContext
 from kdzoo.errors import KdzooError, NeedsError
-from kdzoo.models.weights import weights_sha256
+from kdzoo.models.weights import delivered_weights, weights_sha256
 from kdzoo.plan.resolve import unmet_needs
 from kdzoo.run.delivered import delivered_spec
 from kdzoo.run.runner import Runner
@@ -473,7 +473,7 @@ def student_on_disk_is_the_plain_model(harness: Harness) -> None:
         told = json.loads((folder / "student.json").read_text())
         delivered = read_tensors(folder / "student.safetensors", told["sha256"])
         spec = delivered_spec(told) if harness.cls.chooses_student else runner.plan.student
-        plain = runner.build.network(spec).model.state_dict()
+        plain = delivered_weights(runner.build.network(spec).model)
         ensure(delivered.keys() == plain.keys(), f"keys differ: {sorted(set(delivered) ^ set(plain))[:5]}")
         for key, value in plain.items():
             ensure(delivered[key].shape == value.shape, f"'{key}' has shape {tuple(delivered[key].shape)}")

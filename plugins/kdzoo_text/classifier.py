@@ -8,6 +8,7 @@ Sizes: Turc, Chang, Lee, Toutanova, "Well-Read Students Learn Better", 2019, htt
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,6 +22,8 @@ from kdzoo_text.checkpoints import located, not_found, suppress_output, transfor
 
 #: Of a checkpoint's configuration: what belongs to the file it came from, or to other classes.
 FOREIGN = ("architectures", "id2label", "label2id", "num_labels", "_name_or_path", "dtype", "problem_type")
+#: What the names of transformers' tensors begin with in here.
+INNER = "network."
 #: What configurations call the number of units in the feed-forward of a layer.
 FEED_FORWARD = ("intermediate_size", "hidden_dim", "n_inner")
 
@@ -42,6 +45,7 @@ class TextClassifier(nn.Module):
     """
 
     row_of: Tensor  # (vocab_size,), the row of each id; only where rows were chosen
+    architecture: str | None = None  # what it is, where the name of the model does not say so
 
     def __init__(
         self,
@@ -77,6 +81,33 @@ class TextClassifier(nn.Module):
             "config": plain,
             **({} if rows is None else {"rows": rows}),
         }
+
+    # --- files --------------------------------------------------------------------------------
+
+    def file_name(self, key: str) -> str:
+        """Return under which name a tensor is delivered: the one that transformers gives it."""
+        return key.removeprefix(INNER)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load tensors by their names here or by those in files."""
+        inner = {f"{INNER}{key}" for key in self.network.state_dict()}
+        named = {INNER + key if INNER + key in inner else key: value for key, value in state_dict.items()}
+        return super().load_state_dict(named, strict, assign)
+
+    def files_beside(self, weights: str, classes: Sequence[str]) -> dict[str, bytes]:
+        """Return what transformers needs beside the file ``weights`` to load it, by name.
+
+        Nothing for a table of chosen rows: transformers knows no look-up from ids to rows.
+        """
+        if self.rows is not None:
+            return {}
+        told = self.network.config.to_dict() | {
+            "architectures": [type(self.network).__name__],
+            "id2label": dict(enumerate(classes)),
+            "label2id": {name: k for k, name in enumerate(classes)},
+            "transformers_weights": weights,
+        }
+        return {"config.json": json.dumps(told, indent=1).encode()}
 
     # --- timm's interface ---------------------------------------------------------------------
 
@@ -308,7 +339,10 @@ SIZES = {"text_bert_tiny": (2, 128, 2), "text_bert_mini": (4, 256, 4), "text_ber
 @register_model
 def text_classifier(pretrained: bool = False, *, tokens: Mapping[str, Any], **kwargs: Any) -> nn.Module:
     """Make a sequence classifier from args.checkpoint or args.config."""
-    return build(pretrained, tokens=tokens, **kwargs)
+    model = build(pretrained, tokens=tokens, **kwargs)
+    config = model.network.config  # the name says nothing of the architecture
+    model.architecture = f"{config.model_type}, {config.num_hidden_layers} layers of {config.hidden_size}"
+    return model
 
 
 def _sized(name: str) -> str:

@@ -17,6 +17,7 @@ from torch import nn
 from kdzoo.contract.stage import ModelSpec
 from kdzoo.data.inputs import Pixels
 from kdzoo.errors import ModelError, NeedsError, UnknownName
+from kdzoo.models import building
 from kdzoo.models.building import build_network
 from kdzoo.models.folding import fold_batchnorm
 from kdzoo.models.levels import pair_levels, shapes_of
@@ -25,6 +26,7 @@ from kdzoo.models.weights import count_parameters, load_weights, weights_sha256
 
 CONVNETS = ("test_resnet", "test_efficientnet", "test_convnext")
 KINDS = (*CONVNETS, "test_vit")
+PIXELS = Pixels(3, (32, 32), (0.5,) * 3, (0.25,) * 3)
 
 
 def network(name: str = "test_resnet", weights: str = "train", **changes: Any) -> Network:
@@ -276,6 +278,18 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         network(weights=str(tmp_path / "nan.safetensors"))
     assert str(caught.value) == f"{tmp_path / 'nan.safetensors'}: weights that are not finite: fc.bias"
+
+
+def test_an_input_that_the_memory_cannot_hold_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(building, "memory_bytes", lambda: 16 * 2**30)
+    with pytest.raises(ModelError) as caught:
+        build_network(ModelSpec("test_resnet", size=16384), inputs=PIXELS, num_classes=7, seed=0)
+    assert str(caught.value) == (
+        "model 'test_resnet': one input of 3 x 16384 x 16384 takes 3 GiB, and its maps at least 16 times that; this "
+        "machine has 16 GiB; choose a smaller size"
+    )
+    monkeypatch.setattr(building, "memory_bytes", lambda: 16 * 4 * 3 * 32 * 32)
+    assert build_network(ModelSpec("test_resnet"), inputs=PIXELS, num_classes=7, seed=0).size == (32, 32)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import timm
 import torch
 import transformers
+from safetensors.torch import load_file
 
 from kdzoo.contract.stage import ModelSpec
 from kdzoo.data.inputs import TokenIds
@@ -21,6 +23,8 @@ from kdzoo.errors import KdzooError, ModelError
 from kdzoo.models.building import build_network
 from kdzoo.models.folding import fold_batchnorm
 from kdzoo.models.weights import start_from
+from kdzoo.run.student_files import write_student
+from kdzoo.storage.atomic import write_json
 from kdzoo_export.onnx_file import Onnx
 from kdzoo_text import checkpoints
 from kdzoo_text.classifier import SIZES, TextClassifier, models
@@ -248,6 +252,43 @@ def test_a_checkpoint_with_a_classifier_of_these_classes_is_ready(checkpoint: Pa
     again = network(checkpoint=str(tmp_path), weights="pretrained")
     assert not again.fresh_head
     assert torch.equal(again.model.network.classifier.weight, net.model.network.classifier.weight)
+
+
+def delivered(net: Any, root: Path) -> Path:
+    """Put a student into a folder, as a run does."""
+    build = SimpleNamespace(trained_network=lambda result: net, data=SimpleNamespace(classes=("a", "b", "c", "d", "e")))
+    folder = SimpleNamespace(path=root.joinpath, write_json=lambda name, content: write_json(root / name, content))
+    write_student(build, folder, SimpleNamespace(model=net.spec))  # type: ignore[arg-type]
+    return root
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "gpt2"])
+def test_transformers_loads_the_folder_of_a_run(kind: str, tmp_path: Path) -> None:
+    net = network(kind)
+    delivered(net, tmp_path)
+    loaded, told = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(told.values()), told
+    assert loaded.config.id2label == dict(enumerate("abcde"))
+    ids = torch.tensor([[3, 7, 2, 5], [9, 4, 0, 0]])
+    with torch.no_grad():
+        theirs = loaded.eval()(input_ids=ids, attention_mask=(ids != 0).long()).logits
+        assert torch.equal(theirs, net.eval().model(ids))
+    again = network(kind, weights=str(tmp_path / "student.safetensors"))
+    assert all(map(torch.equal, again.model.state_dict().values(), net.model.state_dict().values()))
+    assert load_file(tmp_path / "student.safetensors").keys() == loaded.state_dict().keys()
+
+
+def test_a_table_of_chosen_rows_is_not_offered_to_transformers(tmp_path: Path) -> None:
+    net = network(table="training")
+    delivered(net, tmp_path)
+    assert not (tmp_path / "config.json").exists()
+    again = network(table="training", weights=str(tmp_path / "student.safetensors"))
+    assert torch.equal(again.model.row_of, net.model.row_of)
+
+
+def test_a_name_that_says_nothing_is_shown_with_the_architecture() -> None:
+    assert network("distilbert").model.architecture == "distilbert, 3 layers of 16"
+    assert timm.create_model("text_bert_tiny", num_classes=5, tokens=TOKENS).architecture is None
 
 
 @pytest.mark.parametrize(
