@@ -388,9 +388,7 @@ def test_a_core_of_which_a_file_is_missing_has_no_key(
         (copy / "types.py").rename(copy / "kinds.py")
     elif kind == "zip":
         copy = Path(shutil.make_archive(str(copy), "zip", Path(kdzoo.__file__).parents[1], "kdzoo/contract")) / "kdzoo"
-    missing = {"renamed": r"kdzoo\.types"}.get(
-        kind, r"kdzoo, kdzoo\.api, kdzoo\.[a-z._]+"
-    )  # the first of those imported
+    missing = {"renamed": r"kdzoo\.types"}.get(kind, r"kdzoo, kdzoo\.api, kdzoo\.[a-z._]+")
     monkeypatch.setattr(keys.kdzoo, "__file__", str(copy / "__init__.py"))
     text = refusal(KdzooError, lambda: key_of(usual, of_match(usual)))
     assert re.fullmatch(

@@ -324,8 +324,9 @@ def test_an_average_of_weights_and_ranges_is_refused_before_training(tmp_path: P
     ended = run(tmp_path, "train.ema_decay=0.9")
     assert isinstance(ended.exception, NeedsError)
     assert str(ended.exception) == (
-        "train.ema_decay: averages floats, and 'qat_kd' trains the student in 'int8', whose ranges are no averages; "
-        "null would be right"
+        f"{ROOT / 'recipes' / 'digits' / 'qat_kd.yaml'}: 1 problem\n"
+        "  -o train.ema_decay: averages floats, and 'qat_kd' trains the student in 'int8', whose ranges are no "
+        "averages; null would be right"
     )
     assert "training" not in ended.output
 
