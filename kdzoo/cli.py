@@ -107,73 +107,17 @@ def _run(
         probe_writable(out)
     loaded, plan, zoo = _resolve(recipe, overrides)
 
+    from kdzoo.run.running import run_plan
     from kdzoo.training.parallel import Ranks
 
     with loaded.located():
         ranks = Ranks(plan.recipe.device)
-        with ranks.together():
-            return _run_together(ranks, plan, zoo, out, new, resume)
-
-
-def _run_together(
-    ranks: Any, plan: Any, zoo: Any, out: Path, new: bool, resume: bool
-) -> tuple[Path, dict[str, Any] | None]:
-    from kdzoo.errors import Interrupted, KdzooError
-    from kdzoo.plan.resolve import filled
-    from kdzoo.recipe.reading import dump_recipe, recipe_hash
-    from kdzoo.run.builder import Builder
-    from kdzoo.run.result_key import result_key
-    from kdzoo.run.runner import Runner
-    from kdzoo.storage.run_folder import RunFolder
-    from kdzoo.storage.store import Store
-
-    recipe = filled(plan.recipe, zoo)
-    ranks.agree("the recipe", recipe_hash(recipe))
-    display = Display(silent=not ranks.first)
-    folder = None
-    if ranks.first:
-        folder = RunFolder.start(
-            out,
-            name=recipe.name,
-            seed=recipe.seed,
-            recipe_text=dump_recipe(recipe),
-            recipe_hash=recipe_hash(recipe),
-            recipe_fields=recipe.model_dump(mode="json"),
-            new=new,
-            resume=resume,
-            result_key=lambda: result_key(Builder(plan, Store(out / ".store"), ranks)),
-            warn=display.note,
-        )
-    place = ranks.broadcast(str(folder.root) if folder else "")
-    folder = folder or RunFolder.view(Path(place))
-    ranks.barrier()  # before the first one may abandon it
-    with stop_signals() as stop, folder:
-        if folder.finished:
-            if not ranks.first:
-                return folder.root, None
-            say(f"already finished: {folder.root}; --new starts another run")
-            return folder.root, folder.read_json("results.json")
-        if folder.resumed:
-            display.note(f"resuming {folder.root}")
-        try:
-            runner = Runner(plan, zoo, folder, Store(out / ".store"), ranks, display, stop)
-            runner.rehearse()
-            key = result_key(runner.build) if ranks.first else ""  # now, as an edit during the run is not what ran
-        except KdzooError:
-            folder.abandon()  # nothing was trained, so the mended recipe need not be a new run
-            raise
-        with display:
-            results = runner.run()
-        if not ranks.first:
-            return folder.root, None
-        from kdzoo.report.writing import write_report
-
-        write_report(folder.root)
-        folder.finish(key)
-    ranks.close()
-    if stop():  # too late to stop anything, but whoever asked must not take it for a run that was left alone
-        raise Interrupted(f"the run had finished when it was asked to stop: {folder.root}", 128 + stop())
-    return folder.root, results
+        display = Display(silent=not ranks.first)
+        with ranks.together(), stop_signals() as stop:
+            folder, results, before = run_plan(plan, zoo, out, ranks, display, stop, new=new, resume=resume)
+    if before and results is not None:
+        say(f"already finished: {folder}; --new starts another run")
+    return folder, results
 
 
 def _resolve(recipe: Path, overrides: list[str]) -> tuple[Any, Any, Any]:

@@ -237,7 +237,9 @@ def test_what_is_not_finite_on_one_ends_both_and_names_the_whole_batch(cli: Comm
 def test_a_batch_that_cannot_be_shared_is_refused(cli: CommandLine) -> None:
     path = cli.recipe({"data": {"batch_size": 33}})
     for one in ended(two(cli, "run", path, "--out", "out"), 2, 2):
-        refused(one, 2, "data.batch_size: 33 samples cannot be shared evenly by 2 processes")
+        assert one.code == 2, one
+        assert one.err.endswith(" data.batch_size: 33 samples cannot be shared evenly by 2 processes\n"), one
+        assert f"error: {path}: 1 problem\n  line " in one.err
 
 
 def test_a_gpu_that_is_there_is_left_alone_where_the_recipe_names_the_cpu(cli: CommandLine, trained: Trained) -> None:
