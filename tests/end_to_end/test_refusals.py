@@ -335,7 +335,7 @@ def test_an_exported_file_that_is_not_the_student_is_rejected(cli: CommandLine, 
     ended = cli("run", cli.recipe({"export": [{"format": "swapped"}]}), "--out", "out", env=HARMFUL)
     assert ended.code == 9, ended
     assert "Traceback" not in ended.err
-    assert "error: export/student.npz: not the student, kept as student.npz.rejected\n" in ended.err
+    assert "is not the student, kept as export/student.npz.rejected\n" in ended.err
     assert "logits" in ended.err.splitlines()[-2]
     exported = run_folder(cli.place / "out") / "export"
     assert [path.name for path in exported.iterdir()] == ["student.npz.rejected"]

@@ -141,10 +141,10 @@ def installed(place: Path, name: str, source: str) -> dict[str, str]:
 def test_a_plugin_that_ends_the_process_ends_no_command(cli: CommandLine) -> None:
     env = installed(cli.place / "site", "ender", "import os\nos._exit(3)\n")
     for command in ("plugins", "list"):
-        ended = cli(command, env=env)
+        ended = cli.cold(command, env=env)
         assert ended.code == 0, ended
         assert "ended the process with exit code 3 while loading" in ended.out + ended.err
-    ended = cli("check", cli.recipe(), env=env)
+    ended = cli.cold("check", cli.recipe(), env=env)
     assert ended.code == 2, ended
     assert "note: plugin 'ender' (kdzoo-ender 1.0) failed to load: ended the process with exit code 3" in ended.err
 
