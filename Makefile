@@ -9,16 +9,23 @@ FAST := tests/contract/test_layers.py tests/parity $(addprefix tests/core/test_,
 
 EVIDENCE = $(filter-out recipes/quickstart.yaml,$(wildcard recipes/*/*.yaml))
 
-.PHONY: quickstart test test-all check fix docs page-test bench evidence clean
+.PHONY: quickstart test test-all test-isa chaos check fix docs page-test bench evidence clean
 
 quickstart: $(READY)  ## install, then distil a tiny student on digits
 	$(BIN)/kdzoo run recipes/quickstart.yaml
 
-test: $(READY)  ## all tests but the slow ones
+test: $(READY)  ## all tests but the slow ones; says at its end how many minutes and processor seconds it took
 	$(QUIET_THREADS) $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not page"
 
-test-all: $(READY)
+test-all: $(READY)  ## every test, with a run of every recipe, and chaos
 	$(QUIET_THREADS) $(BIN)/python -m pytest -m "not gpu and not page"
+	$(MAKE) chaos
+
+test-isa: $(READY)  ## a part of the tests, with the processor's instructions limited in several ways
+	$(QUIET_THREADS) $(BIN)/python tests/instruction_sets.py
+
+chaos: $(READY)  ## kills, damaged files, odd recipes and inputs; half an hour
+	$(QUIET_THREADS) $(BIN)/python tests/chaos/run.py
 
 check: $(READY)  ## what a commit must pass, under a minute
 	$(BIN)/ruff format --check .

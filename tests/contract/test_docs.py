@@ -89,7 +89,7 @@ def test_every_algorithm_has_a_card_and_every_recipe_a_page(gallery):
     cards = {page for page in gallery if page.startswith("algorithms/")} - {"algorithms/index.md"}
     pages = {page for page in gallery if page.startswith("recipes/")} - {"recipes/index.md"}
     assert cards == {f"algorithms/{name}.md" for name in algorithms}
-    assert len(cards) >= 11
+    assert len(cards) == len(algorithms) > 0
     assert pages == {f"recipes/{path.relative_to(ROOT / 'recipes').with_suffix('')}.md" for path in recipe_files()}
     assert len(pages) == len(recipes) >= 1
     for name in algorithms:

@@ -84,7 +84,7 @@ def test_every_plugin_is_packed_and_has_an_entry_point(wheel: Path) -> None:
     entry_points = zipfile.ZipFile(wheel).read(f"{DIST_INFO}/entry_points.txt").decode().splitlines()
     listed = entry_points[entry_points.index("[kdzoo]") + 1 :]
     assert sorted(filter(None, listed)) == [f"{name.removeprefix('kdzoo_')} = {name}" for name in PLUGINS]
-    assert len(PLUGINS) >= 11
+    assert PLUGINS, "the plugins were not found"
     assert "kdzoo = kdzoo.cli:main" in entry_points
 
 
