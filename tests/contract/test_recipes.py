@@ -195,7 +195,7 @@ def few_steps(recipe: Recipe) -> list[str]:
     return [part for setting in settings for part in ("-o", setting)]
 
 
-#: Recipes that run in ``make test``: a teacher, peers, assistants in stages, no data. ``make test-all`` runs the others.
+#: Run in ``make test``: a teacher, peers, assistants in stages, no data. ``make test-all`` runs the other recipes too.
 ALWAYS = ("kd", "dml", "takd", "zskt")
 
 

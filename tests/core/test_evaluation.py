@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import time
 from types import SimpleNamespace
 
@@ -78,6 +79,17 @@ def test_latency_is_in_milliseconds():
     timed = measure_latency({"slow": lambda: time.sleep(0.02), "quick": lambda: None}, repeats=5, warmup=0)
     assert 20 <= timed["slow"]["p50"] < 200
     assert timed["quick"]["p50"] < 1
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_timing_leaves_the_garbage_collector_as_it_was(enabled: bool) -> None:
+    before, during = gc.isenabled(), []
+    (gc.enable if enabled else gc.disable)()
+    try:
+        measure_latency({"a": lambda: during.append(gc.isenabled())}, repeats=2, warmup=0)
+        assert (during, gc.isenabled()) == ([False, False], enabled)
+    finally:
+        (gc.enable if before else gc.disable)()
 
 
 def test_result_entry_counts_the_plain_models_parameters():

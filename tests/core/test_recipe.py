@@ -528,3 +528,18 @@ def test_an_error_that_names_a_key_gets_file_and_line():
         with pytest.raises(RecipeError) as caught, loaded.located():
             raise RecipeError(said)
         assert str(caught.value) == said
+
+
+@pytest.mark.parametrize(
+    ("opening", "closing"), [("{a: ", "}"), ("[", "]"), ("{a: [", "]}")], ids=["mappings", "lists", "both in turn"]
+)
+def test_values_are_nested_at_most_32_levels_deep(opening: str, closing: str) -> None:
+    levels = opening.count("{") + opening.count("[")
+
+    def nested(depth: int) -> bytes:
+        return (opening * (depth // levels) + "1" + closing * (depth // levels)).encode()
+
+    for depth in (2, 30, 34):
+        with pytest.raises(RecipeError) as caught:
+            parse_recipe(nested(depth), Path("x.yaml"))
+        assert ("nested more than 32 levels deep" in str(caught.value)) is (depth > 32)

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -384,3 +385,14 @@ def test_the_size_of_a_view_counts_what_is_stored(shelf: Shelf) -> None:
     (folder,) = shelf.views
     stored = sum(t.numel() * 4 for t in read_tensors(folder / "outputs.safetensors").values())
     assert cached.gib_of_a_view(30) * 2**30 == stored
+
+
+@pytest.mark.parametrize(
+    ("dtype", "off", "accepted"),
+    [(None, 5e-5, True), (None, 1e-3, False), (torch.bfloat16, 1e-2, True), (torch.bfloat16, 0.1, False)],
+)
+def test_answers_that_need_not_repeat_to_the_bit_are_compared_closely(dtype: Any, off: float, accepted: bool) -> None:
+    """Where kernels give other bits each time: to rounding, which is coarser in half precision."""
+    asked = SimpleNamespace(precision=SimpleNamespace(repeats=False, dtype=dtype))
+    old = torch.tensor([[4.0, -4.0, 4.0]])
+    assert CachedTeacher._same(asked, old * (1 + off), old) is accepted  # type: ignore[arg-type]

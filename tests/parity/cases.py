@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -80,6 +81,12 @@ def read_cases(folder: Path) -> list[Case]:
     """All cases of a set."""
     index = json.loads((folder / "index.json").read_text())
     return [Case(folder, entry) for entry in index["cases"]]
+
+
+def compared(case: Case, adapters: Container[str]) -> Any:
+    """A case as a parameter of a test: skipped with the reason where nothing here computes its loss."""
+    reason = f"loss '{case.loss}' has no adapter in tests/parity/adapters.py"
+    return pytest.param(case, id=case.name, marks=[] if case.loss in adapters else [pytest.mark.skip(reason=reason)])
 
 
 def gradients_of(loss: Tensor, inputs: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from adapters import ADAPTERS
-from cases import OWN_SET, Answer, Case, compare, gradients_of, read_cases
+from cases import OWN_SET, Answer, Case, compare, compared, gradients_of, read_cases
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -105,3 +105,11 @@ def test_a_changed_file_is_caught(tmp_path: Path) -> None:
     (tmp_path / case.entry["file"]).write_bytes(data)
     with pytest.raises(AssertionError, match="sha256"):
         replace(case, folder=tmp_path).arrays()
+
+
+def test_a_case_without_an_adapter_is_skipped_with_the_reason() -> None:
+    case = read_cases(OWN_SET)[0]
+    assert not compared(case, ADAPTERS).marks
+    (mark,) = compared(case, set()).marks
+    assert mark.name == "skip"
+    assert mark.kwargs == {"reason": f"loss '{case.loss}' has no adapter in tests/parity/adapters.py"}
