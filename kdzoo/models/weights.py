@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import pickle
@@ -122,7 +123,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
             content: Any = load_file(path)
         elif path.suffix in (".pt", ".pth", ".th") or path.name.endswith(".pth.tar"):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals([argparse.Namespace]):  # plain values, which timm's script saves too
+                content = torch.load(path, map_location="cpu", weights_only=True)
         else:
             raise ModelError(
                 f"{path}: weights are read from .safetensors, .pt, .pth, .pth.tar and .th files, not '{path.suffix}'"

@@ -66,6 +66,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), also: Also | None = N
     """
     path = Path(path)
     try:
+        if path.is_fifo() and path.parent != Path("/dev/fd"):  # there may be nobody who ever writes to it
+            raise OSError("it is a pipe; a file would be right")
         with open(path, "rb") as file:
             content = file.read(MAX_BYTES + 1)
     except FileNotFoundError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import json
 import os
@@ -312,7 +313,8 @@ def test_weights_of_another_type_are_refused(change: Any, words: str, tmp_path: 
 
 def test_the_name_that_timm_s_train_script_gives_is_read(tmp_path: Path) -> None:
     saved = network(seed=5).model
-    torch.save({"epoch": 3, "state_dict": saved.state_dict()}, tmp_path / "model_best.pth.tar")
+    content = {"epoch": 3, "state_dict": saved.state_dict(), "args": argparse.Namespace(lr=0.1, opt="sgd")}
+    torch.save(content, tmp_path / "model_best.pth.tar")
     assert weights_sha256(network(weights=str(tmp_path / "model_best.pth.tar")).model) == weights_sha256(saved)
 
 

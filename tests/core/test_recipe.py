@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -108,6 +109,9 @@ def test_no_such_file(tmp_path):
     with pytest.raises(RecipeError) as caught:
         load_recipe(tmp_path / "quickstar.yaml")
     assert str(caught.value) == f"{tmp_path}/quickstar.yaml: no such file; did you mean 'quickstart.yaml'?"
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(RecipeError, match=r"pipe\.yaml: cannot be read: it is a pipe; a file would be right$"):
+        load_recipe(tmp_path / "pipe.yaml")
     with pytest.raises(RecipeError, match=r"nowhere/x\.yaml: no such file$"):
         load_recipe(tmp_path / "nowhere" / "x.yaml")
 
