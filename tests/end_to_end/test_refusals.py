@@ -335,10 +335,16 @@ def test_an_exported_file_that_is_not_the_student_is_rejected(cli: CommandLine, 
     ended = cli("run", cli.recipe({"export": [{"format": "swapped"}]}), "--out", "out", env=HARMFUL)
     assert ended.code == 9, ended
     assert "Traceback" not in ended.err
-    assert "is not the student, kept as export/student.npz.rejected\n" in ended.err
-    assert "logits" in ended.err.splitlines()[-2]
-    exported = run_folder(cli.place / "out") / "export"
-    assert [path.name for path in exported.iterdir()] == ["student.npz.rejected"]
+    assert (
+        "error: 1 of 1 exported files rejected; everything else is finished\n"
+        "  swapped: is not the student, kept as export/student.npz.rejected\n" in ended.err
+    )
+    folder = run_folder(cli.place / "out")
+    (entry,) = json.loads((folder / "results.json").read_text())["exports"]
+    assert "logits" in entry["rejected"][0]
+    assert [path.name for path in (folder / "export").iterdir()] == ["student.npz.rejected"]
+    assert {"report.html", "README.md", "student.safetensors"} <= {path.name for path in folder.iterdir()}
+    assert json.loads((folder / "run.json").read_text())["status"] == "finished"
 
 
 @pytest.mark.parametrize("command", [["list"], ["show"], ["check"], ["report"], ["new", "algorithm"], []])
