@@ -1,8 +1,8 @@
 """A data set in its splits, and the batches made of them.
 
 The order of samples is a function of (seed, epoch) and augmentation one of (seed, view, sample index), so batches are
-the same bits for any number of workers and after any number of kills. The test split stays shut until its gate is
-opened, once, when nothing is left to select."""
+the same bits for any number of workers and after any number of kills. The test split is not read for a measurement
+until its gate is opened, once, when nothing is left to select; its form is checked before training."""
 
 from __future__ import annotations
 
@@ -164,8 +164,8 @@ class DataSet:
         self._check.split(test, "test")
         own = [self._splits.train, *([self._splits.validation] if self._splits.validation is not None else [])]
         decoded = sum(self._check.images(split, self._records) for split in (*own, test))
-        told = f"test split of {samples_of(test)} samples: form checked, content not used before the end"
-        return f"{decoded} images decoded; {told}" if decoded else told
+        form = f"test split of {samples_of(test)} samples: form checked, content not used before the end"
+        return f"{decoded} images decoded; {form}" if decoded else form
 
     @property
     def _title(self) -> str:

@@ -35,7 +35,7 @@ MOST_OTHERS = 1_000_000
 #: Threads that hash files; hashing releases the interpreter, so they run side by side.
 HASHING_THREADS = 8
 
-#: What stands for the rules under which a file can be read, where none are known.
+#: In place of the hash of rules, if it is not known that the file can be read.
 UNREAD = "-" * 8
 #: Hexadecimal digits of a digest.
 DIGITS = 32

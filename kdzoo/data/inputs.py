@@ -44,7 +44,7 @@ class Inputs(ABC):
     stored_dtype: ClassVar[type[np.generic]]  # of an array of samples in a data set
     #: Whether inputs are maps (N, C, H, W), which can be laid out channels last.
     has_channels: ClassVar[bool] = True
-    #: Whether a network is built from what is known of the data, beside its name, arguments and seed.
+    #: Whether a network is built from what is known of the data, in addition to its name, arguments and seed.
     shapes_the_model: ClassVar[bool] = False
     #: How many test samples are timed one after the other.
     timed_samples: ClassVar[int] = 1
@@ -106,7 +106,7 @@ class Inputs(ABC):
         return {}
 
     def content(self) -> list[Any]:
-        """Return what belongs to the data set's fingerprint beside the samples."""
+        """Return what belongs to the data set's fingerprint in addition to the samples."""
         return []
 
     def record(self) -> dict[str, Any]:
@@ -124,7 +124,7 @@ class Inputs(ABC):
         return {"dtype": np.dtype(self.dtype).newbyteorder("<").str, "pad": self.pad}
 
     def files(self) -> dict[str, bytes]:
-        """Return what is delivered beside the student, by path."""
+        """Return the files that are delivered with the student, by path."""
         return {}
 
     @abstractmethod
@@ -220,7 +220,7 @@ class Pixels(Inputs):
         return f"input {size}, mean {_few(self.mean)}, std {_few(self.std)}"
 
     def metadata(self) -> dict[str, Any]:
-        told = {
+        entry: dict[str, Any] = {
             "layout": "NCHW",
             "channels": self.channels,
             "size": list(self.size),
@@ -229,12 +229,12 @@ class Pixels(Inputs):
             "std": list(self.std),
         }
         if self.modality is not None:
-            told["modality"] = self.modality
+            entry["modality"] = self.modality
         if self.preprocessing is not None:
-            told["image"] = self.preprocessing.record()
+            entry["image"] = self.preprocessing.record()
         if self._resized_again:
-            told["resize_again"] = {"size": list(self.size), "interpolation": "bilinear", "antialias": True}
-        return told
+            entry["resize_again"] = {"size": list(self.size), "interpolation": "bilinear", "antialias": True}
+        return entry
 
     @property
     def _resized_again(self) -> bool:

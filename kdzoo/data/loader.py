@@ -123,7 +123,7 @@ class Loader:
         return self._batches("train", list(batches[start_step:, rank]), view, widths)
 
     def _widths(self, batches: np.ndarray) -> list[int] | None:
-        """How wide each batch of text is for all processes, whose shares are put together again."""
+        """Return how wide each batch of text is in all processes, so that their shares fit together."""
         reader = self._reader("train")
         return reader.lengths[batches].max(axis=1).tolist() if isinstance(reader, TokenReader) else None
 

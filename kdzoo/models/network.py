@@ -26,7 +26,7 @@ SAME = 1e-4
 
 
 class Network(nn.Module):
-    """A plain timm model beside its own input normalisation, levels and costs.
+    """A plain timm model with its own input normalisation, levels and costs.
 
     ``forward`` takes pixels in [0, 1] of any size, as the data set has them; ``model`` is what is trained, saved and
     exported, and knows nothing of this class. ``inputs`` says what ``model`` takes; one that reads text takes ids
@@ -112,7 +112,7 @@ class Network(nn.Module):
 
     @property
     def module_to_import(self) -> str | None:
-        """The module whose import registers this model with timm; None for timm's own."""
+        """The module that registers this model with timm on import; None for timm's own."""
         return registering_module(self.spec.name)
 
     def quantized(self, quantizer: Quantizer) -> Network:
@@ -190,7 +190,7 @@ class Section(nn.Module):
 
 
 def _drop_unused(model: nn.Module, used: set[int]) -> None:
-    """Put nothing in the place of each module all of whose parameters are unused; a list keeps its length."""
+    """Replace each module that has no used parameter by an identity; a list keeps its length."""
     for name, child in model.named_children():
         own = [id(parameter) for parameter in child.parameters()]
         if own and not used.intersection(own) and not isinstance(child, nn.Sequential | nn.ModuleList):
@@ -248,6 +248,6 @@ def same(values: Tensor, expected: Tensor) -> bool:
 
 
 def registering_module(name: str) -> str | None:
-    """The module whose import registers a model with timm; None for timm's own and for unknown ones."""
+    """Return the module that registers a model with timm on import; None for timm's own and for unknown ones."""
     module = timm.model_entrypoint(name).__module__ if timm.is_model(name) else "timm"
     return None if module.split(".")[0] == "timm" else module

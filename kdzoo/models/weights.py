@@ -59,7 +59,7 @@ def load_weights(network: Network, path: Path) -> None:
 
 
 def _check_types(path: Path, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    """Raise ModelError for tensors that are not plain, or whose numbers are of another kind than the model's."""
+    """Raise ModelError for tensors that are not plain, or of another kind of number than the model's."""
     wrong = []
     for key, value in state.items():
         if value.layout is not torch.strided or value.is_quantized or value.is_meta:

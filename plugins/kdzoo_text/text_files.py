@@ -19,7 +19,7 @@ SUFFIXES = (".csv", ".tsv", ".jsonl")
 
 
 class TextFiles(DataSource):
-    """A file a split: a table whose first row names its columns, or a JSON object a line."""
+    """One file per split: a table with column names in its first row, or one JSON object per line."""
 
     name = "text_files"
     description = "your own texts, .csv, .tsv or .jsonl"
@@ -84,7 +84,7 @@ def read(path: Path, text: str, label: str) -> list[tuple[str, str]]:
 
 
 def table(path: Path, content: str) -> list[tuple[int, dict[str, Any]]]:
-    """The rows of a table with the line each ends in."""
+    """Return the rows of a table, each with the number of its last line."""
     lines = io.StringIO(content, newline="")  # a text may hold what only Unicode takes for the end of a line
     reader = csv.DictReader(lines, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
     rows: list[tuple[int, dict[str, Any]]] = []
@@ -110,7 +110,7 @@ def table(path: Path, content: str) -> list[tuple[int, dict[str, Any]]]:
 
 
 def json_lines(path: Path, content: str) -> list[tuple[int, dict[str, Any]]]:
-    """The objects of a file with the line each stands in; empty lines are left out."""
+    """Return the objects of a file, each with its line number; empty lines are left out."""
     rows = []
     for number, line in enumerate(content.split("\n"), 1):
         if not line.strip():

@@ -22,7 +22,7 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 
 
 class TextOptions(OfferOptions):
-    """What every data set of text can be told."""
+    """Options that every data set of text has."""
 
     tokenizer: str = Field(
         "wordpiece", description="A folder or a name of the hub with a tokenizer; wordpiece: one trained on the data."
@@ -32,7 +32,7 @@ class TextOptions(OfferOptions):
 
 
 def below(root: Path, name: str, title: str) -> Path:
-    """The file ``name`` of the data root, whose links are the user's; raise DataError where that would be outside."""
+    """Return the file ``name`` of the data root, links allowed; raise DataError if it would be outside of it."""
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise DataError(f"{title}: {name} lies outside of the data root '{root}'; set data.root")
     return root / name
@@ -85,7 +85,7 @@ def splits_of(
 
 
 def chosen(title: str, options: TextOptions, texts: Sequence[str]) -> tuple[Any, Tokens]:
-    """The tokenizer that the options name, cutting at ``max_length`` and filling nothing up, and what is told of it."""
+    """Return the tokenizer that the options name, which cuts at ``max_length`` and does not pad, and its ``Tokens``."""
     if options.tokenizer == "wordpiece":
         tokenizer, names = trained_wordpiece(texts, options.vocab_size), SPECIAL[:2]
     else:
@@ -104,7 +104,7 @@ def chosen(title: str, options: TextOptions, texts: Sequence[str]) -> tuple[Any,
     tokenizer.no_padding()
     tokenizer.enable_truncation(options.max_length)
     pad, unknown = (tokenizer.token_to_id(name) for name in names)
-    told = {
+    config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "pad_token": names[0],
         "unk_token": names[1],
@@ -112,13 +112,13 @@ def chosen(title: str, options: TextOptions, texts: Sequence[str]) -> tuple[Any,
     }
     files = {
         "tokenizer.json": tokenizer.to_str(pretty=True).encode(),
-        "tokenizer_config.json": json.dumps(told, indent=1).encode(),
+        "tokenizer_config.json": json.dumps(config, indent=1).encode(),
     }
     return tokenizer, Tokens(tokenizer.get_vocab_size(), pad, unknown, files)
 
 
 def trained_wordpiece(texts: Sequence[str], vocab_size: int) -> Any:
-    """A WordPiece tokenizer, lower case, whose pieces are learnt from ``texts``; a sentence is [CLS] pieces [SEP]."""
+    """Return a lower-case WordPiece tokenizer trained on ``texts``; a sentence is [CLS] pieces [SEP]."""
     library = tokenizers()
     normalizer = library.normalizers.BertNormalizer(lowercase=True)
     splitter = library.pre_tokenizers.BertPreTokenizer()

@@ -31,7 +31,7 @@ class PadShortcut(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions beside a shortcut."""
+    """Two 3 x 3 convolutions and a shortcut around them."""
 
     def __init__(self, before: int, width: int, stride: int, shortcut: Shortcut) -> None:
         super().__init__()

@@ -127,7 +127,7 @@ class Reader:
 
     @property
     def rules(self) -> str:
-        """What decides, beside its content, whether a file can be read."""
+        """What decides whether a file can be read, in addition to its content."""
         return f"{self.max_megapixels:g} megapixels, Pillow {PIL.__version__}"
 
     def read(self, i: int) -> np.ndarray:
