@@ -182,6 +182,6 @@ def check_rejected(exports: Sequence[Mapping[str, Any]]) -> None:
         return
     lines = [f"{len(rejected)} of {len(exports)} exported files rejected; everything else is finished"]
     for entry in rejected:
-        kept = f", kept as export/{entry['file']}" if entry["file"] else ""
-        lines += [f"{entry['label']}: is not the {entry['network']}{kept}", *(f"  {why}" for why in entry["rejected"])]
+        kept = f"is not the {entry['network']}, kept as export/{entry['file']}" if entry["file"] else "was not written"
+        lines += [f"{entry['label']}: {kept}", *(f"  {why}" for why in entry["rejected"])]
     raise ExportError("\n  ".join(lines))

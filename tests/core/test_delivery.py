@@ -137,6 +137,6 @@ def test_rejected_files_are_named_with_what_is_wrong() -> None:
         "  onnx int8: is not the student, kept as export/student.int8.onnx.rejected\n"
         "    one thing\n"
         "    another\n"
-        "  onnx int8-trained of teacher: is not the teacher\n"
+        "  onnx int8-trained of teacher: was not written\n"
         "    no file"
     )
