@@ -1,3 +1,3 @@
 """kdzoo: a plugin-based zoo of knowledge-distillation algorithms."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -17,6 +17,9 @@ from kdzoo.types import NAME
 
 RUNGS = ("losses", "step", "stages")
 
+#: Members of an algorithm that 0.2.0 renamed: under the old name nobody would ask for them.
+RENAMED = {"exhibits": "report_items", "adopt": "load_start", "arithmetic": "quantizer"}
+
 
 def _require(condition: Any, message: str) -> None:
     if not condition:
@@ -55,6 +58,8 @@ def check_algorithm(thing: Any) -> None:
     )
 
     label = _subclass(thing, Algorithm)
+    for old, new in RENAMED.items():
+        _require(not hasattr(thing, old), f"{label}: '{old}' is called '{new}' since kdzoo 0.2.0; rename it")
     paper, needs = getattr(thing, "paper", None), thing.needs
     _require(isinstance(paper, Paper), f"{label}: paper is {shown(paper)}; it is a Paper(title, authors, year, url)")
     _require(isinstance(needs, Needs), f"{label}: needs is {shown(needs)}; it is a Needs(...)")

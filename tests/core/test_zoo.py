@@ -290,6 +290,10 @@ OFFERS = {
         "Beta: option 'x' has no description; give Field(description=...)",
     ),
     "delegate": ("Beta.delegate = 'via'", "Beta: delegate is 'via'; it is None or one of its options: none"),
+    "renamed": (
+        "Beta.exhibits = classmethod(lambda cls, run: ())",
+        "Beta: 'exhibits' is called 'report_items' since kdzoo 0.2.0; rename it",
+    ),
     "no_rung": ("del Beta.losses", "Beta overrides none of losses, step, stages"),
     "instance": ("Beta = 3", "3 is no subclass of Algorithm"),
     "base": ("Beta = Algorithm", "Algorithm is no subclass of Algorithm"),

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import yaml
 from command_line import CommandLine, Trained, lasting, run_folder, stock
 from test_refusals import PLUGINS, refused
+
+from kdzoo import __version__
 
 
 class Installed:
@@ -94,9 +97,9 @@ MISBEHAVING = {
     "bad_hook": "Argument(s) {'registry'} are declared in the hookimpl but can not be found in the hookspec",
     "broken_import": "ModuleNotFoundError: No module named 'library_that_nobody_has'",
     "failing_hook": "ValueError: the second one is missing",
-    "from_the_future": "made for plugin API 99; kdzoo 0.1.0 has plugin API 1",
+    "from_the_future": f"made for plugin API 99; kdzoo {__version__} has plugin API 1",
     "impostor": "algorithm 'kd' of plugin 'impostor' (kdzoo-impostor 1.0) is also offered by plugin 'response' "
-    "(kdzoo 0.1.0); only one can have it",
+    f"(kdzoo {metadata.version('kdzoo')}); only one can have it",
     "leaving": "SystemExit: 7",
 }
 
