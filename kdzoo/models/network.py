@@ -17,12 +17,20 @@ from kdzoo.contract.declared import Level
 from kdzoo.contract.extension_points import Quantizer
 from kdzoo.contract.stage import ModelSpec
 from kdzoo.contract.step import Outputs
+from kdzoo.contract.structure import UnknownValue, structure
 from kdzoo.data.inputs import Inputs
 from kdzoo.errors import KdzooError, ModelError
 from kdzoo.models.weights import in_words
 
 #: How far a network's parts, or its folded copy, may be from the whole, relative to the largest value.
 SAME = 1e-4
+
+#: Levels, width of the embedding, multiply-accumulates, names of overstrided convolutions.
+Probed = tuple[tuple[Level, ...], int, int, tuple[str, ...]]
+
+#: Answers of structures that were probed in this process, which is most of the time of building a small network.
+_probed: dict[Any, Probed] = {}
+MOST_PROBED = 256
 
 
 class Network(nn.Module):
@@ -62,7 +70,7 @@ class Network(nn.Module):
         self.quantizer: Quantizer | None = None
         self.register_buffer("_mean", torch.tensor(self.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(self.std).view(1, -1, 1, 1), persistent=False)
-        self.levels, self.pre_logits_width, self.macs = self._probe()
+        self.levels, self.pre_logits_width, self.macs, self.overstrided = self._remembered_probe()
 
     def preprocess(self, inputs: Tensor) -> Tensor:
         """Turn pixels (N, C, H, W) in [0, 1], or ids of tokens (N, L), into what ``model`` takes."""
@@ -132,11 +140,23 @@ class Network(nn.Module):
         other._modules = {**self._modules, "model": model}
         return other
 
-    @torch.no_grad()
-    def _probe(self) -> tuple[tuple[Level, ...], int, int]:
-        """Run one sample of noise: which levels there are, how wide the embedding is, what it costs."""
-        model: Any = self.model
+    def _remembered_probe(self) -> Probed:
+        """What a model of the same structure answered before, or else a probe; no weight decides the answer."""
         inputs = self.inputs.model_example(1)
+        try:
+            key = (structure(self.model, inputs), self.size, self.num_classes)
+        except UnknownValue:
+            return self._probe(inputs)
+        if key not in _probed:
+            if len(_probed) >= MOST_PROBED:
+                _probed.clear()
+            _probed[key] = self._probe(inputs)
+        return _probed[key]
+
+    @torch.no_grad()
+    def _probe(self, inputs: Tensor) -> Probed:
+        """Run one sample of noise: levels, width of the embedding, cost, and which convolutions are overstrided."""
+        model: Any = self.model
         with evaluating(model):
             try:
                 # The counter follows parameters that are handed on as arguments, which takes gradients.
@@ -149,14 +169,14 @@ class Network(nn.Module):
                 shape = f"{tuple(logits.shape)}, not (1, {self.num_classes})"
                 raise ModelError(f"{self._title}: gives logits of shape {shape}")
             macs = counter.get_total_flops() // 2
-            self.overstrided = tuple(names)
+            overstrided = tuple(names)
             if not hasattr(model, "forward_intermediates") or not hasattr(model, "forward_head"):
-                return (), 0, macs
+                return (), 0, macs, overstrided
             last, features = model.forward_intermediates(inputs, output_fmt="NCHW")
             if not same(model.forward_head(last), logits):
-                return (), 0, macs  # its parts are not the whole, so no feature of theirs can be trusted
+                return (), 0, macs, overstrided  # its parts are not the whole, so no feature of theirs can be trusted
             width = model.forward_head(last, pre_logits=True).flatten(1).shape[1]
-        return self._levels(features), width, macs
+        return self._levels(features), width, macs, overstrided
 
     def _levels(self, features: Sequence[Tensor]) -> tuple[Level, ...]:
         """Name each feature (1, C, H, W) by timm's feature_info, whose strides hold even where a map is 1 x 1."""

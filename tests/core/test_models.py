@@ -19,6 +19,7 @@ from kdzoo.contract.stage import ModelSpec
 from kdzoo.data.inputs import Pixels
 from kdzoo.errors import ModelError, NeedsError, UnknownName
 from kdzoo.models import building
+from kdzoo.models import network as network_module
 from kdzoo.models.building import build_network
 from kdzoo.models.folding import fold_batchnorm
 from kdzoo.models.levels import pair_levels, shapes_of
@@ -606,3 +607,25 @@ def test_a_level_that_is_not_there_is_named_with_those_that_are() -> None:
     assert str(caught.value) == (
         "model 'test_resnet': has no level 'layer9'; known: act1, layer1, layer2, layer3, layer4"
     )
+
+
+def test_a_structure_is_probed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network_module, "_probed", {})
+    probes: list[str] = []
+    probe = Network._probe
+
+    def counted(self: Network, inputs: torch.Tensor) -> Any:
+        probes.append(self.spec.name)
+        return probe(self, inputs)
+
+    monkeypatch.setattr(Network, "_probe", counted)
+    first, again = (network(seed=seed) for seed in (0, 1))
+    assert len(probes) == 1
+    for name in ("levels", "pre_logits_width", "macs", "overstrided"):
+        assert getattr(first, name) == getattr(again, name)
+    assert not torch.equal(first.model.fc.weight, again.model.fc.weight)
+    wider = network(args={"channels": [8, 8, 8, 16]})
+    larger = network(size=(48, 48))
+    assert len(probes) == 3
+    assert wider.levels != first.levels
+    assert larger.macs > first.macs

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchao.quantization.pt2e import qat_utils
 
+from kdzoo.contract.structure import structure
 from kdzoo_quantized import int8, kept_graphs, patterns
 from kdzoo_quantized.int8 import Int8
 
@@ -117,14 +118,14 @@ CHANGES = {
 def test_another_build_is_another_graph(change: Callable[[Net], None], inputs: Tensor) -> None:
     net = Net()
     change(net)
-    assert kept_graphs.structure(net, inputs) != kept_graphs.structure(Net(), inputs)
+    assert structure(net, inputs) != structure(Net(), inputs)
 
 
 def test_weights_make_no_other_build(inputs: Tensor) -> None:
     net = Net(seed=5)
     weights_moved(net)
-    assert kept_graphs.structure(net, inputs) == kept_graphs.structure(Net(), inputs)
-    assert hash(kept_graphs.structure(net, inputs)) == hash(kept_graphs.structure(Net(), inputs))
+    assert structure(net, inputs) == structure(Net(), inputs)
+    assert hash(structure(net, inputs)) == hash(structure(Net(), inputs))
 
 
 def test_what_cannot_be_compared_is_exported_each_time(inputs: Tensor) -> None:
