@@ -191,6 +191,7 @@ def test_the_generator_learns_to_please_the_teacher() -> None:
     assert cost().item() < before - 0.4
 
 
+@pytest.mark.slow
 def test_a_student_learns_a_task_without_a_sample_of_it(tmp_path: Path) -> None:
     teacher = {"name": testing.TINY, "args": testing.TEACHER, "train": {"epochs": 16, "steps_per_epoch": 12}}
     changes = {

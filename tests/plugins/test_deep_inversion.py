@@ -224,6 +224,7 @@ def test_finished_images_are_kept_where_steps_have_parts(tmp_path: Path) -> None
     assert not torch.allclose(algorithm.pixels(algorithm.kept(3)), clipped, atol=0.1), "the next batch's noise was kept"
 
 
+@pytest.mark.slow
 def test_a_student_learns_a_task_without_a_sample_of_it(tmp_path: Path) -> None:
     teacher = {"name": testing.TINY, "args": testing.TEACHER, "train": {"epochs": 16, "steps_per_epoch": 12}}
     changes = {

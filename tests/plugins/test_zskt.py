@@ -104,6 +104,7 @@ def test_the_generator_moves_once_then_the_student_often_on_the_same_images() ->
     assert divergences[3] < divergences[1]
 
 
+@pytest.mark.slow
 def test_a_student_learns_a_task_without_a_sample_of_it(tmp_path: Path) -> None:
     teacher = {"name": testing.TINY, "args": testing.TEACHER, "train": {"epochs": 16, "steps_per_epoch": 12}}
     changes = {
