@@ -147,3 +147,9 @@ def shown(value: Any) -> str:
         inner = ", ".join(map(shown, value[:20]))
         return f"[{inner}]" if len(value) <= 20 and len(inner) <= 60 else f"a list of {len(value)}"
     return "nothing" if value is None else plain(str(value))
+
+
+def in_words(error: Exception) -> str:
+    """An exception in one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__

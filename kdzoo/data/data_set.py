@@ -11,15 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 
 from kdzoo.contract.extension_points import DataSource, DataSplits, Split, TokenSplit
-from kdzoo.data.augmentation import Augment
 from kdzoo.data.checking import FormCheck
 from kdzoo.data.digests import digests, samples_of, split_hash
 from kdzoo.data.file_records import FileRecords
 from kdzoo.data.inputs import TokenIds, inputs_of
-from kdzoo.data.loader import Loader
 from kdzoo.data.splitting import Part, carved, few_labels, limited
 from kdzoo.errors import ContractError, DataError
 from kdzoo.types import stable_hash
@@ -140,19 +137,6 @@ class DataSet:
         if name not in self.parts:
             raise DataError(f"{self._title}: has no {name} split; set data.validation above 0")
         return self.parts[name]
-
-    def loader(
-        self,
-        device: torch.device,
-        batch_size: int,
-        augment: Augment = "none",
-        seed: int = 0,
-        workers: int = 0,
-        timeout_s: float = 120.0,
-        channels_last: bool = False,
-    ) -> Loader:
-        """Return what makes batches on ``device``; ``batch_size`` is that of all processes together."""
-        return Loader(self, device, batch_size, augment, seed, workers, timeout_s, channels_last)
 
     def check_form(self) -> str:
         """Decode every image once and check the form of the test split; say on one line what was checked.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,12 +12,10 @@ from torch import Tensor
 from kdzoo.contract.extension_points import ArraySplit, TokenSplit
 from kdzoo.contract.step import Batch
 from kdzoo.data.augmentation import Augment, augment
+from kdzoo.data.data_set import DataSet, SplitName
 from kdzoo.data.readers import FileReader, MemoryReader, TokenReader
 from kdzoo.errors import ContractError, DataError
 from kdzoo.types import derive_seed
-
-if TYPE_CHECKING:
-    from kdzoo.data.data_set import DataSet, SplitName
 
 #: Batches of text that are sorted by length together: enough that each has rows of nearly one length, few enough that
 #: whom a sentence meets stays a matter of chance.
@@ -47,12 +44,13 @@ class Loader:
         data: DataSet,
         device: torch.device,
         batch_size: int,
-        augment: Augment,
-        seed: int,
-        workers: int,
-        timeout_s: float,
-        channels_last: bool,
+        augment: Augment = "none",
+        seed: int = 0,
+        workers: int = 0,
+        timeout_s: float = 120.0,
+        channels_last: bool = False,
     ) -> None:
+        """``batch_size`` is that of all processes together."""
         self.data, self.device, self.batch_size = data, device, batch_size
         self._augment, self._seed = augment, seed
         self._workers, self._timeout_s = workers, timeout_s

@@ -16,9 +16,9 @@ from torch import nn
 
 from kdzoo.contract.stage import ModelSpec
 from kdzoo.data.inputs import Inputs, Pixels
-from kdzoo.errors import ModelError, UnknownName, nearest
+from kdzoo.errors import ModelError, UnknownName, in_words, nearest
 from kdzoo.models.network import Network
-from kdzoo.models.weights import in_words, load_weights
+from kdzoo.models.weights import load_weights
 
 #: A network takes at least the room of this many of its inputs.
 MAPS = 16

@@ -19,8 +19,7 @@ from kdzoo.contract.stage import ModelSpec
 from kdzoo.contract.step import Outputs
 from kdzoo.contract.structure import UnknownValue, structure
 from kdzoo.data.inputs import Inputs
-from kdzoo.errors import KdzooError, ModelError
-from kdzoo.models.weights import in_words
+from kdzoo.errors import KdzooError, ModelError, in_words
 
 #: How far a network's parts, or its folded copy, may be from the whole, relative to the largest value.
 SAME = 1e-4

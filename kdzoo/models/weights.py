@@ -13,16 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from kdzoo.errors import ModelError, plain
+from kdzoo.errors import ModelError, in_words, plain
 
 if TYPE_CHECKING:
     from kdzoo.models.network import Network
-
-
-def in_words(error: Exception) -> str:
-    """An exception in one line."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 
 
 def load_weights(network: Network, path: Path) -> None:

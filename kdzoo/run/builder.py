@@ -55,7 +55,8 @@ class Builder:
         set_threads(self.recipe.threads)
         self.environment = environment_of_all(self.device, ranks)
         self.data: DataSet = open_data(plan.source, self.recipe.data, self.recipe.seed)
-        self.loader = self.data.loader(
+        self.loader = Loader(
+            self.data,
             self.device,
             self.recipe.data.batch_size,
             self.recipe.data.augment,

@@ -13,6 +13,7 @@ import torch
 
 from kdzoo.contract.extension_points import ArraySplit, DataSource, DataSplits, FileSplit, OfferOptions
 from kdzoo.data.data_set import DataSet, data_root, open_data
+from kdzoo.data.loader import Loader
 from kdzoo.data.splitting import stratified
 from kdzoo.errors import ContractError, DataError
 from kdzoo.recipe.sections import DataRecipe
@@ -63,7 +64,7 @@ def as_files(splits: DataSplits) -> DataSplits:
 
 
 def all_bits(data: DataSet, workers: int = 0, augment: str = "crop_flip") -> list[torch.Tensor]:
-    loader = data.loader(CPU, 7, augment, seed=3, workers=workers, timeout_s=60)
+    loader = Loader(data, CPU, 7, augment, seed=3, workers=workers, timeout_s=60)
     batches = [*loader.train_batches(1, 1), *loader.canonical_batches(2)]
     batches += loader.eval_batches("validation", 3)
     tensors = [t for b in batches for t in (b.inputs, b.targets, b.index)]
@@ -169,7 +170,7 @@ def test_test_data_cannot_be_read_before_the_gate_is_open() -> None:
     calls = []
     splits = array_splits()
     data = opened(replace(splits, test=lambda: calls.append(1) or splits.test()))
-    loader = data.loader(CPU, 8)
+    loader = Loader(data, CPU, 8)
     with pytest.raises(ContractError) as caught:
         next(loader.eval_batches("test", 4))
     assert str(caught.value) == "the test split was asked for before selection closed; open test_gate first"
@@ -183,7 +184,7 @@ def test_test_data_cannot_be_read_before_the_gate_is_open() -> None:
 
 def test_a_split_that_is_not_there() -> None:
     with pytest.raises(DataError) as caught:
-        next(opened(validation=0).loader(CPU, 8).eval_batches("validation", 4))
+        next(Loader(opened(validation=0), CPU, 8).eval_batches("validation", 4))
     assert str(caught.value) == "data set 'given': has no validation split; set data.validation above 0"
 
 
@@ -250,7 +251,7 @@ def test_a_broken_test_split_is_found_when_it_is_opened() -> None:
 def test_batches_hold_the_pixels_of_their_index() -> None:
     data = opened()
     rows = data.parts["train"].rows
-    for batch in data.loader(CPU, 8).train_batches(0, 0):
+    for batch in Loader(data, CPU, 8).train_batches(0, 0):
         at = rows[batch.index.numpy()]
         expected = torch.from_numpy(data._splits.train.images[at]).permute(0, 3, 1, 2).float() / 255
         assert torch.equal(batch.inputs, expected)
@@ -261,21 +262,21 @@ def test_batches_hold_the_pixels_of_their_index() -> None:
 def test_grey_images_have_one_channel() -> None:
     grey = ArraySplit(images(12, 0, (6, 5)), np.arange(12) % 4)
     data = opened(broken(train=grey, channels=1, mean=(0.5,), std=(0.5,)), validation=0)
-    assert next(data.loader(CPU, 4).train_batches(0, 0)).inputs.shape == (4, 1, 6, 5)
+    assert next(Loader(data, CPU, 4).train_batches(0, 0)).inputs.shape == (4, 1, 6, 5)
 
 
 def test_an_epoch_is_a_permutation_by_seed_and_epoch_and_drops_the_short_batch() -> None:
     data = opened()
-    loader = data.loader(CPU, 5)
+    loader = Loader(data, CPU, 5)
     orders = [torch.cat([batch.index for batch in loader.train_batches(epoch, 0)]).tolist() for epoch in (0, 0, 1)]
     assert loader.steps_per_epoch == 6
     assert orders[0] == orders[1] != orders[2]
     assert len(set(orders[0])) == 30
-    assert orders[0] != torch.cat([b.index for b in data.loader(CPU, 5, seed=1).train_batches(0, 0)]).tolist()
+    assert orders[0] != torch.cat([b.index for b in Loader(data, CPU, 5, seed=1).train_batches(0, 0)]).tolist()
 
 
 def test_an_epoch_can_start_in_the_middle() -> None:
-    loader = opened().loader(CPU, 5, "crop_flip")
+    loader = Loader(opened(), CPU, 5, "crop_flip")
     whole = list(loader.train_batches(2, 2))
     rest = list(loader.train_batches(2, 2, start_step=4))
     assert len(rest) == 2
@@ -283,7 +284,7 @@ def test_an_epoch_can_start_in_the_middle() -> None:
 
 
 def test_ranks_share_each_batch_in_order() -> None:
-    loader = opened().loader(CPU, 8, "crop_flip")
+    loader = Loader(opened(), CPU, 8, "crop_flip")
     shares = [list(loader.train_batches(0, 0, 0, rank, 2)) for rank in (0, 1)]
     for whole, first, second in zip(loader.train_batches(0, 0), *shares, strict=True):
         assert torch.equal(whole.inputs, torch.cat([first.inputs, second.inputs]))
@@ -292,14 +293,14 @@ def test_ranks_share_each_batch_in_order() -> None:
 
 def test_a_view_of_a_sample_does_not_depend_on_batch_size_or_order() -> None:
     data = opened()
-    canonical = torch.cat([b.inputs[: len(b.index)] for b in data.loader(CPU, 7, "crop_flip").canonical_batches(4)])
+    canonical = torch.cat([b.inputs[: len(b.index)] for b in Loader(data, CPU, 7, "crop_flip").canonical_batches(4)])
     for size in (3, 32):
-        for batch in data.loader(CPU, size, "crop_flip").train_batches(1, 4):
+        for batch in Loader(data, CPU, size, "crop_flip").train_batches(1, 4):
             assert torch.equal(batch.inputs, canonical[batch.index])
 
 
 def test_canonical_batches_are_full_and_say_what_counts() -> None:
-    loader = opened().loader(CPU, 10)
+    loader = Loader(opened(), CPU, 10)
     batches = list(loader.canonical_batches(0))
     assert [len(batch.inputs) for batch in batches] == [10, 10, 10, 10]
     assert [len(batch.index) for batch in batches] == [10, 10, 10, 2]
@@ -308,13 +309,13 @@ def test_canonical_batches_are_full_and_say_what_counts() -> None:
 
 
 def test_canonical_batches_of_a_split_smaller_than_a_batch() -> None:
-    (batch,) = opened().loader(CPU, 100).canonical_batches(0)
+    (batch,) = Loader(opened(), CPU, 100).canonical_batches(0)
     assert (len(batch.inputs), len(batch.index)) == (100, 32)
 
 
 def test_evaluation_goes_through_a_split_in_order_and_does_not_augment() -> None:
     data = opened()
-    batches = list(data.loader(CPU, 8, "crop_flip").eval_batches("validation", 3))
+    batches = list(Loader(data, CPU, 8, "crop_flip").eval_batches("validation", 3))
     assert [len(batch.index) for batch in batches] == [3, 3, 2]
     assert torch.cat([batch.index for batch in batches]).tolist() == list(range(8))
     plain = torch.from_numpy(data._splits.train.images[data.parts["validation"].rows]).permute(0, 3, 1, 2) / 255
@@ -323,15 +324,15 @@ def test_evaluation_goes_through_a_split_in_order_and_does_not_augment() -> None
 
 def test_channels_last_changes_the_layout_and_no_bit() -> None:
     data = opened()
-    plain = next(data.loader(CPU, 8, "crop_flip").train_batches(0, 0)).inputs
-    turned = next(data.loader(CPU, 8, "crop_flip", channels_last=True).train_batches(0, 0)).inputs
+    plain = next(Loader(data, CPU, 8, "crop_flip").train_batches(0, 0)).inputs
+    turned = next(Loader(data, CPU, 8, "crop_flip", channels_last=True).train_batches(0, 0)).inputs
     assert turned.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(plain, turned)
 
 
 def test_a_batch_larger_than_the_split_is_refused() -> None:
     with pytest.raises(DataError) as caught:
-        opened().loader(CPU, 33).steps_per_epoch  # noqa: B018
+        Loader(opened(), CPU, 33).steps_per_epoch  # noqa: B018
     assert str(caught.value) == (
         "data.batch_size: 33 is more than the 32 training samples that 'given' has after validation is held out; "
         "lower it"
@@ -393,7 +394,7 @@ def faulty(how: str) -> DataSet:
     ],
 )
 def test_a_sample_that_cannot_be_read_is_an_error_and_never_replaced(how: str, text: str, workers: int) -> None:
-    loader = faulty(how).loader(CPU, 8, workers=workers, timeout_s=60)
+    loader = Loader(faulty(how), CPU, 8, workers=workers, timeout_s=60)
     with pytest.raises(DataError) as caught:
         list(loader.canonical_batches(0))
     assert str(caught.value) == text
@@ -401,7 +402,7 @@ def test_a_sample_that_cannot_be_read_is_an_error_and_never_replaced(how: str, t
 
 @pytest.mark.parametrize("how", ["hang", "die"])
 def test_a_worker_that_hangs_or_dies_is_an_error(how: str) -> None:
-    loader = faulty(how).loader(CPU, 8, workers=1, timeout_s=1)
+    loader = Loader(faulty(how), CPU, 8, workers=1, timeout_s=1)
     begin = time.monotonic()
     with pytest.raises(DataError) as caught:
         list(loader.canonical_batches(0))

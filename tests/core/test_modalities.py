@@ -15,6 +15,7 @@ from kdzoo.contract.extension_points import ArraySplit, DataSource, DataSplits, 
 from kdzoo.contract.stage import ModelSpec
 from kdzoo.data.data_set import DataSet, open_data
 from kdzoo.data.inputs import Measurements, Pixels
+from kdzoo.data.loader import Loader
 from kdzoo.errors import DataError, KdzooError, ModelError, NeedsError
 from kdzoo.evaluation.verification import file_metadata
 from kdzoo.models.building import build_network
@@ -131,7 +132,7 @@ def test_a_model_that_reads_what_is_not_there_is_refused(modality: str | None, m
 def test_measurements_reach_models_as_they_are() -> None:
     made = splits()
     data = opened(made)
-    batch = next(iter(data.loader(torch.device("cpu"), 8).train_batches(0, 0)))
+    batch = next(iter(Loader(data, torch.device("cpu"), 8).train_batches(0, 0)))
     rows = data.part("train").rows[batch.index.numpy()]
     assert isinstance(made.train, ArraySplit)
     np.testing.assert_array_equal(batch.inputs.numpy(), made.train.images[rows].transpose(0, 3, 1, 2))
@@ -171,7 +172,7 @@ def test_the_few_labels_are_shared_out_by_class_and_seed() -> None:
 
 
 def test_the_few_samples_recur_until_the_epoch_is_full() -> None:
-    loader = opened(splits()).loader(torch.device("cpu"), 8).only((3, 5, 30), 32)
+    loader = Loader(opened(splits()), torch.device("cpu"), 8).only((3, 5, 30), 32)
     assert loader.steps_per_epoch == 4
     order = loader.order(0).tolist()
     assert len(order) == 32

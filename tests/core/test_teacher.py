@@ -146,7 +146,7 @@ def loader() -> Loader:
     """30 samples, so that the last stored batch is short."""
     source = Stripes(Stripes.Options(samples=30, size=(32, 32)))
     data = open_data(source, DataRecipe(name="stripes", batch_size=BATCH, validation=0), 0)
-    return data.loader(CPU, BATCH, "crop_flip", 0)
+    return Loader(data, CPU, BATCH, "crop_flip", 0)
 
 
 @dataclasses.dataclass

@@ -22,7 +22,7 @@ from kdzoo.contract.stage import ModelSpec, Stage
 from kdzoo.data.data_set import DataSet, open_data
 from kdzoo.data.digests import digests
 from kdzoo.data.inputs import TIMED_TEXTS, Inputs, Pixels
-from kdzoo.data.loader import POOLED_BATCHES, bucketed
+from kdzoo.data.loader import POOLED_BATCHES, Loader, bucketed
 from kdzoo.errors import DataError, KdzooError, ModelError, NeedsError
 from kdzoo.models.building import build_network
 from kdzoo.models.folding import fold_batchnorm
@@ -66,7 +66,7 @@ def refusal(error: type[KdzooError], act: Callable[[], Any]) -> str:
 
 
 def test_batches_are_as_wide_as_their_longest_row() -> None:
-    loader = opened().loader(CPU, 8, seed=1)
+    loader = Loader(opened(), CPU, 8, seed=1)
     batches = [*loader.train_batches(0, 0), *loader.eval_batches("validation", 5)]
     assert len(batches) == 9 + 3
     for batch in batches:
@@ -78,12 +78,12 @@ def test_batches_are_as_wide_as_their_longest_row() -> None:
 
 def test_an_epoch_shows_each_sample_once_whatever_its_length() -> None:
     data = opened()
-    loader = data.loader(CPU, 13, seed=1)
+    loader = Loader(data, CPU, 13, seed=1)
     for epoch in range(2):
         seen = torch.cat([batch.index for batch in loader.train_batches(epoch, 0)])
         assert len(seen) == len(set(seen.tolist())) == 78
     assert not np.array_equal(loader.order(0), loader.order(1))
-    assert np.array_equal(loader.order(1), data.loader(CPU, 13, seed=1).order(1))
+    assert np.array_equal(loader.order(1), Loader(data, CPU, 13, seed=1).order(1))
 
 
 def test_rows_of_one_length_share_a_batch() -> None:
@@ -101,7 +101,7 @@ def test_rows_of_one_length_share_a_batch() -> None:
 
 
 def test_shares_of_a_batch_are_equally_wide() -> None:
-    loader = opened().loader(CPU, 8, seed=1)
+    loader = Loader(opened(), CPU, 8, seed=1)
     for whole, *shares in zip(
         loader.train_batches(0, 0), *(loader.train_batches(0, 0, 0, rank, 2) for rank in range(2)), strict=True
     ):
@@ -110,7 +110,7 @@ def test_shares_of_a_batch_are_equally_wide() -> None:
 
 
 def test_canonical_batches_have_one_width() -> None:
-    batches = list(opened().loader(CPU, 7, seed=1).canonical_batches(0))
+    batches = list(Loader(opened(), CPU, 7, seed=1).canonical_batches(0))
     assert {tuple(batch.inputs.shape) for batch in batches} == {(7, 9)}
     assert torch.equal(torch.cat([batch.index for batch in batches]), torch.arange(78))
 

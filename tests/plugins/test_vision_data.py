@@ -17,6 +17,7 @@ from kdzoo.api.data import ArraySplit, DataError, DataSplits, FileSplit, Preproc
 from kdzoo.data import file_records
 from kdzoo.data.data_set import DataSet, open_data
 from kdzoo.data.digests import digests
+from kdzoo.data.loader import Loader
 from kdzoo.recipe.sections import DataRecipe
 from kdzoo_vision.arrays import Arrays, moments
 from kdzoo_vision.digits import FILE, Digits
@@ -265,7 +266,7 @@ def test_a_folder_of_images_is_a_data_set(folder: Path) -> None:
     )
     data.test_gate.open()
     assert data.split_sizes == {"train": 8, "validation": 2, "test": 4}
-    batch = next(data.loader(torch.device("cpu"), 4, "crop_flip", workers=1).train_batches(0, 0))
+    batch = next(Loader(data, torch.device("cpu"), 4, "crop_flip", workers=1).train_batches(0, 0))
     assert batch.inputs.shape == (4, 3, 16, 16)
 
 
@@ -334,7 +335,7 @@ def test_a_bad_file_stops_the_batch_it_is_in(folder: Path) -> None:
     bad.write_text("no image at all")
     data = open_data(ImageFolder(ImageFolder.Options(size=8)), DataRecipe(name="x", root=str(folder), validation=0), 0)
     with pytest.raises(DataError, match=r"9\.jpg: cannot be read as an image: "):
-        list(data.loader(torch.device("cpu"), 3, workers=1).canonical_batches(0))
+        list(Loader(data, torch.device("cpu"), 3, workers=1).canonical_batches(0))
 
 
 def test_folders_that_are_not_right(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
