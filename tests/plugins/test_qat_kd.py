@@ -176,11 +176,22 @@ def test_weights_that_grow_are_not_clipped_to_what_they_were() -> None:
     assert (grown - 8 * before).abs().max() < 0.05 * grown.abs().max()
 
 
-def test_the_file_computes_in_integers_and_is_much_smaller(trained: Any, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def files(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The network in floats and in integers, as files."""
     model, rounded, inputs = trained
-    floats, integers, optimized = tmp_path / "floats.onnx", tmp_path / "integers.onnx", tmp_path / "optimized.onnx"
+    folder = tmp_path_factory.mktemp("files")
+    floats, integers = folder / "floats.onnx", folder / "integers.onnx"
     finish(trace(copy.deepcopy(model), inputs[:2], None), floats, {})
     finish(trace(INT8.convert(rounded).eval(), inputs[:2], None), integers, {})
+    return {"floats": floats, "integers": integers}
+
+
+def test_the_file_computes_in_integers_and_is_much_smaller(
+    trained: Any, files: dict[str, Path], tmp_path: Path
+) -> None:
+    _, rounded, inputs = trained
+    floats, integers, optimized = files["floats"], files["integers"], tmp_path / "optimized.onnx"
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath, options.log_severity_level = str(optimized), 3
     session = onnxruntime.InferenceSession(integers, options, providers=["CPUExecutionProvider"])
@@ -195,13 +206,9 @@ def test_the_file_computes_in_integers_and_is_much_smaller(trained: Any, tmp_pat
     assert (given - expected).abs().max() < 0.3 * expected.abs().max()
 
 
-def test_the_file_is_faster_than_floats_at_batch_one(trained: Any, tmp_path: Path) -> None:
-    model, rounded, inputs = trained
-    runs = {}
-    for name, network in {"floats": copy.deepcopy(model), "integers": INT8.convert(rounded).eval()}.items():
-        finish(trace(network, inputs[:2], None), tmp_path / name, {})
-        runs[name] = Onnx(Onnx.Options()).load(tmp_path / name, 1)
-    one = inputs[:1].numpy()
+def test_the_file_is_faster_than_floats_at_batch_one(trained: Any, files: dict[str, Path]) -> None:
+    runs = {name: Onnx(Onnx.Options()).load(path, 1) for name, path in files.items()}
+    one = trained[2][:1].numpy()
     times = measure_latency({name: partial(run, one) for name, run in runs.items()}, repeats=100)
     assert times["integers"]["p50"] < times["floats"]["p50"]
 
