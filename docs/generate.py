@@ -28,7 +28,9 @@ from kdzoo.contract.extension_points import Offer
 from kdzoo.recipe.reading import load_recipe
 from kdzoo.recipe.sections import Recipe
 from kdzoo.testing import card
-from kdzoo.zoo.loading import BUILT_IN, Zoo, load_zoo
+from kdzoo.zoo.finding import BUILT_IN
+from kdzoo.zoo.loading import load_zoo
+from kdzoo.zoo.offered import Zoo
 
 DOCS = Path(__file__).resolve().parent
 RECIPES = DOCS.parent / "recipes"

@@ -11,7 +11,8 @@ from kdzoo.recipe.bundled import known_recipe
 from kdzoo.recipe.problems import RecipeProblems
 from kdzoo.recipe.reading import LoadedRecipe, load_recipe
 from kdzoo.zoo.catalogue import catalogue
-from kdzoo.zoo.loading import Zoo, load_zoo
+from kdzoo.zoo.loading import load_zoo
+from kdzoo.zoo.offered import Zoo
 
 
 def open_recipe(path: Path, overrides: Sequence[str]) -> tuple[LoadedRecipe, Plan, Zoo]:

@@ -23,7 +23,7 @@ from kdzoo.recipe.problems import RecipeProblems, explain, unknown_key
 from kdzoo.recipe.reading import LoadedRecipe
 from kdzoo.recipe.sections import AlgorithmRecipe, DataRecipe, ExportRecipe, ModelRecipe, Recipe
 from kdzoo.zoo.cards import Card, plans_stages
-from kdzoo.zoo.loading import Zoo
+from kdzoo.zoo.offered import Zoo
 
 if TYPE_CHECKING:
     from kdzoo.contract.algorithm import Algorithm, AlgorithmOptions

@@ -12,7 +12,7 @@ from pydantic.json_schema import models_json_schema
 from kdzoo.contract.extension_points import Offer
 from kdzoo.recipe.sections import AlgorithmRecipe, DataRecipe, ExportRecipe, Recipe
 from kdzoo.zoo.cards import card_of
-from kdzoo.zoo.loading import Zoo
+from kdzoo.zoo.offered import Zoo
 
 Schema = dict[str, Any]
 

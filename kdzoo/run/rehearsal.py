@@ -18,7 +18,7 @@ from kdzoo.run.builder import Builder
 from kdzoo.run.stage_plan import Planning
 from kdzoo.training.engine import Engine
 from kdzoo.training.job import Job
-from kdzoo.zoo.loading import Zoo
+from kdzoo.zoo.offered import Zoo
 
 
 class NotTrained(Exception):

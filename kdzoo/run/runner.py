@@ -32,7 +32,7 @@ from kdzoo.storage.sealed import read_tensors
 from kdzoo.storage.store import Store
 from kdzoo.training.job import Job, has_report_items
 from kdzoo.training.parallel import Ranks
-from kdzoo.zoo.loading import Zoo
+from kdzoo.zoo.offered import Zoo
 
 
 class Runner:

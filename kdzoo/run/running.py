@@ -17,7 +17,7 @@ from kdzoo.run.runner import Display, Runner
 from kdzoo.storage.run_folder import RunFolder
 from kdzoo.storage.store import Store
 from kdzoo.training.parallel import Ranks
-from kdzoo.zoo.loading import Zoo
+from kdzoo.zoo.offered import Zoo
 
 
 class LiveDisplay(Display, AbstractContextManager[Any], Protocol):

@@ -25,7 +25,7 @@ from kdzoo.training.engine import Engine, Progress
 from kdzoo.training.job import Job
 from kdzoo.training.teacher import CachedTeacher
 from kdzoo.types import stable_hash
-from kdzoo.zoo.loading import Zoo
+from kdzoo.zoo.offered import Zoo
 
 
 @dataclass

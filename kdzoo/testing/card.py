@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from kdzoo.contract.declared import Count, Paper
     from kdzoo.contract.extension_points import Offer
     from kdzoo.zoo.cards import AlgorithmCard
-    from kdzoo.zoo.loading import Zoo
+    from kdzoo.zoo.offered import Zoo
 
 LABELS = (
     "Reads",

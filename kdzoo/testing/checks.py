@@ -39,7 +39,8 @@ from kdzoo.testing.tiny import STUDENT, TEACHER, least, tiny_recipe, tiny_runner
 from kdzoo.training.engine import Engine, Progress
 from kdzoo.training.job import Job
 from kdzoo.zoo.cards import plans_stages
-from kdzoo.zoo.loading import Zoo, load_zoo
+from kdzoo.zoo.loading import load_zoo
+from kdzoo.zoo.offered import Zoo
 
 TASK = "task"
 

@@ -18,7 +18,7 @@ from kdzoo.recipe.sections import Recipe
 from kdzoo.run.runner import Runner
 from kdzoo.storage.run_folder import RunFolder
 from kdzoo.storage.store import Store
-from kdzoo.zoo.loading import Zoo
+from kdzoo.zoo.offered import Zoo
 
 #: A small timm ResNet with live residual branches (timm starts them at zero).
 TINY = "test_resnet"

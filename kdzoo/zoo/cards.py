@@ -7,6 +7,7 @@ of the options and no more: what a value must be, only the plugin's own class kn
 from __future__ import annotations
 
 import inspect
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -19,6 +20,9 @@ from pydantic import BaseModel, TypeAdapter, create_model
 from kdzoo.contract.declared import Needs, Paper
 from kdzoo.contract.extension_points import ModelFamily, Offer, OfferOptions
 from kdzoo.errors import PluginError
+from kdzoo.zoo.finding import PluginInfo
+from kdzoo.zoo.installed import loose_sources, state_of
+from kdzoo.zoo.offered import Zoo, merged_zoo
 
 Schema = dict[str, Any]
 
@@ -167,3 +171,40 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     if kind not in _ADAPTERS:
         _ADAPTERS[kind] = TypeAdapter(kind)
     return _ADAPTERS[kind]
+
+
+def body_of(zoo: Zoo) -> dict[str, Any] | None:
+    """Return a loaded zoo as JSON content; None where something in it has no card."""
+    try:
+        offers = [written_offer(kind, offer) for (kind, _), offer in zoo.offers().items()]
+    except PluginError:
+        return None
+    body = {
+        "plugins": [asdict(plugin) for plugin in zoo.plugins],
+        "refused": [[*key, cause] for key, cause in zoo.refused.items()],
+        "offers": offers,
+        "sources": state_of(loose_sources()),
+    }
+    try:
+        return dict(json.loads(json.dumps(body)))
+    except (TypeError, ValueError):
+        return None
+
+
+def zoo_of(body: Mapping[str, Any]) -> Zoo:
+    """Return the zoo of cards that ``body_of`` wrote."""
+    plugins = tuple(PluginInfo(**plugin) for plugin in body["plugins"])
+    refused = {(kind, name): cause for kind, name, cause in body["refused"]}
+    return merged_zoo(dict(map(read_offer, body["offers"])), plugins, refused)
+
+
+def cards_of(zoo: Zoo) -> Zoo:
+    """Return the zoo of cards of what is loaded; a thing that has none gets one that says its name."""
+    offers = {}
+    for (kind, name), offer in zoo.offers().items():
+        try:
+            card = card_of(kind, offer.thing)
+        except PluginError:
+            card = offer.thing if kind == "algorithm" else Card(name, open=True)
+        offers[kind, name] = type(offer)(name, card, offer.plugin, offer.distribution, offer.version)
+    return merged_zoo(offers, zoo.plugins, zoo.refused)

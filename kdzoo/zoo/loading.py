@@ -1,4 +1,4 @@
-"""The zoo: what the installed plugins offer. One broken plugin never takes the others down.
+"""Loading the installed plugins into a zoo of what they offer. One broken plugin never takes the others down.
 
 Plugins are trusted code, but each is loaded on its own and all or nothing: what it offers is collected in a scratch
 manager, checked, and merged only if every bit of it is right and no name in it is claimed by another plugin.
@@ -13,27 +13,20 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import redirect_stdout
-from dataclasses import dataclass, field, replace
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pluggy
 
 from kdzoo import __version__
 from kdzoo.contract import hookspecs
 from kdzoo.contract.extension_points import Offer
-from kdzoo.errors import PluginError, UnknownName, nearest, plain, shown
+from kdzoo.errors import PluginError, nearest, plain, shown
 from kdzoo.zoo import plugin_checks as admission
-from kdzoo.zoo.finding import BUILT_IN, GROUP, Found, PluginInfo, cause_of, find_plugins
+from kdzoo.zoo.cache import fatal_plugins
+from kdzoo.zoo.finding import GROUP, Found, PluginInfo, cause_of, find_plugins
+from kdzoo.zoo.offered import Key, Zoo, merged_zoo
 from kdzoo.zoo.process_state import given_back
-
-if TYPE_CHECKING:
-    from kdzoo.contract.algorithm import Algorithm
-    from kdzoo.contract.extension_points import DataSource, Exporter, Quantizer, Tracker
-
-__all__ = ["BUILT_IN", "PluginInfo", "Zoo", "load_zoo"]
-
-KNOWN_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -54,78 +47,6 @@ _HOOKS = {
     "register_trackers": _Hook("tracker", admission.check_tracker),
 }
 
-Key = tuple[str, str]  # what it is, its name: ("algorithm", "kd")
-
-
-@dataclass(frozen=True)
-class Zoo:
-    """Everything that the loaded plugins offer, by name, each with its owner."""
-
-    algorithms: Mapping[str, Offer]
-    models: Mapping[str, Offer]  # every model of every family; the thing is the ModelFamily
-    datasets: Mapping[str, Offer]
-    exporters: Mapping[str, Offer]
-    trackers: Mapping[str, Offer]
-    plugins: tuple[PluginInfo, ...]
-    refused: Mapping[Key, str] = field(default_factory=dict)  # names of plugins that were refused for a clash
-    quantizers: Mapping[str, Offer] = field(default_factory=dict)
-
-    def algorithm(self, name: str) -> type[Algorithm]:
-        """Return an algorithm; raise UnknownName, or PluginError if two plugins claim the name."""
-        aliases = {alias: offer.name for offer in self.algorithms.values() for alias in offer.thing.also_known_as}
-        return self._find("algorithm", self.algorithms, name, aliases)
-
-    def dataset(self, name: str) -> type[DataSource]:
-        """Return a data set; raises as ``algorithm``."""
-        return self._find("data set", self.datasets, name)
-
-    def exporter(self, name: str) -> type[Exporter]:
-        """Return an export format; raises as ``algorithm``."""
-        return self._find("export format", self.exporters, name)
-
-    def quantizer(self, name: str) -> type[Quantizer]:
-        """Return a quantizer; raises as ``algorithm``."""
-        return self._find("quantizer", self.quantizers, name)
-
-    def tracker(self, name: str) -> type[Tracker]:
-        """Return a tracker; raises as ``algorithm``."""
-        return self._find("tracker", self.trackers, name)
-
-    def with_algorithm(self, cls: type[Algorithm]) -> Zoo:
-        """Return this zoo with one more algorithm, for testing a class that no plugin registers yet."""
-        if cls.name in self.algorithms and self.algorithms[cls.name].thing is cls:
-            return self
-        offer = Offer(cls.name, cls, "unregistered", cls.__module__, "0")
-        return replace(self, algorithms={**self.algorithms, cls.name: offer})
-
-    def offers(self) -> dict[Key, Offer]:
-        """Return everything that is offered by (kind, name)."""
-        groups = {
-            "algorithm": self.algorithms,
-            "model": self.models,
-            "data set": self.datasets,
-            "export format": self.exporters,
-            "tracker": self.trackers,
-            "quantizer": self.quantizers,
-        }
-        return {(kind, name): offer for kind, group in groups.items() for name, offer in group.items()}
-
-    def notes(self) -> list[str]:
-        """Say which plugins are not there and may have offered a name that is missing."""
-        causes = {"broken": "failed to load: {}", "disabled": "is disabled by KDZOO_PLUGINS"}
-        return [f"note: {p} {causes[p.status].format(p.cause)}" for p in self.plugins if p.status in causes]
-
-    def _find(self, kind: str, offers: Mapping[str, Offer], name: str, aliases: Mapping[str, str] | None = None) -> Any:
-        if name in offers:
-            return offers[name].thing
-        if (kind, name) in self.refused:
-            raise PluginError(f"{kind} '{name}': {self.refused[kind, name]}")
-        known, aliases = sorted(offers), aliases or {}
-        close = f"; did you mean '{aliases[name]}'?" if name in aliases else nearest(name, known)
-        some = ", ".join(known[:KNOWN_SHOWN]) + (" ..." if len(known) > KNOWN_SHOWN else "")
-        message = f"unknown {kind} {shown(name)}{close or ';'} known: {some or 'none'}"
-        raise UnknownName("\n".join([message, *self.notes()]))
-
 
 # --- loading ------------------------------------------------------------------------------------
 
@@ -137,8 +58,6 @@ def load_zoo(only: str | None = None) -> Zoo:
     PluginError only for a name in ``only`` that no installed plugin has; what is wrong with a plugin is in
     ``Zoo.plugins``.
     """
-    from kdzoo.zoo.catalogue import fatal_plugins
-
     found = find_plugins()
     return _load_all(found, wanted_plugins() if only is None else only.strip(), tuple(fatal_plugins(found).items()))
 
@@ -191,23 +110,6 @@ def load_plugins(
             refused[key] = f"{one.info} is refused: {cause}"
     all_offers = [pair for mine in offers.values() for pair in mine.items()]
     return merged_zoo(dict(all_offers), tuple(infos[one] for one in found), refused)
-
-
-def merged_zoo(offers: Mapping[Key, Offer], plugins: tuple[PluginInfo, ...], refused: Mapping[Key, str]) -> Zoo:
-    """Sort offers by what they are and by name."""
-    merged: dict[str, dict[str, Offer]] = {hook.kind: {} for hook in _HOOKS.values()}
-    for (kind, name), offer in sorted(offers.items(), key=lambda pair: pair[0]):
-        merged[kind][name] = offer
-    return Zoo(
-        algorithms=MappingProxyType(merged["algorithm"]),
-        models=MappingProxyType(merged["model"]),
-        datasets=MappingProxyType(merged["data set"]),
-        exporters=MappingProxyType(merged["export format"]),
-        trackers=MappingProxyType(merged["tracker"]),
-        plugins=plugins,
-        refused=MappingProxyType(dict(refused)),
-        quantizers=MappingProxyType(merged["quantizer"]),
-    )
 
 
 def wanted_names(found: Iterable[Found], only: str) -> set[str]:

@@ -13,7 +13,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kdzoo.zoo.cards import body_of
 from kdzoo.zoo.finding import Found, find_plugins
+from kdzoo.zoo.loading import load_plugins
 
 LIMIT_S = 60.0  # for a plugin to load
 OWN_LIMIT_S = 600.0  # for kdzoo's own plugins and the libraries that they import
@@ -106,9 +108,6 @@ def _identity(one: Found) -> list[str]:
 
 def main() -> None:
     """Load what standard input asks for and write what is loading, then the catalogue's content, a line each."""
-    from kdzoo.zoo.catalogue import body_of
-    from kdzoo.zoo.loading import load_plugins
-
     out = os.dup(1)
     os.dup2(2, 1)  # what a plugin prints must not be taken for an answer
     asked = json.loads(sys.stdin.buffer.read())

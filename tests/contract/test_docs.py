@@ -26,7 +26,8 @@ from kdzoo.contract.declared import Needs
 from kdzoo.contract.step import StepContext
 from kdzoo.testing import checks, scaffold
 from kdzoo.zoo import plugin_checks as admission
-from kdzoo.zoo.loading import BUILT_IN, load_zoo
+from kdzoo.zoo.finding import BUILT_IN
+from kdzoo.zoo.loading import load_zoo
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,52 @@ def test_core_imports_point_down(path):
             assert FLOOR[target] < FLOOR[own], f"{own} (floor {FLOOR[own]}) imports {target} (floor {FLOOR[target]})"
 
 
+def circle(modules: Mapping[str, str]) -> list[str]:
+    """Return modules that import each other in a circle, wherever the imports are written; empty: there are none.
+
+    ``modules``: the source of each module by its full name.
+    """
+    arrows: dict[str, set[str]] = {}
+    for module, source in modules.items():
+        targets = arrows[module] = set()
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import):
+                targets |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert not node.level, f"{module}: write the full name of what is imported"
+                names = {f"{node.module}.{alias.name}" for alias in node.names}
+                targets |= {name if name in modules else str(node.module) for name in names}
+    try:
+        TopologicalSorter({module: targets & modules.keys() for module, targets in arrows.items()}).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_modules_of_the_core_import_each_other_in_a_circle():
+    modules = {}
+    for path in sources(CORE):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        modules[".".join(parts).removesuffix(".__init__")] = path.read_text()
+    assert circle(modules) == []
+
+
+@pytest.mark.parametrize(
+    "back",
+    [
+        "import kdzoo.a",
+        "from kdzoo import a",
+        "from kdzoo.a import thing",
+        "def late():\n    from kdzoo.a import thing",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from kdzoo.a import thing",
+    ],
+)
+def test_a_circle_is_seen(back):
+    modules = {"kdzoo": "", "kdzoo.a": "from kdzoo import b", "kdzoo.b": "import kdzoo.c", "kdzoo.c": "import json"}
+    assert circle(modules) == []
+    assert set(circle({**modules, "kdzoo.c": back})) == {"kdzoo.a", "kdzoo.b", "kdzoo.c"}
+
+
 @pytest.mark.parametrize("path", sources(CORE), ids=lambda path: str(path.relative_to(CORE)))
 def test_core_never_imports_a_plugin(path):
     assert not [name for name in imports(path, runtime_only=False) if name.startswith("kdzoo_")]
@@ -144,7 +191,7 @@ MAY_WRITE = {
     "kdzoo/run/student_files.py": ({".mkdir"}, "the folder that storage writes a model's own files into"),
     "kdzoo/testing/checks.py": ({"tempfile.TemporaryDirectory"}, "the runs of a check"),
     "kdzoo/testing/scaffold.py": ({".mkdir"}, "the folder that storage writes a new plugin into"),
-    "kdzoo/zoo/catalogue.py": ({".mkdir", ".unlink"}, "the user's cache, which storage writes"),
+    "kdzoo/zoo/cache.py": ({".mkdir", ".unlink"}, "the user's cache, which storage writes"),
     "kdzoo/zoo/survey.py": ({"os.write"}, "the pipe to the process that asked"),
     "plugins/kdzoo_export/onnx_file.py": (
         {"onnx.save", "tempfile.TemporaryDirectory"},

@@ -14,7 +14,7 @@ from kdzoo.contract.extension_points import DataSource, ModelFamily, Offer, Offe
 from kdzoo.errors import UnknownName
 from kdzoo.testing.card import abilities, count, describe, describe_algorithm, docstring_parts, option_rows, rung
 from kdzoo.zoo.cards import card_of
-from kdzoo.zoo.loading import Zoo
+from kdzoo.zoo.offered import Zoo
 
 
 class Documented(Match):

@@ -17,10 +17,13 @@ from test_zoo import ALGORITHM, Shelf, shelf  # noqa: F401 the fixture
 
 from kdzoo.plan.resolve import doubtful, further_problems
 from kdzoo.plan.schema import fits, recipe_schema
+from kdzoo.zoo import cache as entries
 from kdzoo.zoo import catalogue as catalogues
 from kdzoo.zoo import loading
 from kdzoo.zoo import survey as surveys
-from kdzoo.zoo.catalogue import body_of, catalogue, fatal_plugins, remembered, zoo_of
+from kdzoo.zoo.cache import fatal_plugins
+from kdzoo.zoo.cards import body_of, zoo_of
+from kdzoo.zoo.catalogue import catalogue, remembered
 from kdzoo.zoo.finding import find_plugins
 from kdzoo.zoo.loading import load_plugins, load_zoo
 
@@ -57,7 +60,7 @@ OPTIONS = """
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache folder, and plugins that are surveyed in this process."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(catalogues, "_fatal", {})
+    monkeypatch.setattr(entries, "_fatal", {})
     monkeypatch.setattr(surveys, "survey", lambda found, only, fatal: (body_of(load_plugins(found, only, fatal)), {}))
     return tmp_path / "cache" / "kdzoo" / "catalogue"
 
@@ -163,9 +166,9 @@ def test_content_of_another_shape_is_made_again(shelf: Shelf, cache: Path) -> No
     (entry,) = cache.glob("*.json")
     body = json.loads(entry.read_bytes().partition(b"\n")[2])
     for wrong in ({}, {**body, "offers": 3}, {**body, "offers": [{"kind": "algorithm"}]}, {**body, "plugins": [{}]}):
-        catalogues._write(entry, wrong)
+        entries.write_body(entry, wrong)
         assert remembered() is None
-    catalogues._write(entry, body)
+    entries.write_body(entry, body)
     assert remembered() is not None
 
 
@@ -228,11 +231,11 @@ def test_two_processes_write_one_catalogue(cache: Path, tmp_path: Path) -> None:
     code = f"""
         import sys
         from pathlib import Path
-        from kdzoo.zoo import catalogue
+        from kdzoo.zoo.cache import read_body, write_body
         body = {{"plugins": [], "refused": [], "offers": [], "sources": [], "filling": sys.argv[1] * 100_000}}
         for _ in range(20):
-            catalogue._write(Path({str(cache)!r}, "same.json"), body)
-            assert catalogue._read_body(Path({str(cache)!r}, "same.json"), None) is not None
+            write_body(Path({str(cache)!r}, "same.json"), body)
+            assert read_body(Path({str(cache)!r}, "same.json"), None) is not None
     """
     both = [subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), letter]) for letter in "ab"]
     assert [process.wait() for process in both] == [0, 0]
@@ -274,8 +277,8 @@ def test_a_fatal_plugin_is_not_loaded_again(
 ) -> None:
     shelf.put("third", third="raise AssertionError('loaded')")
     (third,) = [one for one in find_plugins() if one.info.name == "third"]
-    catalogues._remember_fatal(third, "ended the process with exit code 3 while loading")
-    monkeypatch.setattr(catalogues, "_fatal", {})  # as a new process
+    entries.remember_fatal(third, "ended the process with exit code 3 while loading")
+    monkeypatch.setattr(entries, "_fatal", {})  # as a new process
     assert list(fatal_plugins(find_plugins())) == [third]
     assert load_zoo().plugins[1].cause == "ended the process with exit code 3 while loading"
     assert catalogue().plugins[1].cause == "ended the process with exit code 3 while loading"

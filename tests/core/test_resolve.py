@@ -20,7 +20,8 @@ from kdzoo.errors import PluginError, RecipeError, UnknownName
 from kdzoo.plan.resolve import Plan, filled, further_problems, resolve, resolve_algorithm, resolve_choice, unmet_needs
 from kdzoo.plan.schema import recipe_schema
 from kdzoo.recipe.reading import dump_recipe, parse_recipe
-from kdzoo.zoo.loading import PluginInfo, Zoo
+from kdzoo.zoo.finding import PluginInfo
+from kdzoo.zoo.offered import Zoo
 
 PAPER = Paper("A paper", "An author", 2020, "https://example.org")
 

@@ -25,7 +25,7 @@ from typing import Any
 import kdzoo
 from kdzoo.report import charts
 from kdzoo.zoo import survey
-from kdzoo.zoo.catalogue import body_of
+from kdzoo.zoo.cards import body_of
 from kdzoo.zoo.loading import load_zoo
 
 ROOT = Path(kdzoo.__file__).resolve().parent.parent
