@@ -190,10 +190,33 @@ def finish(graph: onnx.ModelProto, path: Path, metadata: Mapping[str, str]) -> N
                  *graph.graph.initializer, *graph.functions):  # fmt: skip
         del part.metadata_props[:]
         part.doc_string = ""
+    share_no_int8(graph)
     graph.producer_name, graph.producer_version = "kdzoo", metadata.get("kdzoo_version", "")
     onnx.helper.set_model_props(graph, dict(metadata))
     onnx.checker.check_model(graph, full_check=True)
     onnx.save(graph, path)
+
+
+def share_no_int8(graph: onnx.ModelProto) -> None:
+    """Give each DequantizeLinear int8 constants of its own.
+
+    onnxruntime 1.31 makes new constants of them under ``PRECISE``, and fails at the second node that shares one.
+    """
+    import onnx
+
+    constants = {constant.name: constant for constant in graph.graph.initializer}
+    taken: set[str] = set()
+    for node in graph.graph.node:
+        for place, name in enumerate(node.input):
+            if node.op_type != "DequantizeLinear" or name not in constants:
+                continue
+            if name in taken and constants[name].data_type == onnx.TensorProto.INT8:
+                copy = onnx.TensorProto()
+                copy.CopyFrom(constants[name])
+                copy.name = f"{name}_{len(graph.graph.initializer)}"
+                graph.graph.initializer.append(copy)
+                node.input[place] = copy.name
+            taken.add(name)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from kdzoo.api.export import ExportError
-from kdzoo_export.onnx_file import Onnx
+from kdzoo_export.onnx_file import Onnx, finish
 
 METADATA = {"classes": json.dumps(["a", "b"]), "preprocessing": "{}", "model": "tiny", "kdzoo_version": "0"}
 
@@ -212,3 +212,25 @@ def test_a_model_that_cannot_be_traced_is_an_export_error_that_names_it(tmp_path
     with pytest.raises(ExportError, match=r"^onnx: Branching cannot be exported: \w+: "):
         exported(tmp_path / "model.onnx", model=Branching().eval())
     assert not list(tmp_path.iterdir())
+
+
+def test_a_constant_that_two_layers_share_does_not_keep_a_file_from_loading(tmp_path):
+    """Layers of one width have equal zero points, which the exporter of torch writes once."""
+    path = tmp_path / "model.onnx"
+    exported(path, quantize="int8", reduce_range=False)
+    graph = onnx.load(path)
+    zeros = [node.input[2] for node in graph.graph.node if node.op_type == "DequantizeLinear"]
+    constants = {constant.name: constant for constant in graph.graph.initializer}
+    int8 = [name for name in zeros if constants[name].data_type == onnx.TensorProto.INT8]
+    assert len(int8) >= 2
+    same = [name for name in int8 if list(constants[name].dims) == list(constants[int8[0]].dims)]
+    for node in graph.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[2] in same:
+            node.input[2] = same[0]
+    shared = sum(list(node.input).count(same[0]) for node in graph.graph.node)
+    finish(graph, path, {})
+    written = onnx.load(path)
+    uses = [name for node in written.graph.node if node.op_type == "DequantizeLinear" for name in node.input]
+    assert shared == len(same) >= 2
+    assert uses.count(same[0]) == 1
+    assert Onnx(Onnx.Options()).load(path, threads=1)(images(3).numpy()).shape == (3, 5)
