@@ -16,7 +16,7 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is imported
 
-#: Processor seconds that a test without the marker ``slow`` may take.
+#: Processor seconds that a test without the marker ``slow`` or ``costly`` may take.
 LIMIT_S = 10.0
 
 #: Under which name a test's processor seconds travel from a worker process to the one that reports.
@@ -102,6 +102,8 @@ class ProcessorTime:
             now - start - shared for now, start, shared in zip(_now(), self._start, self._shared, strict=True)
         )
         limit = self.config.getoption("processor_limit")
+        if limit and (costly := item.get_closest_marker("costly")):
+            limit = costly.args[0]
         if report.when == "call" and report.passed and 0 < limit < own + others and not item.get_closest_marker("slow"):
             report.outcome = "failed"
             report.longrepr = (

@@ -464,6 +464,7 @@ def test_excerpts_are_of_the_scaffold(tmp_path):
         assert f"`{path.relative_to(tmp_path / 'kdzoo-mimic')}`" in text_of("write-a-plugin.md")
 
 
+@pytest.mark.slow
 def test_the_tutorials_commands_work(tmp_path):
     """As typed, but for pip: the package is put on the path with the metadata that pip would write."""
     typed = blocks("write-a-plugin.md", "bash")[0].split("\n")

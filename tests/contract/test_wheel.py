@@ -133,6 +133,7 @@ def test_it_runs_its_own_files_and_loads_every_plugin(installed: Installed) -> N
     assert set(algorithms) == cards
 
 
+@pytest.mark.costly(20)
 def test_it_lists_algorithms_and_finds_its_recipes(installed: Installed) -> None:
     assert any(line.startswith("kd ") for line in installed("list").splitlines())
     rows = json.loads(installed("list", "recipes", "--json"))
@@ -140,6 +141,7 @@ def test_it_lists_algorithms_and_finds_its_recipes(installed: Installed) -> None
     assert all(Path(row["path"]).is_relative_to(installed.site) for row in rows)
 
 
+@pytest.mark.costly(20)
 def test_a_new_recipe_is_written_and_checked_anywhere(installed: Installed) -> None:
     assert installed("new", "recipe", "mine") == "mine.yaml\n"
     assert [path.name for path in installed.place.iterdir()] == ["mine.yaml"]

@@ -137,6 +137,7 @@ def test_the_scaffold_s_recipe_resolves_with_its_algorithm(tmp_path: Path) -> No
     assert plan.algorithm.cls is package.SoftMatch
 
 
+@pytest.mark.costly(20)
 def test_the_scaffold_is_clean_and_passes_its_own_tests(tmp_path: Path) -> None:
     package = write_algorithm("soft_match", tmp_path)[0].parent
     environment = {

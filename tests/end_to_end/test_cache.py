@@ -110,6 +110,7 @@ def test_a_second_student_asks_the_teacher_nothing(cached: Cached) -> None:
 # --- another question --------------------------------------------------------------------------
 
 
+@pytest.mark.costly(25)
 def test_another_question_is_never_answered_from_the_store(cli: CommandLine, trained: Trained) -> None:
     keys = {stage["name"]: stage["key"] for stage in results(trained.folder)["stages"]}
     (stored,) = (trained.folder.parent.parent / ".store" / "stage").glob(f"{keys['teacher']}*")

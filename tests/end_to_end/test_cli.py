@@ -66,6 +66,7 @@ LOOKING = (
 )
 
 
+@pytest.mark.costly(20)
 def test_looking_takes_a_moment_and_no_torch(cli: CommandLine) -> None:
     assert cli.cold("list").code == 0  # the catalogue is there from now on
     for command in LOOKING:
@@ -247,6 +248,7 @@ def test_plugins_tells_that_each_loads(cli: CommandLine) -> None:
     assert disabled == {row["name"] for row in rows} - {"response", "vision"}
 
 
+@pytest.mark.costly(20)
 def test_a_conforming_algorithm_passes_every_check(cli: CommandLine) -> None:
     ended = cli("test-plugin", "kd", "--json")
     assert ended.code == 0, ended

@@ -87,6 +87,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_folder(cli.place / "out")
 
 
+@pytest.mark.costly(25)
 def test_eight_kills_change_no_bit(cli: CommandLine, unbroken: Path) -> None:
     rng = random.Random(SEED)
     share = EPOCHS * STEPS * len(STAGES) // KILLS
@@ -100,6 +101,7 @@ def test_eight_kills_change_no_bit(cli: CommandLine, unbroken: Path) -> None:
     assert lasting(folder) == lasting(unbroken)
 
 
+@pytest.mark.costly(40)
 def test_kills_while_the_results_are_written_leave_a_run_that_ends_whole(cli: CommandLine, trained: Trained) -> None:
     out = stock(cli.place / "out", trained.folder, "teacher", "student")
     path = cli.recipe({"trackers": ["tensorboard"]})
@@ -150,6 +152,7 @@ def test_a_kill_of_an_algorithm_with_a_state_of_its_own(
     assert lasting(folder) == lasting(run_folder(other.place / "out"))
 
 
+@pytest.mark.costly(25)
 def test_a_search_that_is_killed_asks_for_the_same_trials(
     cli: CommandLine, trained: Trained, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

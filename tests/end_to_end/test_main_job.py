@@ -166,6 +166,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.costly(20)
 def test_what_is_delivered_runs_without_kdzoo(quickstart: Quickstart) -> None:
     ended = quickstart.cli.shell(sys.executable, "-c", ALONE, quickstart.folder).wait()
     assert ended.code == 0, ended

@@ -10,6 +10,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
 RECIPE = """\
 version: 1
 name: side-by-side
@@ -46,6 +48,7 @@ def lasting(place: Path, jobs: int) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in ("student.safetensors", "metrics.jsonl")}
 
 
+@pytest.mark.slow
 def test_stages_side_by_side_stop_together_and_go_on_to_the_bits_of_one_after_another(tmp_path: Path) -> None:
     assert "side by side" not in end(command(tmp_path, 1))
     arguments = command(tmp_path, 2)

@@ -93,6 +93,7 @@ def test_what_is_saved_and_kept_is_shown(results: dict[str, Any]) -> None:
     assert rows["onnx of teacher"]["fewer parameters, %"] == 0
 
 
+@pytest.mark.costly(20)
 def test_the_cards_python_runs(folder: Path) -> None:
     snippets = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     assert len(snippets) == 2
@@ -121,6 +122,7 @@ def test_the_file_takes_the_tokenizers_ids_whatever_pieces_the_student_kept(fold
         assert np.isfinite(logits).all()
 
 
+@pytest.mark.costly(30)
 def test_the_student_is_exported_again(folder: Path) -> None:
     before = (folder / "export" / "student.onnx").stat().st_mtime_ns
     done = kdzoo("export", folder)

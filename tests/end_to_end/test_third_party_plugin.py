@@ -63,6 +63,7 @@ def test_the_installed_algorithm_is_listed_with_its_owner(mimic: Installed) -> N
     assert '"soft_mimic"' in mimic.cli("schema", env=mimic.env).out
 
 
+@pytest.mark.costly(20)
 def test_the_installed_algorithm_conforms(mimic: Installed) -> None:
     ended = mimic.cli("test-plugin", "soft_mimic", "--json", env=mimic.env)
     assert ended.code == 0, ended

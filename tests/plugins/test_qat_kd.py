@@ -206,6 +206,7 @@ def test_the_file_computes_in_integers_and_is_much_smaller(
     assert (given - expected).abs().max() < 0.3 * expected.abs().max()
 
 
+@pytest.mark.costly(20)
 def test_the_file_is_faster_than_floats_at_batch_one(trained: Any, files: dict[str, Path]) -> None:
     runs = {name: Onnx(Onnx.Options()).load(path, 1) for name, path in files.items()}
     one = trained[2][:1].numpy()
@@ -237,6 +238,7 @@ def test_a_student_that_would_draw_lots_in_eval_mode_is_refused() -> None:
     INT8.prepare(timm.create_model("resnet10t", num_classes=4, in_chans=3, drop_rate=0.5), torch.randn(2, 3, 32, 32))
 
 
+@pytest.mark.costly(20)
 def test_attention_is_refused_only_with_its_dropout() -> None:
     size = {"num_classes": 4, "in_chans": 3, "img_size": 16, "patch_size": 4}
     rounded = INT8.prepare(timm.create_model("test_vit", **size), torch.randn(2, 3, 16, 16))

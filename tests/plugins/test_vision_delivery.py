@@ -16,6 +16,7 @@ from kdzoo.plan.resolve import resolve
 from kdzoo.recipe.problems import Positions
 from kdzoo.recipe.reading import LoadedRecipe, recipe_hash
 from kdzoo.recipe.sections import Recipe
+from kdzoo.run.provenance import provenance as provenance_of
 from kdzoo.run.runner import Runner
 from kdzoo.storage.run_folder import RunFolder
 from kdzoo.storage.store import Store
@@ -65,7 +66,7 @@ def test_who_follows_an_exported_file_s_metadata_gets_the_accuracy_of_the_report
         new=True,
     ) as folder:
         made = runner(pictures, folder)
-        checked, provenance = made.check(), made.provenance()
+        checked, provenance = made.check(), provenance_of(made.build)
         results = made.run()
         root = folder.root
     right, samples = served(root / "export" / "student.onnx", pictures / "pictures" / "test")
