@@ -118,7 +118,7 @@ def test_the_comparison_finds_statistics_of_half_a_batch(
     assert furthest(student(cli.place / "out"), one_process) > 1e-2
 
 
-@pytest.mark.costly(40)
+@pytest.mark.slow
 def test_torchrun_starts_a_run_with_stored_outputs(
     cli: CommandLine, trained: Trained, one_process: dict[str, torch.Tensor]
 ) -> None:
