@@ -92,19 +92,30 @@ def export_and_verify(
         "file": rejected.name if problems else name,
         "rejected": problems,
     }
+    return {**measured(exporter, network, logits, targets, teacher_logits, len(content)), **outcome}
+
+
+def measured(
+    exporter: Exporter,
+    network: Network,
+    logits: np.ndarray | None,
+    targets: np.ndarray,
+    teacher_logits: np.ndarray | None,
+    size_bytes: int,
+) -> dict[str, Any]:
+    """Return what a file scores and costs; ``logits`` None is a file that does not answer."""
     if logits is None:
-        return {**not_exported(exporter, network, ""), "size_mib": len(content) / 2**20, **outcome}
-    entry = result_entry(
+        return {**not_exported(exporter, network, ""), "size_mib": size_bytes / 2**20}
+    return result_entry(
         label=file_label(exporter),
         model=network.spec.name,
         logits=logits,
         targets=targets,
         teacher_logits=teacher_logits,
-        parameters=count_parameters(plain),
-        size_bytes=len(content),
+        parameters=count_parameters(network.model),
+        size_bytes=size_bytes,
         macs=network.macs,
     )
-    return {**entry, **outcome}
 
 
 def not_exported(exporter: Exporter, network: Network, problem: str) -> dict[str, Any]:

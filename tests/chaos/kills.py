@@ -94,7 +94,7 @@ def kill(count: int, seed: int, place: Path) -> Tally:
             tries += 1
             target = rng.choice(TARGETS)
             call = {"KDZOO_TEST_CALL": str(rng.randrange(1, 120))} if target == "write" else {}
-            running = command(cli, name, out, fault="die_at_a_change" if call else None, env=call)
+            running = command(cli, name, out, fault="die_before_a_change" if call else None, env=call)
             if call:
                 struck = running.wait(600).code == -signal.SIGKILL
             else:
@@ -138,7 +138,7 @@ def control(tally: Tally, place: Path) -> None:
     whole = lasting(run_folder(cli.place / "whole", name_of(cli.place / "whole")))
     out = cli.place / "killed"
     for _ in range(20):
-        running = command(cli, "kd", out, fault="die_at_a_change", env={"KDZOO_TEST_CALL": "60"})
+        running = command(cli, "kd", out, fault="die_before_a_change", env={"KDZOO_TEST_CALL": "60"})
         running.wait(600)
         if progress(out):
             break

@@ -34,30 +34,8 @@ def slow_steps() -> None:
     engine.Engine._train_step = slow
 
 
-def die_late() -> None:
-    """Die before the KDZOO_TEST_CALL-th call that changes the disk, counted from the end of training."""
-    measure, left = delivery.Delivery.measure, int(os.environ["KDZOO_TEST_CALL"])
-
-    def counted(call: Any) -> Any:
-        def wrapped(*arguments: Any, **settings: Any) -> Any:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return call(*arguments, **settings)
-
-        return wrapped
-
-    def counting(self: Any, *arguments: Any) -> Any:
-        for name in ("fsync", "replace", "rename", "unlink"):
-            setattr(os, name, counted(getattr(os, name)))
-        return measure(self, *arguments)
-
-    delivery.Delivery.measure = counting
-
-
-def die_at_a_change() -> None:
-    """Die before the KDZOO_TEST_CALL-th call that changes the disk, counted from the start of the process."""
+def die_before_a_change() -> None:
+    """From now on, die before the KDZOO_TEST_CALL-th call that changes the disk."""
     left = int(os.environ["KDZOO_TEST_CALL"])
 
     def counted(call: Any) -> Any:
@@ -72,6 +50,17 @@ def die_at_a_change() -> None:
 
     for name in ("fsync", "replace", "rename", "unlink"):
         setattr(os, name, counted(getattr(os, name)))
+
+
+def die_late() -> None:
+    """The same, counted from the end of training."""
+    measure = delivery.Delivery.measure
+
+    def counting(self: Any, *arguments: Any) -> Any:
+        die_before_a_change()
+        return measure(self, *arguments)
+
+    delivery.Delivery.measure = counting
 
 
 def forget_the_optimizer() -> None:
