@@ -1,10 +1,10 @@
-"""Plan to objects: networks, teachers, the job of a stage, and the key that identifies its result."""
+"""Plan to objects: networks, teachers, and the job of a stage."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,11 +21,10 @@ from kdzoo.evaluation.measuring import predict
 from kdzoo.models.building import build_network
 from kdzoo.models.levels import Pairing, pair_levels, shapes_of
 from kdzoo.models.network import Network
-from kdzoo.models.weights import start_from, weights_sha256
+from kdzoo.models.weights import start_from
 from kdzoo.plan.resolve import Plan, ResolvedAlgorithm
 from kdzoo.recipe.problems import explain
 from kdzoo.recipe.sections import Recipe, TrainRecipe
-from kdzoo.run.keys import STAGE_FORMAT, core_hash, model_hash, source_hash
 from kdzoo.run.needs import check_needs, check_quantizer, stage_classes, task_classes
 from kdzoo.storage.sealed import read_tensors
 from kdzoo.storage.store import Store
@@ -34,7 +33,7 @@ from kdzoo.training.environment import environment_of_all
 from kdzoo.training.job import Job, Plain
 from kdzoo.training.parallel import Ranks
 from kdzoo.training.teacher import CachedTeacher, Teacher
-from kdzoo.types import derive_seed, stable_hash
+from kdzoo.types import derive_seed
 
 #: Steps of an epoch for an algorithm that is handed no data, unless train.steps_per_epoch says otherwise.
 DATA_FREE_STEPS = 100
@@ -247,8 +246,6 @@ class Builder:
 
         return validate
 
-    # --- identity -----------------------------------------------------------------------------
-
     def data_identity(self) -> dict[str, Any]:
         data = self.recipe.data
         return {
@@ -258,57 +255,3 @@ class Builder:
             "validation": data.validation,
             "train_limit": data.train_limit,
         }
-
-    def stage_key(self, stage: Stage, chosen: ResolvedAlgorithm | None, train: TrainRecipe) -> str:
-        """Hash everything that determines a stage's bits; its name is not among them."""
-        algorithm: dict[str, Any] | None = None
-        if chosen is not None:
-            algorithm = {
-                "name": chosen.cls.name,
-                "options": chosen.options.model_dump(mode="json"),
-                "loss_weights": dict(chosen.loss_weights),
-                "source": source_hash(chosen.cls),
-            }
-        ignored = {"checkpoint_seconds"}
-        return stable_hash(
-            {
-                "format": STAGE_FORMAT,
-                "model": asdict(stage.model),
-                "architectures": [model_hash(spec.name) for spec in (stage.model, *stage.peers)],
-                "algorithm": algorithm,
-                "teachers": [teacher.key for teacher in stage.teachers],
-                "peers": [asdict(peer) for peer in stage.peers],
-                "start": stage.start.key if stage.start else None,
-                "quantizer": self._quantizer_hash(stage.model),
-                "samples": stable_hash(stage.samples) if stage.samples is not None else None,
-                "labelled": self.recipe.data.labelled if stage.samples is None else None,
-                "classes": stage.classes,
-                "earlier": stage.earlier,
-                "initial": self._initial(stage),
-                "salt": stage.salt,
-                "train": {k: v for k, v in train.model_dump(mode="json").items() if k not in ignored},
-                "data": self.data_identity(),
-                "views": self.recipe.cache.views if self.recipe.cache else None,
-                "seed": self.recipe.seed,
-                "precision": self.recipe.precision,
-                "environment": self.environment,
-                "processes": self.ranks.world,
-                "code": core_hash(),
-            }
-        )
-
-    def _initial(self, stage: Stage) -> str | None:
-        """Hash of the weights that a stage begins from, where more than the seed and the model's source decides them.
-
-        What a model for text is made of, its configuration and the pieces of its table, lies outside of both.
-        """
-        ready = stage.model.weights not in ("train", "teacher")
-        if not ready and not self.data.inputs.shapes_the_model:
-            return None
-        network = self.network(stage.model, stage.salt, load=ready)
-        made_of = {key: value for key, value in network.create_args.items() if key != "tokens"}
-        return stable_hash([weights_sha256(network.model), made_of])
-
-    def _quantizer_hash(self, spec: ModelSpec) -> str | None:
-        found = self.plan.quantizers.get(spec.quantizer or "")
-        return None if found is None else source_hash(found)

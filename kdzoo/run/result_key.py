@@ -5,6 +5,7 @@ from __future__ import annotations
 from kdzoo.contract.stage import Stage
 from kdzoo.run.builder import Builder
 from kdzoo.run.keys import source_hash
+from kdzoo.run.stage_key import stage_key
 from kdzoo.types import stable_hash
 
 
@@ -19,7 +20,7 @@ def result_key(build: Builder) -> str:
     taught = [(Stage("taught", plan.student, choice.choice), choice) for choice in chosen]
     return stable_hash(
         {
-            "stages": [build.stage_key(s, choice, build.train_section(s)) for s, choice in [*stages, *taught]],
+            "stages": [stage_key(build, s, choice, build.train_section(s)) for s, choice in [*stages, *taught]],
             "exporters": [source_hash(type(exporter)) for exporter in plan.exporters],
             "plugins": plan.provenance,
         }

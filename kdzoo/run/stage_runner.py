@@ -18,6 +18,7 @@ from kdzoo.plan.resolve import ResolvedAlgorithm, resolve_choice
 from kdzoo.run.builder import Builder
 from kdzoo.run.control import Control
 from kdzoo.run.keys import STAGE_FORMAT
+from kdzoo.run.stage_key import stage_key
 from kdzoo.run.stage_log import StageLog
 from kdzoo.storage.atomic import write_json, write_tensors
 from kdzoo.storage.run_folder import RunFolder
@@ -63,7 +64,7 @@ class StageRunner:
         stage = self.started(stage)
         self.control.check_stop(f"before stage '{stage.name}'")
         chosen, train = self._chosen(stage), self.build.train_section(stage)
-        key = self.build.stage_key(stage, chosen, train)
+        key = stage_key(self.build, stage, chosen, train)
         folder = self.store.find("stage", key)
         if folder is not None:
             self.control.display.stage(stage.name, "taken from the store")
@@ -127,7 +128,7 @@ class StageRunner:
         return replace(stage, start=self.first_teacher) if from_teacher else stage
 
     def key(self, stage: Stage) -> str:
-        return self.build.stage_key(stage, self._chosen(stage), self.build.train_section(stage))
+        return stage_key(self.build, stage, self._chosen(stage), self.build.train_section(stage))
 
     def rebuild(self, key: str) -> Job:
         """Make the job of a finished stage again."""

@@ -26,6 +26,7 @@ from kdzoo.plan.resolve import ResolvedAlgorithm, resolve_choice
 from kdzoo.run import keys, stage_plan
 from kdzoo.run.builder import DATA_FREE_STEPS, Builder
 from kdzoo.run.runner import Runner
+from kdzoo.run.stage_key import stage_key
 from kdzoo.storage.atomic import write_tensors
 from kdzoo.testing.tiny import STUDENT, TEACHER, TINY, tiny_runner
 from kdzoo.training.engine import Engine
@@ -278,7 +279,7 @@ def test_a_stage_that_names_no_classes_knows_all(usual: Runner) -> None:
 
 def key_of(run: Runner, stage: Stage) -> str:
     chosen = resolve_choice(stage.algorithm, run.zoo) if stage.algorithm else None
-    return run.build.stage_key(stage, chosen, run.build.train_section(stage))
+    return stage_key(run.build, stage, chosen, run.build.train_section(stage))
 
 
 def of_match(run: Runner, **changes: Any) -> Stage:
@@ -440,9 +441,9 @@ def test_a_key_covers_every_file_of_the_plugins_that_it_runs(package: Any, usual
         (of_match(usual, peers=(own_model,)), None),
     ]
     train = usual.build.train_section(of_match(usual))
-    before = [usual.build.stage_key(stage, chosen, train) for stage, chosen in stages]
+    before = [stage_key(usual.build, stage, chosen, train) for stage, chosen in stages]
     parts.write_text("SCALE = 2\n")
-    after = [usual.build.stage_key(stage, chosen, train) for stage, chosen in stages]
+    after = [stage_key(usual.build, stage, chosen, train) for stage, chosen in stages]
     assert all(one != other for one, other in zip(before, after, strict=True))
     assert key_of(usual, of_match(usual)) == key_of(usual, of_match(usual))
 

@@ -38,6 +38,7 @@ from kdzoo.run import delivery
 from kdzoo.run.builder import Builder
 from kdzoo.run.delivered import delivered_spec
 from kdzoo.run.runner import Runner
+from kdzoo.run.stage_key import stage_key
 from kdzoo.storage.run_folder import RunFolder
 from kdzoo.storage.sealed import read_tensors
 from kdzoo.testing.tiny import tiny_recipe, tiny_runner
@@ -311,7 +312,7 @@ def test_another_teacher_is_another_start(tmp_path: Path) -> None:
         runner = planned(tmp_path)
         chosen, train = None, runner.recipe.train
         teacher = runner.train(Stage("teacher", runner.plan.teachers[0], train={"optimizer": {"lr": lr}}))
-        keys.append(runner.build.stage_key(Stage("control", runner.plan.student, start=teacher), chosen, train))
+        keys.append(stage_key(runner.build, Stage("control", runner.plan.student, start=teacher), chosen, train))
     assert len(set(keys)) == 2
 
 
