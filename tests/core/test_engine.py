@@ -27,7 +27,7 @@ from kdzoo.api import Algorithm, Needs, OwnNetwork, Update
 from kdzoo.contract.step import Clock
 from kdzoo.errors import ContractError, CorruptError, DivergedError, KdzooError, NeedsError, OutOfMemory, RecipeError
 from kdzoo.storage.atomic import save_ready
-from kdzoo.testing.checks import run_steps
+from kdzoo.testing.harness import run_steps
 from kdzoo.training.engine import Engine
 from kdzoo.training.job import Job
 

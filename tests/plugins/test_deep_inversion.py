@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kdzoo.api import ModelShapes, NeedsError, Outputs, Shapes, StepContext
 from kdzoo.contract.step import Clock
 from kdzoo.testing import tiny as testing
-from kdzoo.testing.checks import run_steps
+from kdzoo.testing.harness import run_steps
 from kdzoo.training.engine import Engine
 from kdzoo.zoo.loading import load_zoo
 from kdzoo_data_free.deep_inversion import (
