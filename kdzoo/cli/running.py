@@ -1,0 +1,113 @@
+"""Commands that run a recipe, or say what a run of it would do."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kdzoo.cli.arguments import Out, Overrides, RecipeFile, all_overrides
+from kdzoo.cli.opening import resolve
+from kdzoo.terminal import Display, say, stop_signals, warn, width
+
+commands = typer.Typer()
+
+
+@commands.command()
+def run(
+    recipe: RecipeFile,
+    override: Overrides = None,
+    out: Out = Path("runs"),
+    device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")] = None,
+    new: Annotated[bool, typer.Option("--new", help="Start a new run even if one waits to be resumed.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume, and refuse to start afresh.")] = False,
+) -> None:
+    """Train teacher, control and student, export, and write a report."""
+    folder, results = _run(recipe, all_overrides(override, device, seed), out, new, resume)
+    if results is None:
+        return
+    from kdzoo.report.compare import comparison_table
+
+    say(comparison_table(results, width()))
+    for warning in results["warnings"]:
+        warn(f"warning: {warning}")
+    say(f"run folder: {folder}")
+    from kdzoo.run.exporting import check_rejected
+
+    check_rejected(results["exports"])  # last, as the run is whole without the file
+
+
+def _run(
+    recipe: Path, overrides: list[str], out: Path, new: bool = False, resume: bool = False
+) -> tuple[Path, dict[str, Any] | None]:
+    """Run a recipe; results are None on every process but the first."""
+    from kdzoo.storage.atomic import probe_writable
+
+    rank = int(os.environ.get("RANK", "0"))
+    if rank == 0:
+        probe_writable(out)
+    loaded, plan, zoo = resolve(recipe, overrides)
+
+    from kdzoo.run.running import run_plan
+    from kdzoo.training.parallel import Ranks
+
+    with loaded.located():
+        ranks = Ranks(plan.recipe.device)
+        display = Display(silent=not ranks.first)
+        with ranks.together(), stop_signals() as stop:
+            folder, results, before = run_plan(plan, zoo, out, ranks, display, stop, new=new, resume=resume)
+    if before and results is not None:
+        say(f"already finished: {folder}; --new starts another run")
+    return folder, results
+
+
+@commands.command()
+def check(recipe: RecipeFile, override: Overrides = None) -> None:
+    """Validate a recipe, build its models, and run one dry forward."""
+    loaded, plan, zoo = resolve(recipe, list(override or []))
+    from kdzoo.run.runner import Runner
+    from kdzoo.storage.store import Store
+
+    with loaded.located():
+        for line in Runner(plan, zoo, None, Store(Path("runs/.store"))).check():
+            say(line)
+
+
+@commands.command()
+def verify(
+    recipe: RecipeFile,
+    override: Overrides = None,
+    out: Out = Path("runs"),
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", min=1, help="How many seeds; the recipe's own number if left out.")
+    ] = None,
+) -> None:
+    """Re-run a recipe over its seeds and hold the result against its `expected`."""
+    from kdzoo.errors import RecipeError, VerifyError
+    from kdzoo.recipe.bundled import known_recipe
+    from kdzoo.recipe.reading import load_recipe
+    from kdzoo.study.expected import hold_against
+
+    path = known_recipe(recipe)
+    expected = load_recipe(path, list(override or [])).recipe.expected
+    if expected is None:
+        raise RecipeError(f"{path}: has no 'expected' section, so there is nothing to verify; it was never reproduced")
+    results = []
+    for seed in range(seeds or expected.seeds):
+        folder, result = _run(path, [*(override or []), f"seed={seed}"], out)
+        if result is None:  # every process but the first only takes part
+            continue
+        results.append(result)
+        say(f"seed {seed}: student {result['student']['top1_percent']:.2f} %  ({folder})")
+    if not results:
+        return
+    verdict = hold_against(expected, results)
+    say(verdict.text)
+    from kdzoo.run.exporting import check_rejected
+
+    check_rejected([entry for result in results for entry in result["exports"]])
+    if verdict.problem:
+        raise VerifyError(f"{path}: {verdict.problem}")
