@@ -51,19 +51,19 @@ class ArraySplit:
 
 @dataclass(frozen=True)
 class FileSplit:
-    """A split that is read sample by sample in DataLoader workers.
+    """A split of encoded images, which the core decodes sample by sample in DataLoader workers.
 
-    ``read(i)`` returns an (H, W, C) uint8 array; an unreadable sample raises DataError and is never replaced.
+    ``content(i)`` returns the bytes of an image file: JPEG, PNG, WebP or BMP. It is called in worker processes too. A
+    sample that cannot be read raises DataError and is never replaced. The data set has ``DataSplits.preprocessing``.
     """
 
     names: tuple[str, ...]  # what to call each sample in an error, e.g. its path
     targets: np.ndarray
-    read: Callable[[int], np.ndarray]
-    digest: Callable[[int], str] | None = None  # hash of a sample, cheaper than reading it; None: hash what is read
+    content: Callable[[int], bytes]
+    digest: Callable[[int], str] | None = None  # hash of a sample, cheaper than its content; None: hash the content
     #: The file of each sample, as an absolute path, where each has one: what is found out about a file is remembered
     #: until it changes. Empty: nothing is remembered.
     files: tuple[str, ...] = ()
-    rules: str = ""  # what else decides whether a file can be read, e.g. a limit; for use with ``files``
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from kdzoo.contract.extension_points import ArraySplit, FileSplit, Split, TokenS
 from kdzoo.data.augmentation import Augment
 from kdzoo.data.digests import samples_of
 from kdzoo.data.file_records import FileRecords
+from kdzoo.data.images import Decoder
 from kdzoo.data.inputs import Inputs, TokenIds
 from kdzoo.errors import DataError
 
@@ -29,6 +30,7 @@ class FormCheck:
     classes: tuple[str, ...]
     inputs: Inputs
     augment: Augment
+    decoder: Decoder | None = None  # of encoded images
 
     @property
     def augmented(self) -> bool:
@@ -70,6 +72,8 @@ class FormCheck:
             self._ids(where, split)
         if isinstance(split, ArraySplit):
             self._array(where, split, samples)
+        if isinstance(split, FileSplit) and self.decoder is None:
+            raise DataError(f"{where}: encoded images need DataSplits.preprocessing, which says how to decode them")
         targets = np.asarray(split.targets)
         if targets.shape != (samples,) or targets.dtype.kind not in "iu":
             raise DataError(f"{where}: targets are {targets.dtype} {targets.shape}; int64 {(samples,)} would be right")
@@ -114,14 +118,15 @@ class FormCheck:
         """
         if not isinstance(split, FileSplit):
             return 0
-        unknown = records.unread(split)
-        shape = (*self.inputs.size, self.inputs.channels)
+        decoder = self.decoder
+        assert decoder is not None, "checked with the form of the split"
+        unknown = records.unread(split, decoder.rules)
 
         def decoded(i: int) -> str | None:
-            image = read_sample(split, i, shape)
+            image = read_sample(split, i, decoder)
             if isinstance(image, str):
                 return image
-            records.mark_readable(split, i)
+            records.mark_readable(split, i, decoder.rules)
             return None
 
         problems = [problem for problem in in_threads(decoded, unknown) if problem is not None]
@@ -132,18 +137,21 @@ class FormCheck:
         return len(unknown)
 
 
-def read_sample(split: FileSplit, i: int, shape: Sequence[int]) -> np.ndarray | str:
+def read_sample(split: FileSplit, i: int, decoder: Decoder) -> np.ndarray | str:
     """Return one image of a file split, uint8 (H, W, C), or in words why there is none."""
     name = split.names[i]
     try:
-        image = split.read(i)
+        content = split.content(i)
     except DataError as error:
         return str(error)
-    except Exception as error:  # a plugin's reader; whatever it raises is about this sample, and is reported
+    except Exception as error:  # a plugin's source; whatever it raises is about this sample, and is reported
         return f"{name}: cannot be read: {type(error).__name__}: {error}"
-    if image.dtype != np.uint8 or image.shape != tuple(shape):
-        return f"{name}: read as {image.dtype} {image.shape}; uint8 {tuple(shape)} would be right"
-    return image
+    if not isinstance(content, bytes):
+        return f"{name}: its content is {type(content).__name__}; the bytes of an image file would be right"
+    try:
+        return decoder.pixels(content, name)
+    except DataError as error:
+        return str(error)
 
 
 def in_threads(check: Callable[[int], str | None], rows: Sequence[int]) -> Iterator[str | None]:

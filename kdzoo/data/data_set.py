@@ -16,6 +16,7 @@ from kdzoo.contract.extension_points import DataSource, DataSplits, Split, Token
 from kdzoo.data.checking import FormCheck
 from kdzoo.data.digests import digests, samples_of, split_hash
 from kdzoo.data.file_records import FileRecords
+from kdzoo.data.images import Decoder
 from kdzoo.data.inputs import TokenIds, inputs_of
 from kdzoo.data.splitting import Part, carved, few_labels, limited
 from kdzoo.errors import ContractError, DataError
@@ -77,11 +78,13 @@ class DataSet:
         self.modalities = dict(splits.modalities)
         self.source, self.licence = splits.source, splits.licence
         self.preprocessing = splits.preprocessing
+        #: Makes pixels of encoded images; None where samples live in memory.
+        self.decoder = Decoder(splits.preprocessing, recipe.max_megapixels) if splits.preprocessing else None
         self.notes: list[str] = []
         self.test_gate = TestGate(self)
         self._digests: dict[str, list[str]] = {}
         self._splits, self._records = splits, records
-        self._check = FormCheck(self._title, self.classes, self.inputs, recipe.augment)
+        self._check = FormCheck(self._title, self.classes, self.inputs, recipe.augment, self.decoder)
         self._check.header(self.modalities)
         whole = self._whole(splits.train, "train")
         content: list[Any] = [

@@ -19,8 +19,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from kdzoo.contract.extension_points import FileSplit
 from kdzoo.errors import DataError, KdzooError
 from kdzoo.storage.atomic import write_bytes
@@ -48,7 +46,7 @@ def files_hashed(split: FileSplit, rows: Sequence[int]) -> list[str]:
     def of_file(i: int) -> str:
         if split.digest is not None:
             return split.digest(i)
-        return hashlib.blake2b(np.ascontiguousarray(split.read(i)).tobytes(), digest_size=16).hexdigest()
+        return hashlib.blake2b(split.content(i), digest_size=16).hexdigest()
 
     with ThreadPoolExecutor(HASHING_THREADS) as pool:
         return list(pool.map(of_file, rows))
@@ -95,20 +93,20 @@ class FileRecords:
         self._seen.update(split.files)
         return [_digest(record) for record in records]
 
-    def unread(self, split: FileSplit) -> list[int]:
-        """Return the samples that are not known to be readable under the split's rules. Raises DataError as above."""
+    def unread(self, split: FileSplit, rules: str) -> list[int]:
+        """Return the samples that are not known to be readable under ``rules``. Raises DataError as above."""
         if not split.files:
             return list(range(len(split.names)))
         if not self._seen.issuperset(split.files):
             self.digests(split)
-        known, rules = self._load(), _short(split.rules)
-        return [i for i, path in enumerate(split.files) if not known[path].endswith(rules)]
+        known, short = self._load(), _short(rules)
+        return [i for i, path in enumerate(split.files) if not known[path].endswith(short)]
 
-    def mark_readable(self, split: FileSplit, i: int) -> None:
-        """Remember that a file can be read under the split's rules."""
+    def mark_readable(self, split: FileSplit, i: int, rules: str) -> None:
+        """Remember that a file can be read under ``rules``."""
         if split.files:
             known, path = self._load(), split.files[i]
-            known[path] = known[path][: -len(UNREAD)] + _short(split.rules)
+            known[path] = known[path][: -len(UNREAD)] + _short(rules)
             self._changed = True
 
     def save(self) -> None:

@@ -183,6 +183,9 @@ class Loader:
             elif isinstance(part.split, ArraySplit):
                 self._readers[split] = MemoryReader(part, part.split, self.device)
             else:
-                shape = (*self.data.size, self.data.channels)
-                self._readers[split] = FileReader(part, part.split, shape, self.device, self._workers, self._timeout_s)
+                decoder = self.data.decoder
+                assert decoder is not None, "checked when the data set was opened"
+                self._readers[split] = FileReader(
+                    part, part.split, decoder, self.device, self._workers, self._timeout_s
+                )
         return self._readers[split]

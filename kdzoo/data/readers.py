@@ -14,6 +14,7 @@ from kdzoo.data.checking import read_sample
 from kdzoo.errors import DataError
 
 if TYPE_CHECKING:
+    from kdzoo.data.images import Decoder
     from kdzoo.data.splitting import Part
 
 
@@ -49,18 +50,18 @@ class TokenReader:
 
 
 class FileReader:
-    """A split that worker processes read sample by sample; they only read, so their number changes no bit."""
+    """A split that worker processes read and decode sample by sample; their number changes no bit."""
 
     def __init__(
         self,
         part: Part,
         split: FileSplit,
-        shape: tuple[int, ...],
+        decoder: Decoder,
         device: torch.device,
         workers: int,
         timeout_s: float,
     ) -> None:
-        self.samples = Samples(split, part.rows, shape)
+        self.samples = Samples(split, part.rows, decoder)
         self.targets = torch.from_numpy(part.targets).to(device)
         self.device, self.workers, self.timeout_s = device, workers, timeout_s
 
@@ -98,14 +99,14 @@ class FileReader:
 class Samples(torch.utils.data.Dataset[Any]):
     """Rows of a file split. A problem is returned as its text, as exceptions do not travel well between processes."""
 
-    def __init__(self, split: FileSplit, rows: np.ndarray, shape: tuple[int, ...]) -> None:
-        self.split, self.rows, self.shape = split, rows, shape
+    def __init__(self, split: FileSplit, rows: np.ndarray, decoder: Decoder) -> None:
+        self.split, self.rows, self.decoder = split, rows, decoder
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> np.ndarray | str:
-        return read_sample(self.split, int(self.rows[index]), self.shape)
+        return read_sample(self.split, int(self.rows[index]), self.decoder)
 
 
 def _stacked(samples: list[np.ndarray | str]) -> Tensor | str:

@@ -262,6 +262,9 @@ class DataRecipe(_Section):
     labelled: Count | None = Field(
         None, description="Only so many training samples have a label for student and control; null: all."
     )
+    max_megapixels: Annotated[Real, Field(gt=0, le=10_000)] = Field(
+        64.0, description="An image file with more pixels is an error: it may be made to fill the memory."
+    )
     workers: Annotated[Whole, Field(ge=0, le=256)] = Field(0, description="Processes that read files.")
     timeout_s: Annotated[Real, Field(gt=0, le=86_400)] = Field(120.0, description="Seconds to wait for a worker.")
 

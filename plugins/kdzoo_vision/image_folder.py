@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL
-from PIL import Image, ImageOps
 from pydantic import Field
 
 from kdzoo.api.data import DataError, DataSource, DataSplits, FileSplit, OfferOptions, Preprocessing
 
-#: What is read, by the name's ending and by Pillow's name of the format.
+#: What is read, by the name's ending.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+#: A larger file is no image.
+MOST_BYTES = 2**30
 #: Folders that hold the validation split where the recipe names none.
 VALIDATION = ("validation", "val")
 
@@ -50,9 +49,6 @@ class ImageFolder(DataSource):
         test: str = Field("test", description="Folder of the test split; val where there are only train and val.")
         mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="Of pixels in [0, 1]; ImageNet's.")
         std: tuple[float, float, float] = Field((0.229, 0.224, 0.225), description="Of pixels in [0, 1]; ImageNet's.")
-        max_megapixels: float = Field(
-            64.0, gt=0, le=10_000, description="A larger image is an error: it may be made to fill the memory."
-        )
 
     def load(self, root: Path) -> DataSplits:
         """List the files of all splits and check their names; pixels are read when they are needed."""
@@ -79,8 +75,8 @@ class ImageFolder(DataSource):
                     f"{os.path.join(base, name)}: other classes than {options.train}: "
                     f"{_differing(classes['train'], classes[split])}"
                 )
-            reader = Reader(paths, preprocessing, options.max_megapixels)
-            splits[split] = FileSplit(paths, targets, reader.read, reader.digest, files=paths, rules=reader.rules)
+            files = Files(paths)
+            splits[split] = FileSplit(paths, targets, files.content, files.digest, files=paths)
         return DataSplits(
             train=splits["train"],
             test=lambda: splits["test"],
@@ -118,34 +114,20 @@ class ImageFolder(DataSource):
 
 
 @dataclass(frozen=True)
-class Reader:
-    """Reads the images of one split; worker processes get a copy."""
+class Files:
+    """The image files of one split; worker processes get a copy."""
 
     paths: tuple[str, ...]
-    preprocessing: Preprocessing
-    max_megapixels: float
 
-    @property
-    def rules(self) -> str:
-        """What decides whether a file can be read, in addition to its content."""
-        return f"{self.max_megapixels:g} megapixels, Pillow {PIL.__version__}"
-
-    def read(self, i: int) -> np.ndarray:
-        """Return image ``i`` as uint8 (size, size, 3); raise DataError naming the file when it cannot be read."""
-        path = self.paths[i]
+    def content(self, i: int) -> bytes:
+        """Return the bytes of file ``i``; raise DataError naming it when it cannot be read."""
         try:
-            with Image.open(path, formats=FORMATS) as image:
-                width, height = image.size
-                if width * height > self.max_megapixels * 1e6:
-                    raise DataError(
-                        f"{path}: {width} x {height} pixels are more than max_megapixels: {self.max_megapixels:g}"
-                    )
-                upright = _eight_bits(ImageOps.exif_transpose(image), path).convert(self.preprocessing.color_mode)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # whatever a codec raises
-            raise DataError(f"{path}: cannot be read as an image: {error}") from error
-        border = (1 - self.preprocessing.crop_share) / 2
-        method = Image.Resampling[self.preprocessing.interpolation.upper()]
-        return np.asarray(ImageOps.fit(upright, self.preprocessing.size[::-1], method, bleed=border))
+            with open(self.paths[i], "rb") as file:
+                if (size := os.fstat(file.fileno()).st_size) > MOST_BYTES:
+                    raise DataError(f"{self.paths[i]}: {size:,} bytes are more than an image may have, {MOST_BYTES:,}")
+                return file.read()
+        except OSError as error:
+            raise DataError(f"{self.paths[i]}: cannot be read: {error}") from error
 
     def digest(self, i: int) -> str:
         """Hash the bytes of file ``i``."""
@@ -157,19 +139,6 @@ class Reader:
                 return found
         except OSError as error:
             raise DataError(f"{self.paths[i]}: cannot be read: {error}") from error
-
-
-def _eight_bits(image: Image.Image, path: str) -> Image.Image:
-    """Return grey of 16 bits as grey of 8, so that 257 v becomes v; Pillow itself would cut all above 255 to white."""
-    if image.mode.startswith("I;16"):
-        values = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        kind = "whole numbers of 32 bits" if image.mode == "I" else "floats"
-        raise DataError(
-            f"{path}: holds {kind}, and no scale that says what is white; an image of 8 or 16 bits would be right"
-        )
-    return image
 
 
 def real_path(path: Path) -> str:

@@ -17,11 +17,12 @@ from kdzoo.api.data import ArraySplit, DataError, DataSplits, FileSplit, Preproc
 from kdzoo.data import file_records
 from kdzoo.data.data_set import DataSet, open_data
 from kdzoo.data.digests import digests
+from kdzoo.data.images import Decoder
 from kdzoo.data.loader import Loader
 from kdzoo.recipe.sections import DataRecipe
 from kdzoo_vision.arrays import Arrays, moments
 from kdzoo_vision.digits import FILE, Digits
-from kdzoo_vision.image_folder import ImageFolder, Reader
+from kdzoo_vision.image_folder import Files, ImageFolder
 from kdzoo_vision.standard_sets import Cifar10, Mnist
 
 RNG = np.random.default_rng(0)
@@ -236,7 +237,9 @@ def picture(path: Path, size: tuple[int, int] = (40, 30), mode: str = "RGB", **s
 
 
 def read_image(path: Path, size: int, crop_share: float = 1.0, max_megapixels: float = 1.0) -> np.ndarray:
-    return Reader((str(path),), Preprocessing((size, size), crop_share), max_megapixels).read(0)
+    return Decoder(Preprocessing((size, size), crop_share), max_megapixels).pixels(
+        Files((str(path),)).content(0), str(path)
+    )
 
 
 @pytest.fixture
@@ -257,8 +260,7 @@ def test_a_folder_of_images_is_a_data_set(folder: Path) -> None:
     assert splits.validation is None
     assert splits.train.targets.tolist() == [0] * 6 + [1] * 4
     for i in range(10):
-        image = splits.train.read(i)
-        assert (image.shape, image.dtype) == ((16, 16, 3), np.uint8)
+        assert splits.train.content(i) == Path(splits.train.names[i]).read_bytes()
     data = open_data(
         ImageFolder(ImageFolder.Options(size=16)),
         DataRecipe(name="image_folder", root=str(folder), validation=2, workers=1),
@@ -322,12 +324,12 @@ def test_files_that_cannot_be_read_are_named(folder: Path) -> None:
     whole.write_bytes(whole.read_bytes()[:-2000])
     assert read(whole).startswith(f"{whole}: cannot be read as an image: image file is truncated")
     large = picture(folder / "large.png", (200, 100))
-    assert read(large) == f"{large}: 200 x 100 pixels are more than max_megapixels: 0.01"
+    assert read(large) == f"{large}: 200 x 100 pixels are more than data.max_megapixels: 0.01"
     gif = folder / "disguised.png"
     Image.new("RGB", (4, 4)).save(gif, format="GIF")
     assert read(gif).startswith(f"{gif}: cannot be read as an image: cannot identify image file")
     gone = folder / "gone.png"
-    assert read(gone).startswith(f"{gone}: cannot be read as an image: ")
+    assert read(gone).startswith(f"{gone}: cannot be read: ")
 
 
 def test_a_bad_file_stops_the_batch_it_is_in(folder: Path) -> None:
@@ -407,7 +409,7 @@ def test_grey_of_16_bits_is_read_as_its_twin_of_8_bits(tmp_path: Path) -> None:
 def test_images_without_a_known_white_are_refused(
     mode: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kdzoo_vision.image_folder.FORMATS", ("TIFF",))  # PNG and its like hold no such images
+    monkeypatch.setattr("kdzoo.data.images.FORMATS", ("TIFF",))  # PNG and its like hold no such images
     Image.new(mode, (8, 8), 300).save(tmp_path / "x.png", format="TIFF")
     with pytest.raises(DataError) as caught:
         read_image(tmp_path / "x.png", 8)
@@ -454,9 +456,9 @@ def service(path: Path, told: dict) -> np.ndarray:
 # --- what is found before training ----------------------------------------------------------
 
 
-def opened(folder: Path, **options) -> DataSet:
-    recipe = DataRecipe(name="image_folder", root=str(folder), validation=2)
-    return open_data(ImageFolder(ImageFolder.Options(size=8, **options)), recipe, 0)
+def opened(folder: Path, **changes) -> DataSet:
+    recipe = DataRecipe(name="image_folder", root=str(folder), validation=2, **changes)
+    return open_data(ImageFolder(ImageFolder.Options(size=8)), recipe, 0)
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -485,14 +487,14 @@ def records(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is hashed and decoded, from now on."""
     found: list[str] = []
-    for name in ("digest", "read"):
-        whole = getattr(Reader, name)
+    for name in ("digest", "content"):
+        whole = getattr(Files, name)
 
-        def noted(self: Reader, i: int, whole=whole, name=name):
+        def noted(self: Files, i: int, whole=whole, name=name):
             found.append(f"{name} {Path(self.paths[i]).relative_to(Path(self.paths[i]).parents[2])}")
             return whole(self, i)
 
-        monkeypatch.setattr(Reader, name, noted)
+        monkeypatch.setattr(Files, name, noted)
     return found
 
 
@@ -518,7 +520,7 @@ def test_unchanged_images_are_neither_hashed_nor_decoded_again(
     assert all(read.startswith("digest") for read in reads)
     reads.clear()
     opened(folder, max_megapixels=2).check_form()
-    assert sum(read.startswith("read") for read in reads) == 12  # other rules: decoded anew
+    assert sum(read.startswith("content") for read in reads) == 12  # other rules: decoded anew
 
 
 @pytest.mark.parametrize("how", ["written", "replaced"])
