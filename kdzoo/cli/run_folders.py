@@ -66,8 +66,6 @@ def export(
     runner = Runner(plan, zoo, source, Store(folder.parent.parent / ".store"))
     entries = runner.export_again()
     for entry in entries:
-        if entry["file"]:
-            source.record(f"export/{entry['file']}")
         say(json.dumps(entry, indent=2))
     from kdzoo.run.exporting import check_rejected
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ from kdzoo.contract.extension_points import Exporter
 from kdzoo.errors import ExportError
 from kdzoo.models.network import Network
 from kdzoo.models.weights import count_parameters
-from kdzoo.storage.atomic import write_bytes
 
 #: Samples on which the file is held against the plain model in float32 on the CPU.
 SAMPLES = 64
@@ -52,12 +51,12 @@ def export_and_verify(
     student_logits: np.ndarray,
     teacher_logits: np.ndarray | None,
     calibration: Sequence[Tensor],
-    folder: Path,
+    write: Callable[[Mapping[str, bytes | None]], None],
     stem: str,
     classes: Sequence[str],
     threads: int | None = None,
 ) -> dict[str, Any]:
-    """Export the plain model of ``network`` to ``folder / <stem>[.<label>]<suffix>`` and return its results entry.
+    """Export the plain model of ``network`` to ``<stem>[.<label>]<suffix>`` and return its results entry.
 
     ``inputs`` (N, C, H, W) is the whole test split as the model takes it, normalised, float32, or text, (N, L), int64;
     a memory-mapped array will do. ``targets`` are (N,), ``student_logits`` (N, K) what the student itself gave for
@@ -66,8 +65,9 @@ def export_and_verify(
     student's own logits.
 
     ``rejected`` of the entry lists what is wrong with the file, with both numbers of each failed check. A file with
-    anything wrong is kept as ``*.rejected`` for a look, and one that was there before stays. Raises ExportError when
-    the exporter writes no file.
+    anything wrong is kept as ``*.rejected`` for a look, and one that was there before stays. ``write`` is given
+    name -> content, or None for a file to remove, and changes the folder. Raises ExportError when the exporter writes
+    no file.
     """
     assert len(inputs) == len(targets) == len(student_logits), "inputs, targets and logits of other samples"
     name = ".".join(part for part in (stem, exporter.label) if part) + exporter.suffix
@@ -82,14 +82,11 @@ def export_and_verify(
             exporter, made, plain, inputs, targets, student_logits, threads, Path(scratch), network.inputs.signature()
         )
         content = made.read_bytes()
-    folder.mkdir(parents=True, exist_ok=True)
-    rejected = folder / f"{name}.rejected"
-    write_bytes(rejected if problems else folder / name, content)
-    if not problems:
-        rejected.unlink(missing_ok=True)
+    rejected = f"{name}.rejected"
+    write({rejected: content} if problems else {name: content, rejected: None})
     outcome = {
         "expected_top1_percent": top1_percent(student_logits, targets),
-        "file": rejected.name if problems else name,
+        "file": rejected if problems else name,
         "rejected": problems,
     }
     return {**measured(exporter, network, logits, targets, teacher_logits, len(content)), **outcome}

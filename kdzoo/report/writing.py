@@ -8,7 +8,7 @@ from kdzoo.errors import CorruptError
 from kdzoo.report.model_card import card
 from kdzoo.report.page import page
 from kdzoo.report.reading import read_run
-from kdzoo.storage.atomic import write_bytes
+from kdzoo.storage.atomic import replace_files
 from kdzoo.storage.run_folder import RunFolder
 
 #: What write_report writes.
@@ -20,9 +20,13 @@ def write_report(folder: Path) -> None:
 
     Raises ReportError naming a file that is missing or not right, and OutputError when the folder cannot be written.
     """
+    replace_files(folder, written(folder))
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    """The content of each file that a report is, by name; ReportError as ``write_report``."""
     run = read_run(folder)
-    for name, text in zip(WRITTEN, (page(run), card(run)), strict=True):
-        write_bytes(folder / name, text.encode())
+    return {name: text.encode() for name, text in zip(WRITTEN, (page(run), card(run)), strict=True)}
 
 
 def rewrite_report(folder: Path) -> None:
@@ -39,5 +43,4 @@ def rewrite_report(folder: Path) -> None:
         changed = [name for name in WRITTEN if f"{run.path(name)}: " in str(error)]
         remedy = f"\n`kdzoo report` writes {' and '.join(changed)} again once deleted" if changed else ""
         raise CorruptError(f"{error}{remedy}") from None
-    write_report(folder)
-    run.record(*WRITTEN)
+    run.replace(written(folder))

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from kdzoo.contract.algorithm import Algorithm
 from kdzoo.contract.classification import validation_metrics
+from kdzoo.contract.declared import Shapes
 from kdzoo.contract.stage import ModelSpec, Stage, StageResult
 from kdzoo.data.data_set import DataSet, open_data
 from kdzoo.data.loader import Loader
@@ -131,20 +132,16 @@ class Builder:
         cls: type[Algorithm] = chosen.cls if chosen else Plain
         check_needs(cls, train, self.recipe, self.data, self.ranks.world)
         check_quantizer(cls, stage.model.quantizer, train, self.ranks.world)
-        needs = cls.needs
-        loader = self._loader(stage, needs.data)
+        needs, handed = cls.needs, cls.needs.data != "none"
         student = self._student(stage, cls, taught)
         peers = [self.network(spec, f"{stage.salt}peer_{i}") for i, spec in enumerate(stage.peers)]
         taught = [self.trained_network(teacher) for teacher in stage.teachers] if taught is None else taught
         pairing = pair_levels(student, [*taught, *peers]) if needs.features else None
         levels = pairing.indices if pairing else [()] * (1 + len(taught) + len(peers))
-        handed = needs.data != "none"
         image = (self.data.channels, self.data.size[0], self.data.size[1])
         shapes = shapes_of(student, taught, peers, pairing, self.data.num_train if handed else 0, image)
         shapes = replace(shapes, classes=stage_classes(stage, self.data), earlier=stage.earlier)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(self.recipe.seed, "algorithm", stage.salt))
-            algorithm = cls(chosen.options if chosen else cls.Options(), shapes)
+        algorithm = self._algorithm(cls, chosen, shapes, stage.salt)
         precision = self.precision(student)
         if stage.model.quantizer is not None:  # half precision would round what the quantizer is to round
             student, precision = self.quantized(student, stage.model), Precision(self.device, None, False)
@@ -152,9 +149,7 @@ class Builder:
             self._teacher_object(network, levels[1 + i], needs.pre_logits, handed, self._share // train.accumulate)
             for i, network in enumerate(taught)
         ]
-        steps = loader.steps_per_epoch if handed else (train.steps_per_epoch or DATA_FREE_STEPS)
-        if train.steps_per_epoch is not None and handed:
-            steps = min(steps, train.steps_per_epoch)
+        loader = self._loader(stage, needs.data) if handed else None
         job = Job(
             name=stage.name,
             algorithm=algorithm,
@@ -164,8 +159,8 @@ class Builder:
             train=train,
             seed=derive_seed(self.recipe.seed, "stage", stage.salt),
             batch_size=self._share,
-            steps_per_epoch=steps,
-            loader=loader if handed else None,
+            steps_per_epoch=steps_per_epoch(loader, train.steps_per_epoch),
+            loader=loader,
             teachers=teachers,
             peers=peers,
             student_levels=tuple(levels[0]),
@@ -176,6 +171,14 @@ class Builder:
             ranks=self.ranks,
         )
         return job, pairing
+
+    def _algorithm(
+        self, cls: type[Algorithm], chosen: ResolvedAlgorithm | None, shapes: Shapes, salt: str
+    ) -> Algorithm:
+        """The algorithm's object, its own parameters drawn from the stage's seed."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(self.recipe.seed, "algorithm", salt))
+            return cls(chosen.options if chosen else cls.Options(), shapes)
 
     def _student(self, stage: Stage, cls: type[Algorithm], taught: Sequence[Network] | None) -> Network:
         """The student with the weights that it starts from."""
@@ -255,3 +258,10 @@ class Builder:
             "validation": data.validation,
             "train_limit": data.train_limit,
         }
+
+
+def steps_per_epoch(loader: Loader | None, asked: int | None) -> int:
+    """Optimizer steps of an epoch: at most ``asked`` of the loader's, or ``asked`` where no data is handed over."""
+    if loader is None:
+        return asked or DATA_FREE_STEPS
+    return loader.steps_per_epoch if asked is None else min(loader.steps_per_epoch, asked)

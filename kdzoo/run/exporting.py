@@ -121,7 +121,7 @@ class Exporting:
                     student_logits=of.logits,
                     teacher_logits=reference,
                     calibration=calibration,
-                    folder=self.folder.path("export"),
+                    write=self._write,
                     stem=of.role.label.replace(" ", "_"),
                     classes=self.build.data.classes,
                 )
@@ -129,6 +129,10 @@ class Exporting:
                 entry = not_exported(exporter, network, str(error))
             done.append(self._done(of, exporter, entry))
         return done
+
+    def _write(self, files: Mapping[str, bytes | None]) -> None:
+        assert self.folder is not None
+        self.folder.replace({f"export/{name}": content for name, content in files.items()})
 
     def _done(self, of: Measured, exporter: Exporter, entry: dict[str, Any]) -> ExportedFile:
         """The file with all of its entry's fields, those that say what it is first."""

@@ -21,7 +21,7 @@ from kdzoo.errors import OutputError
 
 if TYPE_CHECKING:
     from torch import Tensor
-from kdzoo.storage.owner import discarded, temporary_in
+from kdzoo.storage.owner import discard, discarded, temporary_in
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -57,6 +57,34 @@ def write_json(path: Path, content: Any) -> str:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
     """Replace ``path`` by a safetensors file, like ``write_bytes``; equal content gives equal bytes."""
     return write_bytes(path, tensor_bytes(tensors, metadata or {}))
+
+
+def replace_files(
+    folder: Path,
+    files: Mapping[str, bytes | None],
+    commit: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+) -> None:
+    """Write files below ``folder`` like ``write_bytes``, one after the other, and remove those that are None."""
+    for name, data in files.items():
+        path = folder / name
+        if data is None:
+            with commit(), writing(path):
+                path.unlink(missing_ok=True)
+            continue
+        with commit(), writing(path, len(data)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, data, commit)
+
+
+def remove_folder(
+    folder: Path, commit: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+) -> None:
+    """Remove a folder if it exists; renamed first, so that one half removed is never taken for a damaged one."""
+    temporary = temporary_in(folder.parent)
+    with writing(folder, 0, "it could not be removed"), commit():
+        if folder.exists():
+            os.rename(folder, temporary)
+    discard(temporary)
 
 
 def append_line(path: Path, line: str) -> None:

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from kdzoo.errors import CorruptError, OutputError, ResumeError, UnfinishedError
-from kdzoo.storage.atomic import json_bytes, probe_writable, write_bytes, writing
+from kdzoo.storage.atomic import json_bytes, probe_writable, remove_folder, replace_files, writing
 from kdzoo.storage.checkpoints import Checkpoints, Warn, warn_in_python
 from kdzoo.storage.json_reading import JsonError, parse_object, read_file
 from kdzoo.storage.lock import PATIENCE_S, Lock, write_lock, writing_for
 from kdzoo.storage.manifest import Manifest
 from kdzoo.storage.metric_log import MetricLog
-from kdzoo.storage.owner import Owner, discard, sweep, temporary_in
+from kdzoo.storage.owner import Owner, sweep
 from kdzoo.storage.recipe_changes import check_same_recipe
 from kdzoo.storage.runs import Record, create_run, existing_run, read_run_record, runs_of_seed, stage_folder
 from kdzoo.storage.sealed import read_recorded, write_sealed
@@ -166,20 +165,28 @@ class RunFolder:
         return path
 
     def write_bytes(self, name: str, data: bytes) -> Path:
-        """Write or replace a file, atomically; in a finished run, its line of the manifest too."""
-        path = self.path(name)
-        with self._commit(), writing(path, len(data)):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, data, self._commit)
-        if self.finished:
-            self.record(name)
-        return path
+        """Write or replace a file, see ``replace``."""
+        self.replace({name: data})
+        return self.path(name)
 
     def write_text(self, name: str, text: str) -> Path:
         return self.write_bytes(name, text.encode())
 
     def write_json(self, name: str, content: Any) -> Path:
         return self.write_bytes(name, json_bytes(content))
+
+    def replace(self, files: Mapping[str, bytes | None]) -> None:
+        """Write files, each atomically, and remove those that are None.
+
+        In a finished run the manifest follows, so that the run verifies even after a kill in the middle of this.
+        """
+        for name in files:
+            self.path(name)
+        if self.finished:
+            with self._alone():
+                self._manifest.replace(files)
+        else:
+            replace_files(self.root, files, self._commit)
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Read a JSON object of the run, in a finished one after comparing it with the manifest."""
@@ -217,11 +224,7 @@ class RunFolder:
     def drop_checkpoints(self, stage: str) -> None:
         """Forget the checkpoints of a stage whose result is stored."""
         self._mark(stage, False)
-        place, temporary = stage_folder(self.root, stage), temporary_in(self.root / "checkpoints")
-        with writing(place, 0, "its checkpoints could not be removed"), self._commit():
-            if place.exists():
-                os.rename(place, temporary)  # first, so that one half removed is never taken for a damaged one
-        discard(temporary)
+        remove_folder(stage_folder(self.root, stage), self._commit)
 
     def _mark(self, stage: str, begun: bool = True) -> None:
         """Record whether a stage has checkpoints; workers of this run may do so at the same time."""
@@ -248,15 +251,7 @@ class RunFolder:
     def abandon(self) -> None:
         """Remove a run that began just now and did nothing, so that it is in nobody's way."""
         if self.outcome == "new":
-            temporary = temporary_in(self.root.parent)
-            with writing(self.root, 0, "it could not be removed"):
-                os.rename(self.root, temporary)  # first, so that one half removed is never taken for a damaged one
-            discard(temporary)
-
-    def record(self, *names: str) -> None:
-        """Take files that were made again after the end into the manifest."""
-        with self._alone():
-            self._manifest.update(names)
+            remove_folder(self.root)
 
     def verify(self, leave_out: Collection[str] = ()) -> int:
         """Compare each file of a finished run, but ``leave_out``, with the manifest; return how many were compared.

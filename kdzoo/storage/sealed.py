@@ -88,11 +88,18 @@ def read_sealed(path: Path, **fields: type) -> dict[str, Any]:
 
 
 def read_manifest(path: Path, **fields: type) -> dict[str, Any]:
-    """Read a sealed file that records other files under ``files``; raise CorruptError like ``read_sealed``."""
-    content = read_sealed(path, files=dict, **fields)
-    for name, record in content["files"].items():
+    """Read a sealed file that records other files under ``files``; raise CorruptError like ``read_sealed``.
+
+    ``pending`` is what files were to become when a process that changed them was killed; None is a removed file.
+    """
+    content = {"pending": {}} | read_sealed(path, files=dict, **fields)
+    if not isinstance(content["pending"], dict):
+        raise CorruptError(f"{path}: damaged: its 'pending' is no record of files")
+    removed = [name for name, record in content["pending"].items() if record is None]
+    for name, record in [*content["files"].items(), *content["pending"].items()]:
         inside = "\0" not in name and not Path(name).is_absolute() and ".." not in Path(name).parts
-        if not inside or not isinstance(record, dict) or not isinstance(record.get("sha256"), str):
+        is_record = isinstance(record, dict) and isinstance(record.get("sha256"), str)
+        if not inside or not (is_record or (record is None and name in removed)):
             raise CorruptError(f"{path}: damaged: its record of '{plain(name)}' is not one of a file in this folder")
     return content
 

@@ -182,7 +182,7 @@ MAY_WRITE = {
     "kdzoo/data/file_records.py": ({".mkdir"}, "the folder that storage writes a record into"),
     "kdzoo/evaluation/checker.py": ({"numpy.save"}, "answers for the process that asked, in its scratch folder"),
     "kdzoo/evaluation/verification.py": (
-        {".mkdir", ".unlink", "tempfile.TemporaryDirectory", ".open for writing"},
+        {"tempfile.TemporaryDirectory", ".open for writing"},
         "the scratch folder of a check, and the inputs of the file that is checked",
     ),
     "kdzoo/report/drawing.py": ({".savefig"}, "a figure goes into a text in memory"),

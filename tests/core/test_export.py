@@ -8,6 +8,7 @@ import re
 import resource
 import signal
 import time
+from functools import partial
 from importlib import import_module
 from types import SimpleNamespace
 
@@ -23,6 +24,7 @@ from kdzoo.data.inputs import Pixels
 from kdzoo.errors import ExportError
 from kdzoo.evaluation import checker, verification
 from kdzoo.evaluation.verification import export_and_verify
+from kdzoo.storage.atomic import replace_files
 from kdzoo_export.onnx_file import Onnx
 
 CLASSES = ("ant", "bee", "cat", "dog", "elk", "fox")
@@ -79,7 +81,7 @@ def export(student, folder, exporter=None, **changed):
         "student_logits": student.logits,
         "teacher_logits": np.roll(student.logits, 1, axis=1),
         "calibration": [torch.from_numpy(student.inputs[:32])],
-        "folder": folder / "export",
+        "write": partial(replace_files, folder / "export"),
         "stem": "student",
         "classes": CLASSES,
         "threads": 1,

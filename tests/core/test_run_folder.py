@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import json
 import multiprocessing
 import os
@@ -9,6 +10,7 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -454,10 +456,58 @@ def test_a_report_made_again_is_recorded(tmp_path):
     assert folder.verify() == 3
     folder.write_text("report.html", "<html> again")
     assert folder.verify() == 3
-    folder.path("export").mkdir()
-    folder.path("export/student.onnx").write_bytes(b"onnx")
-    folder.record("export/student.onnx")
-    assert folder.verify() == 4
+    folder.replace({"export/student.onnx": b"onnx", "report.html": None})
+    assert folder.verify() == 3
+
+
+def test_a_finished_run_verifies_wherever_a_change_of_its_files_is_killed(tmp_path, monkeypatch):
+    """Killed before and after each rename and removal; the next change completes or replaces what was begun."""
+    root = ended(tmp_path)
+    old = {"export/a.onnx": b"old", "export/a.onnx.rejected": b"bad", "report.html": b"old"}
+    new = {"export/a.onnx": b"new", "export/a.onnx.rejected": None, "README.md": b"made", "report.html": b"new"}
+    content = {name: {old.get(name), new.get(name)} for name in old | new}
+    between = 0
+    for moment in range(100):
+        RunFolder.view(root).replace(old | {"README.md": None})
+        if killed_at(moment, lambda: RunFolder.view(root).replace(new), monkeypatch) == 0:
+            break
+        assert RunFolder.view(root).verify() == delivered(root)
+        found = {name: (root / name).read_bytes() if (root / name).exists() else None for name in content}
+        assert all(found[name] in either for name, either in content.items())
+        between += found not in ({"README.md": None} | old, new)
+        RunFolder.view(root).replace({"export/b.onnx": b"another", "export/a.onnx.rejected": None})
+        assert RunFolder.view(root).verify() == delivered(root)
+    assert between >= 4, "hardly a kill was between two changes"
+    assert not [path for path in root.rglob("*") if owner.TEMPORARY.fullmatch(path.name)]
+
+
+def delivered(root: Path) -> int:
+    """How many files of a run there are that a manifest records."""
+    files = {path.name for path in root.rglob("*") if path.is_file()}
+    return sum(not owner.TEMPORARY.fullmatch(name) for name in files - {"run.json", "manifest.json", "lock"})
+
+
+def killed_at(moment: int, action: Callable[[], None], monkeypatch) -> int:
+    """The exit code of a process that is killed at a moment of an action: before or after a rename or a removal."""
+    moments = itertools.count()
+
+    def watched(change):
+        def changed(*given):
+            for step in (None, change):
+                if step is not None:
+                    step(*given)
+                if next(moments) == moment:
+                    os._exit(9)
+
+        return changed
+
+    child = os.fork()
+    if child == 0:
+        monkeypatch.setattr(os, "replace", watched(os.replace))
+        monkeypatch.setattr(os, "unlink", watched(os.unlink))
+        action()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def test_a_manifest_of_another_run_is_refused(tmp_path):
