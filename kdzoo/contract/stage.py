@@ -29,6 +29,7 @@ class ModelSpec:
     modality: str | None = None  # the modality it takes, of those that the data set declares
     quantizer: str | None = None  # name of the quantizer that it trains in; None: float32
     quantizer_options: Mapping[str, Any] = field(default_factory=dict)
+    weights_key: str | None = None  # below which key of the file the weights lie; None: the first known one
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def build_network(
         model = _create(spec, origin, args, seed, pretrained=load and origin.ready)
         network = Network(model, spec, inputs=inputs, num_classes=num_classes, create_args=args)
     if load and not origin.ready and spec.weights not in ("train", "teacher"):
-        load_weights(network, Path(spec.weights).expanduser())
+        network.read_from = load_weights(network, Path(spec.weights).expanduser(), spec.weights_key)
     return network
 
 

@@ -20,6 +20,7 @@ from kdzoo.contract.step import Outputs
 from kdzoo.contract.structure import UnknownValue, structure
 from kdzoo.data.inputs import Inputs
 from kdzoo.errors import KdzooError, ModelError, in_words
+from kdzoo.models.weight_files import WeightFile
 
 #: How far a network's parts, or its folded copy, may be from the whole, relative to the largest value.
 SAME = 1e-4
@@ -65,6 +66,8 @@ class Network(nn.Module):
         self.create_args = dict(getattr(model, "create_args", create_args))
         #: Whether ready weights came for other classes, or without a classifier, so that it starts anew.
         self.fresh_head = bool(getattr(model, "fresh_head", False))
+        #: The file that the weights came from, without its tensors; None: from no file.
+        self.read_from: WeightFile | None = None
         #: What ``model`` is computed in; None: floats, and then it is the plain model.
         self.quantizer: Quantizer | None = None
         self.register_buffer("_mean", torch.tensor(self.mean).view(1, -1, 1, 1), persistent=False)

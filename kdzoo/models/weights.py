@@ -2,54 +2,96 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import os
-import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from kdzoo.errors import ModelError, in_words, plain
+from kdzoo.errors import ModelError, plain
+from kdzoo.models.weight_files import WeightFile, read_weights, wrapped_by
 
 if TYPE_CHECKING:
     from kdzoo.models.network import Network
 
 
-def load_weights(network: Network, path: Path) -> None:
-    """Load a file of weights, strictly: every key and shape must be the model's own.
+def load_weights(network: Network, path: Path, key: str | None = None) -> WeightFile:
+    """Load a file of weights, strictly: every name and shape must be the model's own.
 
-    Reads .safetensors, and .pt, .pth, .pth.tar and .th through ``weights_only``, which runs no code; the weights may
-    lie below "state_dict" or "model" and their keys begin with "module.". Raises ModelError that lists the differences.
+    ``key`` says below which key of the file the weights lie; None lets ``read_weights`` find it. Returns what the file
+    says of itself, without its tensors. Raises ModelError that lists the differences.
     """
-    state = read_weights(path)
-    state = {_file_name(network.model, key): value for key, value in state.items()}
+    read = read_weights(path, key)
+    state = {_file_name(network.model, name): value for name, value in read.tensors.items()}
     own = delivered_weights(network.model)
-    for key, value in own.items():
-        if key.endswith(".num_batches_tracked"):  # counted since torch 0.4.1, and read by nothing in eval mode
-            state.setdefault(key, value)
-    missing = [key for key in own if key not in state]
-    unexpected = [key for key in state if key not in own]
-    shapes = [
-        f"{key} {tuple(state[key].shape)}, the model's {tuple(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    if missing or unexpected or shapes:
-        lines = [f"{path}: not weights of '{network.spec.name}' with {network.num_classes} classes"]
-        for what, found in (("missing", missing), ("unexpected", unexpected), ("other shape", shapes)):
-            if found:
-                more = f" and {len(found) - 5} more" if len(found) > 5 else ""
-                lines.append(f"{what}: {', '.join(plain(key, 100) for key in found[:5])}{more}")  # a stranger's names
-        raise ModelError("\n  ".join(lines))
+    for name, value in own.items():
+        if name.endswith(".num_batches_tracked"):  # counted since torch 0.4.1, and read by nothing in eval mode
+            state.setdefault(name, value)
+    _check_names(network, read, state, own)
     _check_types(path, state, own)
-    broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    broken = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
         raise ModelError(f"{path}: weights that are not finite: {', '.join(broken[:5])}")
     network.model.load_state_dict(state, strict=True)
+    return replace(read, tensors={})
+
+
+def _check_names(network: Network, read: WeightFile, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Raise ModelError where the tensors of a file are not those of the network, by name and shape."""
+    missing = [name for name in own if name not in state]
+    unexpected = [name for name in state if name not in own]
+    shapes = [
+        f"{name} {tuple(state[name].shape)}, the model's {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    if not (missing or unexpected or shapes):
+        return
+    lines = [f"{read.path}: not weights of '{network.spec.name}' with {network.num_classes} classes"]
+    lines += _explained(network, read, state, own)
+    for what, found in (("missing", missing), ("unexpected", unexpected), ("other shape", shapes)):
+        if found:
+            more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+            lines.append(f"{what}: {', '.join(plain(name, 100) for name in found[:5])}{more}")  # a stranger's names
+    raise ModelError("\n  ".join(lines))
+
+
+def _explained(
+    network: Network, read: WeightFile, state: Mapping[str, Tensor], own: Mapping[str, Tensor]
+) -> Iterator[str]:
+    """Say why the tensors of a file are others, where that can be seen."""
+    if read.architecture not in (None, network.spec.name):
+        yield f"model: the file says that it holds '{plain(str(read.architecture))}'"
+    if (prefix := wrapped_by(list(state), list(own))) is not None:
+        shown = plain(prefix)
+        yield (
+            f"names: each begins with '{shown}', as in a Lightning checkpoint; save "
+            f"{{name.removeprefix('{shown}'): tensor for name, tensor in state_dict.items()}} instead"
+        )
+    ends = _classes_and_channels(network.model)
+    for what, tensor, axis in (("classes", ends[0], 0), ("channels", ends[1], 1)):
+        if tensor not in own or tensor not in state or state[tensor].ndim <= axis:
+            continue
+        theirs, ours = state[tensor].shape[axis], own[tensor].shape[axis]
+        if theirs != ours and what == "classes":
+            yield f"classes: {theirs} in the file, {ours} in the data; a teacher must be trained for the data's classes"
+        elif theirs != ours:
+            yield f"channels: {theirs} in the file, {ours} in the model; args: {{in_chans: {theirs}}} would be right"
+
+
+def _classes_and_channels(model: nn.Module) -> tuple[str, str]:
+    """Return the names of the weights of the last layer, by class, and of the first convolution, by channel."""
+    classifier: Any = getattr(model, "get_classifier", lambda: None)()
+    last = first = ""
+    for name, module in model.named_modules():
+        if module is classifier and isinstance(module, nn.Linear | nn.Conv2d):
+            last = f"{name}.weight"
+        if not first and isinstance(module, nn.Conv2d):
+            first = f"{name}.weight"
+    return last, first
 
 
 def _check_types(path: Path, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
@@ -105,38 +147,6 @@ def start_from(network: Network, other: Network) -> None:
         )
     with torch.no_grad():
         take_over(other.model)
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a file of weights without running any code in it; raise ModelError when it is none."""
-    if not os.path.isfile(path):  # unlike Path.is_file, also False for a name that is too long
-        raise ModelError(f"{path}: no such file of weights; weights are train, pretrained, hf-hub:<name> or a file")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            content: Any = load_file(path)
-        elif path.suffix in (".pt", ".pth", ".th") or path.name.endswith(".pth.tar"):
-            with torch.serialization.safe_globals([argparse.Namespace]):  # plain values, which timm's script saves too
-                content = torch.load(path, map_location="cpu", weights_only=True)
-        else:
-            raise ModelError(
-                f"{path}: weights are read from .safetensors, .pt, .pth, .pth.tar and .th files, not '{path.suffix}'"
-            )
-    except pickle.UnpicklingError as error:
-        raise ModelError(
-            f"{path}: holds more than tensors, so it could run code and was not read; save model.state_dict() instead"
-        ) from error
-    except ModelError:
-        raise
-    except Exception as error:  # a damaged file makes the readers fail in many ways
-        raise ModelError(f"{path}: cannot be read as weights: {in_words(error)}") from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise ModelError(f"{path}: holds no tensors by name; model.state_dict() would be right")
-    return {str(key).removeprefix("module."): value for key, value in content.items()}
 
 
 def weights_sha256(module: nn.Module) -> str:

@@ -393,7 +393,7 @@ def spec_of(model: ModelRecipe) -> ModelSpec:
     """A recipe's model as stages and algorithms know it."""
     train = model.train or {}
     settings = model.mean, model.std, model.size, model.finetune, model.modality
-    return ModelSpec(model.name, model.weights, model.args, train, *settings)
+    return ModelSpec(model.name, model.weights, model.args, train, *settings, weights_key=model.weights_key)
 
 
 def _provenance(recipe: Recipe, chosen: tuple[ResolvedAlgorithm | None, ...], zoo: Zoo) -> dict[str, dict[str, str]]:

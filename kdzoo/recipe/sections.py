@@ -194,6 +194,11 @@ class ModelRecipe(_Section):
     weights: PathText = Field(
         "train", description="train, pretrained, hf-hub:..., a file, or teacher: start from the first teacher's."
     )
+    weights_key: Line | None = Field(
+        None,
+        description="Below which key of the file the weights lie; null: the first of state_dict_ema, model_ema, "
+        "state_dict, model and net that is there.",
+    )
     finetune: Flag = Field(False, description="For a teacher: train it from its ready weights, not only use them.")
     args: Options = Field({}, description="Arguments of the model, e.g. its depth.")
     train: TrainOverrides | None = Field(None, description="Keys of train with other values for this model.")
@@ -364,6 +369,8 @@ class Recipe(_Section):
                 problems.append((f"models.{path}.weights", "only the student and assistants start from the teacher"))
             elif model.weights == "teacher" and not self.models.all_teachers:
                 problems.append((f"models.{path}.weights", "starts from the teacher, but the recipe names none"))
+            if model.weights_key and model.weights in ("train", "pretrained", "teacher"):
+                problems.append((f"models.{path}.weights_key", f"needs a file, got weights: {model.weights}"))
             if model.finetune and not path.startswith("teacher"):
                 problems.append((f"models.{path}.finetune", "is for teachers; any other model is trained anyway"))
             elif model.finetune and model.weights == "train":

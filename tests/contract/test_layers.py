@@ -205,7 +205,9 @@ MAY_WRITE = {
 }
 
 #: What may name a module that runs code from data, and why.
-MAY_NAME = {"kdzoo/models/weights.py": ({"pickle"}, "the error that torch raises for a file with more than weights")}
+MAY_NAME = {
+    "kdzoo/models/weight_files.py": ({"pickle"}, "the error that torch raises for a file with more than weights")
+}
 
 SOURCES = [*sources(CORE), *sources(PLUGINS)]
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import copy
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -24,6 +26,7 @@ from kdzoo.models.building import build_network
 from kdzoo.models.folding import fold_batchnorm
 from kdzoo.models.levels import pair_levels, shapes_of
 from kdzoo.models.network import Network, freeze
+from kdzoo.models.weight_files import read_weights
 from kdzoo.models.weights import count_parameters, load_weights, weights_sha256
 
 CONVNETS = ("test_resnet", "test_efficientnet", "test_convnext")
@@ -232,19 +235,98 @@ def test_what_timm_refuses_is_a_model_error(name: str, changes: dict, start: str
 # --- weights --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth", ".th"])
-@pytest.mark.parametrize("shape", ["plain", "wrapped"])
-def test_weights_from_a_file(tmp_path: Path, suffix: str, shape: str) -> None:
+def test_weights_from_a_file(tmp_path: Path) -> None:
     saved = lively(network(seed=5)).model.state_dict()
-    path = tmp_path / f"weights{suffix}"
-    content = saved if shape == "plain" else {f"module.{key}": value for key, value in saved.items()}
-    if suffix == ".safetensors":
-        save_file(content, path)
-    else:
-        torch.save(content if shape == "plain" else {"state_dict": content, "epoch": 3}, path)
-    loaded = network(weights=str(path))
-    assert weights_sha256(loaded.model) == weights_sha256(lively(network(seed=5)).model)
+    for suffix, prefix in ((".safetensors", ""), (".pt", "module."), (".pth", "_orig_mod."), (".th", "")):
+        path = tmp_path / f"weights{suffix}"
+        content = {prefix + key: value for key, value in saved.items()}
+        save_file(content, path) if suffix == ".safetensors" else torch.save(content, path)
+        assert weights_sha256(network(weights=str(path)).model) == weights_sha256(lively(network(seed=5)).model)
     assert weights_sha256(network(weights=str(path), load=False).model) == weights_sha256(network().model)
+
+
+def tensors(value: float, prefix: str = "") -> dict[str, torch.Tensor]:
+    return {f"{prefix}fc.weight": torch.full((2, 3), value), f"{prefix}fc.bias": torch.zeros(2)}
+
+
+@pytest.mark.parametrize(
+    ("content", "key", "prefix"),
+    [
+        (tensors(1), "", ""),
+        ({"state_dict": tensors(1), "epoch": 3}, "state_dict", ""),
+        ({"state_dict": tensors(0), "state_dict_ema": tensors(1, "module.")}, "state_dict_ema", "module."),
+        ({"model": tensors(0), "model_ema": tensors(1)}, "model_ema", ""),
+        ({"model_ema": None, "model": tensors(1, "_orig_mod.module.")}, "model", "_orig_mod.module."),
+        ({"net": tensors(1, "module._orig_mod."), "acc": 91.2}, "net", "module._orig_mod."),
+        ({"state_dict": {"model": tensors(1)}}, "state_dict.model", ""),
+        ({**tensors(1, "module."), "n_averaged": torch.tensor(7)}, "", "module."),
+    ],
+)
+def test_weights_are_found_where_training_scripts_put_them(content: Any, key: str, prefix: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "weights.pth.tar")
+    read = read_weights(tmp_path / "weights.pth.tar")
+    assert (read.key, read.prefix) == (key, prefix)
+    assert {name: value.sum().item() for name, value in read.tensors.items()} == {"fc.weight": 6, "fc.bias": 0}
+
+
+def test_the_recipe_chooses_among_the_weights_of_a_file(tmp_path: Path) -> None:
+    path, own = tmp_path / "weights.pth", network(seed=5).model.state_dict()
+    averaged = network(seed=6).model.state_dict()
+    torch.save({"state_dict": own, "state_dict_ema": averaged, "args": argparse.Namespace(lr=0.1)}, path)
+    for key, saved in ((None, averaged), ("state_dict", own)):
+        net = build_network(ModelSpec("test_resnet", str(path), weights_key=key), inputs=PIXELS, num_classes=7, seed=0)
+        assert torch.equal(net.model.state_dict()["fc.weight"], saved["fc.weight"])
+        assert net.read_from is not None
+        assert net.read_from.sentence() == f"weights.pth, its '{key or 'state_dict_ema'}'"
+    with pytest.raises(ModelError) as caught:
+        read_weights(path, "state_dct")
+    assert str(caught.value) == (
+        f"{path}: holds no weights below 'state_dct'; did you mean 'state_dict'? known: state_dict, state_dict_ema"
+    )
+    torch.save({"student": own, "epoch": 1}, path)
+    with pytest.raises(ModelError) as caught:
+        read_weights(path)
+    assert str(caught.value) == f"{path}: holds weights below student; say which: weights_key: student"
+
+
+@pytest.mark.parametrize(
+    ("beside", "top1"),
+    [
+        ({"metric": 81.25, "args": argparse.Namespace(eval_metric="top1")}, 81.25),
+        ({"metric": np.float64(81.25)}, 81.25),
+        ({"best_acc1": torch.tensor(70.5)}, 70.5),
+        ({"acc": 0.705}, 70.5),
+        ({"metric": 0.9, "args": argparse.Namespace(eval_metric="loss")}, None),
+        ({"metric": float("nan"), "best_acc": 1000, "acc": True}, None),
+        ({}, None),
+    ],
+)
+def test_the_accuracy_that_a_file_states_is_read(beside: dict[str, Any], top1: float | None, tmp_path: Path) -> None:
+    torch.save({"arch": "resnet18", "state_dict": tensors(1), **beside}, tmp_path / "best.pth.tar")
+    read = read_weights(tmp_path / "best.pth.tar")
+    assert (read.top1_percent, read.architecture) == (top1, "resnet18")
+
+
+class Settings:
+    """What a training script of its own saves with the weights."""
+
+    def __init__(self) -> None:
+        self.lr = 0.1
+
+
+class SettingsDict(dict[str, float]):
+    """As Lightning and others save hyper-parameters."""
+
+
+def test_objects_of_other_classes_are_left_out_without_touching_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = {"settings": Settings(), "hparams": SettingsDict(lr=0.1), "sums": collections.defaultdict(int, a=1)}
+    kept |= {"where": tmp_path, "form": torch.float16, "saved": np.arange(3.0)[1]}
+    torch.save({"state_dict": tensors(1), **kept}, tmp_path / "best.pth")
+    monkeypatch.setattr(Settings, "__init__", lambda self: pytest.fail("called"))
+    monkeypatch.setattr(Settings, "__new__", lambda *args: pytest.fail("called"))
+    assert list(read_weights(tmp_path / "best.pth").tensors) == ["fc.weight", "fc.bias"]
 
 
 def test_files_from_before_batchnorm_counted_its_batches(tmp_path: Path) -> None:
@@ -266,11 +348,34 @@ def test_differences_are_listed_and_nothing_is_loaded(tmp_path: Path) -> None:
         load_weights(net, path)
     assert str(caught.value) == (
         f"{path}: not weights of 'test_resnet' with 7 classes\n"
+        "  classes: 9 in the file, 7 in the data; a teacher must be trained for the data's classes\n"
         "  missing: conv1.0.weight\n"
         "  unexpected: head.0, head.1, head.2, head.3, head.4 and 2 more\n"
         "  other shape: fc.weight (9, 96), the model's (7, 96), fc.bias (9,), the model's (7,)"
     )
     assert weights_sha256(net.model) == before
+
+
+def test_why_weights_do_not_fit_is_said(tmp_path: Path) -> None:
+    def reasons(name: str, content: Any) -> list[str]:
+        torch.save(content, tmp_path / name)
+        with pytest.raises(ModelError) as caught:
+            network(weights=str(tmp_path / name))
+        return str(caught.value).split("\n")[1:]
+
+    grey = network(num_classes=5, channels=1, data_mean=(0.5,), data_std=(0.2,)).model.state_dict()
+    assert reasons("grey.pth", {"arch": "test_resnet", "model": grey})[:2] == [
+        "  classes: 5 in the file, 7 in the data; a teacher must be trained for the data's classes",
+        "  channels: 1 in the file, 3 in the model; args: {in_chans: 1} would be right",
+    ]
+    lightning = {f"model.{name}": value for name, value in network().model.state_dict().items()}
+    assert reasons("last.ckpt", {"state_dict": lightning, "pytorch-lightning_version": "2.5"})[0] == (
+        "  names: each begins with 'model.', as in a Lightning checkpoint; save "
+        "{name.removeprefix('model.'): tensor for name, tensor in state_dict.items()} instead"
+    )
+    assert reasons("other.pth", {"arch": "resnet50", "state_dict": tensors(1)})[0] == (
+        "  model: the file says that it holds 'resnet50'"
+    )
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
@@ -312,11 +417,20 @@ def test_weights_of_another_type_are_refused(change: Any, words: str, tmp_path: 
     assert network(weights=str(path)).model.fc.weight.dtype == torch.float32
 
 
-def test_the_name_that_timm_s_train_script_gives_is_read(tmp_path: Path) -> None:
+def test_what_timm_s_own_script_writes_is_read(tmp_path: Path) -> None:
+    from timm.utils import CheckpointSaver, ModelEmaV3
+
     saved = network(seed=5).model
-    content = {"epoch": 3, "state_dict": saved.state_dict(), "args": argparse.Namespace(lr=0.1, opt="sgd")}
-    torch.save(content, tmp_path / "model_best.pth.tar")
-    assert weights_sha256(network(weights=str(tmp_path / "model_best.pth.tar")).model) == weights_sha256(saved)
+    averaged = ModelEmaV3(saved, decay=0.0)
+    averaged.update(network(seed=6).model)
+    settings = argparse.Namespace(model="test_resnet", lr=0.1, opt="sgd", eval_metric="top1", data_dir=tmp_path)
+    optimizer = torch.optim.SGD(saved.parameters(), momentum=0.9)
+    saver = CheckpointSaver(saved, optimizer, settings, averaged, checkpoint_dir=str(tmp_path))
+    saver.save_checkpoint(3, metric=np.float64(62.5))
+    net = network(weights=str(tmp_path / "model_best.pth.tar"))
+    assert weights_sha256(net.model) == weights_sha256(averaged.module) != weights_sha256(saved)
+    assert net.read_from is not None
+    assert (net.read_from.architecture, net.read_from.top1_percent) == ("test_resnet", 62.5)
 
 
 class Payload:
@@ -356,12 +470,29 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
     assert refusal("none.pt", None) == (
         "no such file of weights; weights are train, pretrained, hf-hub:<name> or a file"
     )
-    assert refusal("a.bin", b"x") == "weights are read from .safetensors, .pt, .pth, .pth.tar and .th files, not '.bin'"
     assert refusal("cut.safetensors", b"\x08\0\0").startswith("cannot be read as weights: ")
     assert refusal("empty.pt", b"").startswith("cannot be read as weights: ")
+    neither = "cannot be read as weights: neither torch.save nor safetensors writes such a file"
+    assert refusal("notes.pth", b"lr 0.1, epoch 3") == neither
     assert refusal("list.pt", [torch.zeros(1)]) == "holds no tensors by name; model.state_dict() would be right"
     assert refusal("x" * 300 + ".pt", None).startswith("no such file of weights")
     assert refusal("mixed.pt", {"a": 1}) == "holds no tensors by name; model.state_dict() would be right"
+    right = "torch.save(model.state_dict(), 'weights.pth') of the model that it was made from would be right"
+    assert refusal("whole.pth", {"model": nn.Sequential(nn.Linear(2, 2))}) == (
+        "holds a whole pickled model (torch.nn.modules.container.Sequential), which only code can open; "
+        "torch.save(model.state_dict(), 'weights.pth') would be right"
+    )
+    torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)).save(str(tmp_path / "traced.bin"))
+    script = (tmp_path / "traced.bin").read_bytes()
+    assert refusal("script.pt", script) == f"is a TorchScript file, a program with weights inside; {right}"
+    assert refusal("net.onnx", b"\x08\x08") == f"is an ONNX file, which cannot be trained or taught from; {right}"
+    pointer = b"version https://git-lfs.github.com/spec/v1\n"
+    assert refusal("lfs.pth", pointer) == ("is a pointer of Git LFS, not the file itself; fetch it with git lfs pull")
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "model.safetensors").write_bytes(b"")
+    assert refusal("hub", None) == (
+        f"is a folder; weights are a file; {tmp_path / 'hub' / 'model.safetensors'} may be right"
+    )
 
 
 @pytest.fixture

@@ -1,0 +1,276 @@
+"""Files of weights as people have them: which tensors they hold, by which names, and what they say of themselves."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import pathlib
+import pickle
+import sys
+import types
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdzoo.errors import ModelError, in_words, nearest, plain
+
+#: Keys of a checkpoint below which the weights lie; of several the first that is there. Averaged weights come first:
+#: timm's script evaluates those, so the accuracy that a checkpoint states is theirs.
+KEYS = ("state_dict_ema", "model_ema", "state_dict", "model", "net")
+#: What DistributedDataParallel and torch.compile put in front of each name, in any order.
+PREFIXES = ("module.", "_orig_mod.")
+#: Keys below which training scripts keep the top-1 accuracy of a checkpoint.
+ACCURACIES = ("metric", "best_metric", "best_acc1", "best_prec1", "best_acc", "top1", "acc1", "acc")
+
+#: Plain values of Python and numpy that training scripts keep beside the weights.
+PLAIN_VALUES: list[Any] = [
+    *(bool, int, float, str, list, dict, tuple),
+    argparse.Namespace,
+    types.SimpleNamespace,
+    np.dtype,
+    *{type(np.dtype(kind)) for kind in ("?", "i1", "u1", "i2", "i4", "i8", "f2", "f4", "f8")},
+    *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *(
+        (pathlib.PurePosixPath, f"pathlib{part}.{kind}Path")
+        for part in ("", "._local")
+        for kind in ("Posix", "Windows")
+    ),
+]
+
+#: What the first bytes of other files say. Bytes -> (what the file is, what would be right).
+KINDS = {
+    b"version https://git-lfs": ("a pointer of Git LFS, not the file itself", "fetch it with git lfs pull"),
+    b"<!DOCTYPE": ("a web page, not a file of weights", "download the file itself"),
+    b"<html": ("a web page, not a file of weights", "download the file itself"),
+    b"\x89HDF": ("an HDF5 file, as Keras writes it", "torch.save(model.state_dict(), ...) of a PyTorch model"),
+    b"GGUF": ("a GGUF file", "torch.save(model.state_dict(), ...) of a PyTorch model"),
+}
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """The tensors of a file by their plain names, and what the file says of them."""
+
+    path: Path
+    tensors: Mapping[str, Tensor]
+    key: str = ""  # below which the tensors lie, e.g. "state_dict_ema"; empty: the file holds nothing else
+    prefix: str = ""  # that was taken off the names, e.g. "module."
+    architecture: str | None = None
+    top1_percent: float | None = None  # that the file states
+
+    def sentence(self) -> str:
+        """Which weights of the file are used, in words."""
+        parts = [self.path.name]
+        if self.key:
+            parts.append(f"its '{self.key}'")
+        if self.prefix:
+            parts.append(f"names without '{self.prefix}'")
+        if self.top1_percent is not None:
+            parts.append(f"stated top-1 {self.top1_percent:.2f} %")
+        return ", ".join(parts)
+
+
+def read_weights(path: Path, key: str | None = None) -> WeightFile:
+    """Read a file of weights without running any code in it.
+
+    Takes .safetensors and what torch.save writes, whatever its name. ``key`` says below which key of the file the
+    weights lie; None takes the first of KEYS that is there, or the file as a whole. Raises ModelError that says what
+    was found instead.
+    """
+    if os.path.isdir(path):
+        names = sorted(name for name in os.listdir(path) if name.endswith((".safetensors", ".pth", ".pt", ".bin")))
+        example = f"; {path / names[0]} may be right" if names else ""
+        raise ModelError(f"{path}: is a folder; weights are a file{example}")
+    if not os.path.isfile(path):  # unlike Path.is_file, also False for a name that is too long
+        raise ModelError(f"{path}: no such file of weights; weights are train, pretrained, hf-hub:<name> or a file")
+    with open(path, "rb") as file:
+        head = file.read(64)
+    for start, (what, instead) in KINDS.items():
+        if head.startswith(start):
+            raise ModelError(f"{path}: is {what}; {instead}")
+    if path.suffix == ".onnx":
+        raise ModelError(f"{path}: is an ONNX file, which cannot be trained or taught from; {_RIGHT}")
+    content = _safetensors(path) if path.suffix == ".safetensors" else _torch_file(path)
+    return _described(path, content, key)
+
+
+_RIGHT = "torch.save(model.state_dict(), 'weights.pth') of the model that it was made from would be right"
+
+
+def _safetensors(path: Path) -> Any:
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except Exception as error:  # a damaged file makes the readers fail in many ways
+        raise _unreadable(path, error) from error
+
+
+def _torch_file(path: Path) -> Any:
+    """Read what torch.save wrote through ``weights_only``: objects of unknown classes become empty stand-ins."""
+    allowed = [*PLAIN_VALUES, *_stand_ins(path)]
+    try:
+        with torch.serialization.safe_globals(allowed):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if not zipfile.is_zipfile(path) and "GLOBAL" not in str(error):
+            raise ModelError(
+                f"{path}: cannot be read as weights: neither torch.save nor safetensors writes such a file"
+            ) from error
+        raise ModelError(
+            f"{path}: holds more than tensors, so it could run code and was not read; save model.state_dict() instead"
+        ) from error
+    except Exception as error:  # a damaged file makes the readers fail in many ways
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> ModelError:
+    return ModelError(f"{path}: cannot be read as weights: {in_words(error)}")
+
+
+def _stand_ins(path: Path) -> list[Any]:
+    """Return a stand-in for each class that a file names and that holds no weights, e.g. a script's settings.
+
+    Nothing of such a class is imported or called. The standard library gets none: what could run code is there.
+    Raises ModelError for a file that holds a program: a whole model, or TorchScript.
+    """
+    if not zipfile.is_zipfile(path):  # damaged, or from before torch 1.6: weights and plain values only
+        return []
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
+            raise ModelError(f"{path}: is a TorchScript file, a program with weights inside; {_RIGHT}")
+        if any(name.endswith(("/archive_format", "models/model.json")) for name in names):
+            raise ModelError(f"{path}: is a file of torch.export, a program with weights inside; {_RIGHT}")
+        with torch.serialization.safe_globals(PLAIN_VALUES):
+            unknown = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except ModelError:
+        raise
+    except Exception:  # torch.load says what is wrong with it
+        return []
+    modules = [name for name in unknown if name.startswith(("torch.nn.modules.", "torch.nn.parallel.", "timm.models."))]
+    if modules:
+        named = next((name for name in modules if not name.startswith("torch.nn.modules.")), modules[0])
+        raise ModelError(
+            f"{path}: holds a whole pickled model ({plain(named, 100)}), which only code can open; "
+            "torch.save(model.state_dict(), 'weights.pth') would be right"
+        )
+    return [
+        (
+            _Mapping
+            if name.endswith("Dict") or name == "collections.defaultdict"
+            else type("StandIn", (_StandIn,), {}),
+            name,
+        )
+        for name in unknown
+        if name.partition(".")[0] not in sys.stdlib_module_names or name == "collections.defaultdict"
+    ]
+
+
+class _StandIn:
+    """Takes the place of an object that is not read."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> _StandIn:
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
+class _Mapping:
+    """Takes the place of a class of mappings; its objects are plain dicts."""
+
+    def __new__(cls, *args: Any) -> Any:
+        return {}
+
+
+def _described(path: Path, content: Any, key: str | None) -> WeightFile:
+    """Find the tensors in what a file holds."""
+    top = content if isinstance(content, dict) else {}
+    found, below = (content, "") if key is None else _below(path, top, key)
+    while key is None and isinstance(found, dict) and not _by_name(found):
+        known = next((each for each in KEYS if isinstance(found.get(each), dict)), None)
+        if known is None:
+            break
+        found, below = found[known], f"{below}.{known}".lstrip(".")
+    if not _by_name(found):
+        raise ModelError(f"{path}: {_no_tensors(top)}")
+    tensors, prefixes = {}, set()
+    for name, value in found.items():
+        bare = _bare(str(name))
+        prefixes.add(str(name).removesuffix(bare))
+        tensors[bare] = value
+    tensors.pop("n_averaged", None)  # torch's AveragedModel counts what it averaged
+    architecture = top.get("arch")
+    return WeightFile(
+        path,
+        tensors,
+        below,
+        max(prefixes, key=len),
+        architecture if isinstance(architecture, str) else None,
+        _stated_top1(top),
+    )
+
+
+def _by_name(found: Any) -> bool:
+    return isinstance(found, dict) and bool(found) and all(isinstance(value, Tensor) for value in found.values())
+
+
+def _below(path: Path, top: Mapping[Any, Any], key: str) -> tuple[Any, str]:
+    if not isinstance(top.get(key), dict):
+        known = [str(each) for each, value in top.items() if isinstance(value, dict)]
+        listed = ", ".join(plain(each) for each in known[:10]) or "none"
+        raise ModelError(f"{path}: holds no weights below '{plain(key)}'{nearest(key, known) or ';'} known: {listed}")
+    return top[key], key
+
+
+def _no_tensors(top: Mapping[Any, Any]) -> str:
+    """Say what is there instead of weights, and what would be right."""
+    able = [str(key) for key, value in top.items() if _by_name(value)]
+    if able:
+        return f"holds weights below {', '.join(map(plain, able[:5]))}; say which: weights_key: {plain(able[0])}"
+    return "holds no tensors by name; model.state_dict() would be right"
+
+
+def _bare(name: str) -> str:
+    while name.startswith(PREFIXES):
+        for prefix in PREFIXES:
+            name = name.removeprefix(prefix)
+    return name
+
+
+def _stated_top1(top: Mapping[Any, Any]) -> float | None:
+    """The top-1 accuracy in percent that a checkpoint states, where it states one."""
+    judged_by = getattr(top.get("args"), "eval_metric", "top1")
+    if judged_by != "top1":  # timm's script keeps that metric instead
+        return None
+    for key in ACCURACIES:
+        value = top.get(key)
+        if isinstance(value, Tensor) and value.numel() == 1:
+            value = value.item()
+        if isinstance(value, int | float | np.number) and not isinstance(value, bool):
+            number = float(value)
+            if math.isfinite(number) and 0 < number <= 100:
+                return number if number > 1 else 100 * number
+    return None
+
+
+def wrapped_by(names: Sequence[str], own: Sequence[str]) -> str | None:
+    """Return what stands before each of a model's ``own`` names among ``names``, e.g. "model."; None: no such thing.
+
+    Lightning keeps a model as an attribute of another module, so its files have the attribute's name in front.
+    """
+    first = own[0]
+    for prefix in sorted({name.removesuffix(first) for name in names if name.endswith(f".{first}")}, key=len):
+        if all(prefix + name in names for name in own if not name.endswith(".num_batches_tracked")):
+            return prefix
+    return None
