@@ -282,6 +282,51 @@ def test_a_folder_of_its_own_for_validation(folder: Path, name: str) -> None:
     assert load(ImageFolder, folder, test=name).validation is None
 
 
+def test_one_folder_of_classes_is_divided_by_name_and_seed(tmp_path: Path) -> None:
+    def named(splits) -> dict[str, set[str]]:
+        all_splits = {"train": splits.train, "validation": splits.validation, "test": splits.test()}
+        return {name: {os.path.relpath(path, tmp_path) for path in split.names} for name, split in all_splits.items()}
+
+    content = picture(tmp_path / "x.png", (4, 4)).read_bytes()
+    (tmp_path / "x.png").unlink()
+    for kind in ("cat", "dog"):
+        (tmp_path / kind).mkdir()
+        for i in range(100):
+            (tmp_path / kind / f"{i}.png").write_bytes(content)
+    shares = {"test_share": 0.2, "validation_share": 0.1}
+    before = named(load(ImageFolder, tmp_path, **shares))
+    assert sum(map(len, before.values())) == len(set.union(*before.values())) == 200
+    assert (25 < len(before["test"]) < 55, 8 < len(before["validation"]) < 35) == (True, True)
+    for kind in ("cat", "dog"):
+        for i in range(0, 100, 3):
+            (tmp_path / kind / f"{i}.png").unlink()
+        (tmp_path / kind / "a new one.png").write_bytes(content)
+    after = named(load(ImageFolder, tmp_path, **shares))
+    for split, names in before.items():
+        others = set.union(*(after[other] for other in after if other != split))
+        assert not names & others, f"some of {split} went elsewhere"
+    assert named(load(ImageFolder, tmp_path, split_seed=1, **shares))["test"] != after["test"]
+    everything = load(ImageFolder, tmp_path, test_share=0.2, validation_share=0.0)
+    assert everything.validation is None
+    assert {os.path.relpath(path, tmp_path) for path in everything.test().names} == after["test"]
+
+
+def test_a_folder_that_cannot_be_divided_is_refused(folder: Path) -> None:
+    assert refusal(ImageFolder, folder, test_share=0.2) == (
+        f"data set 'image_folder': '{folder / 'train'}' is a split, so there is nothing to divide; leave out "
+        "data.options.test_share"
+    )
+    assert refusal(ImageFolder, folder / "train") == (
+        f"data set 'image_folder': no folder '{folder / 'train' / 'train'}', but others; if those are the classes, "
+        "data.options.test_share: 0.2 divides their images into splits"
+    )
+    assert refusal(ImageFolder, folder / "train", test_share=0.001).endswith(
+        "of 8 images leave the test split none; more images, other shares or another split_seed would be right"
+    )
+    with pytest.raises(DataError, match=r"^test_share and validation_share leave nothing to train on; less than 1 "):
+        load(ImageFolder, folder, test_share=0.5, validation_share=0.5)
+
+
 def test_the_centre_is_kept_and_scaled(tmp_path: Path) -> None:
     image = np.zeros((20, 40, 3), np.uint8)
     image[:, 10:30] = 255  # the central square is white
