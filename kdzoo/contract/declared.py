@@ -38,6 +38,9 @@ class Needs:
     data: Literal["labelled", "unlabelled", "none"] = "labelled"
     min_classes: int = 2
     min_batch: int = 1  # samples in a step, for losses between samples
+    #: The least of a teacher that is enough: its network, its logits of each training sample, or the likeliest classes
+    #: of these with the sum of the rest. With less than its network, stored answers will do.
+    of_teacher: Literal["network", "logits", "top_k"] = "network"
     makes_images: bool = False  # makes its own images; always true of an algorithm without data
 
 

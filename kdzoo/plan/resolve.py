@@ -19,6 +19,7 @@ from kdzoo.contract.extension_points import DataSource, Exporter, Offer, Quantiz
 from kdzoo.contract.stage import AlgorithmChoice, ModelSpec
 from kdzoo.errors import KdzooError, PluginError, RecipeError, UnknownName, shown
 from kdzoo.plan.schema import fits
+from kdzoo.plan.stored_answers import why_not_logits
 from kdzoo.recipe.problems import RecipeProblems, explain, unknown_key
 from kdzoo.recipe.reading import LoadedRecipe
 from kdzoo.recipe.sections import AlgorithmRecipe, DataRecipe, ExportRecipe, ModelRecipe, Recipe
@@ -97,6 +98,12 @@ def _parts(recipe: Recipe, zoo: Zoo, problems: RecipeProblems) -> Any:
     if chosen and chosen[1]:
         for path, message in _unmet_batch(chosen[1].cls, recipe):
             problems.add(path, message)
+    if chosen and recipe.cache and recipe.cache.keep:
+        keep = recipe.cache.keep
+        problem = why_not_logits((chosen[1] or chosen[0]).cls, keep.top_k)
+        if problem:
+            where = "cache.keep" if "only logits" in problem else "cache.keep.top_k"
+            problems.add(where, f"{problem}; leave it out")
     source = _source(recipe.data, zoo, problems)
     exporters = _exporters(recipe, zoo, problems)
     trackers = [_lookup(zoo.tracker, name, f"trackers.{i}", problems.add) for i, name in enumerate(recipe.trackers)]

@@ -274,6 +274,17 @@ class DataRecipe(_Section):
     timeout_s: Annotated[Real, Field(gt=0, le=86_400)] = Field(120.0, description="Seconds to wait for a worker.")
 
 
+class KeepRecipe(_Section):
+    """What is kept of a teacher's logits."""
+
+    top_k: Annotated[Whole, Field(ge=1, le=65_535)] | None = Field(
+        None,
+        description="Keep so many of the likeliest classes; the rest of the probability is spread evenly over the "
+        "others. null: all classes.",
+    )
+    dtype: Literal["float16", "float32"] = Field("float16", description="Type of the numbers that are kept.")
+
+
 class CacheRecipe(_Section):
     """Teacher outputs kept for reuse: exact, as augmentation is a function of sample and view."""
 
@@ -282,6 +293,9 @@ class CacheRecipe(_Section):
     )
     verify_fraction: Annotated[Real, Field(ge=0, le=1)] = Field(0.01, description="Share of hits computed again.")
     max_gib: Annotated[Real, Field(gt=0, le=1_000_000)] = Field(4.0, description="Largest size on disk, GiB.")
+    keep: KeepRecipe | None = Field(
+        None, description="Keep less than all outputs in float32, of logits alone; null: all, exactly."
+    )
 
 
 class ExportRecipe(_Section):

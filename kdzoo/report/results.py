@@ -118,6 +118,18 @@ class Paired(Part):
     neither: int
 
 
+class Kept(Part):
+    """What was kept of a teacher's logits; ``top_k`` None: all classes."""
+
+    classes: int
+    top_k: int | None = None
+    dtype: str = ""
+
+    def __str__(self) -> str:
+        what = "all" if self.top_k is None else f"the {self.top_k} likeliest of"
+        return f"{what} {self.classes} classes, {self.dtype}"
+
+
 class StageFacts(Part):
     """How one stage of the run went."""
 
@@ -127,6 +139,7 @@ class StageFacts(Part):
     precision: str | None = None
     seconds: float | None = None
     logged_of: dict[str, str] = {}
+    answers: list[Kept] = []  # what was kept of each teacher's answers, where it was less than all
 
 
 #: A text of an item, which a plugin may have given as a number.

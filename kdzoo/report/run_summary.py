@@ -15,6 +15,13 @@ from kdzoo.report.verdict import Verdict, verdict
 #: More values of a list in provenance.json than this are counted, not listed.
 MOST_VALUES = 20
 
+#: What it means for a student that only the likeliest classes of its teacher's answers were kept.
+SPREAD = (
+    "The student saw the likeliest classes of each of the teacher's answers. What was left of the probability was "
+    "spread evenly over all other classes: exact in its sum at temperature 1; above it the other classes weigh more "
+    "than the teacher gave them, below it less."
+)
+
 
 @dataclass(frozen=True)
 class RunSummary:
@@ -34,6 +41,7 @@ class RunSummary:
     variants: Grid | None
     levels: tuple[tuple[str, tuple[str, ...]], ...]  # stage and its paired levels
     stages: Grid | None
+    answers: str  # what the teacher's stored answers mean for the student; empty where they are whole
     time: str
     provenance: Grid
     recipe_text: str
@@ -60,6 +68,7 @@ def summarize(run: Run) -> RunSummary:
         variants=variants(results.variants) if results.variants else None,
         levels=tuple((stage, tuple(lines)) for stage, lines in results.pairing.items()),
         stages=stages(results.stages, best_kept=section(run.recipe, "train").get("select") == "best"),
+        answers=SPREAD if any(kept.top_k for stage in results.stages for kept in stage.answers) else "",
         time=duration(results.seconds) if results.seconds else "",
         provenance=grid(["what", "value"], list(leaves(run.provenance))),
         recipe_text=run.recipe_text,
@@ -92,6 +101,7 @@ def stages(found: list[StageFacts], best_kept: bool) -> Grid | None:
         "key": [stage.key for stage in found],
         "best epoch": [best_epoch(stage) if best_kept else None for stage in found],
         "precision": [stage.precision for stage in found],
+        "teacher's answers": ["; ".join(dict.fromkeys(map(str, stage.answers))) or None for stage in found],
         "time": [None if stage.seconds is None else duration(stage.seconds) for stage in found],
     }
     known = {head: values for head, values in facts.items() if any(value is not None for value in values)}

@@ -24,14 +24,16 @@ from kdzoo.models.levels import Pairing, pair_levels, shapes_of
 from kdzoo.models.network import Network
 from kdzoo.models.weights import start_from
 from kdzoo.plan.resolve import Plan, ResolvedAlgorithm
+from kdzoo.plan.stored_answers import why_not_logits
 from kdzoo.recipe.problems import explain
-from kdzoo.recipe.sections import Recipe, TrainRecipe
+from kdzoo.recipe.sections import CacheRecipe, Recipe, TrainRecipe
 from kdzoo.run.needs import check_needs, check_quantizer, stage_classes, task_classes
 from kdzoo.storage.sealed import read_tensors
 from kdzoo.storage.store import Store
 from kdzoo.training.device import Precision, choose_precision, pick_device, set_threads
 from kdzoo.training.environment import environment_of_all
 from kdzoo.training.job import Job, Plain
+from kdzoo.training.kept_logits import KeptLogits
 from kdzoo.training.parallel import Ranks
 from kdzoo.training.teacher import CachedTeacher, Teacher
 from kdzoo.types import derive_seed
@@ -146,7 +148,7 @@ class Builder:
         if stage.model.quantizer is not None:  # half precision would round what the quantizer is to round
             student, precision = self.quantized(student, stage.model), Precision(self.device, None, False)
         teachers = [
-            self._teacher_object(network, levels[1 + i], needs.pre_logits, handed, self._share // train.accumulate)
+            self._teacher_object(network, levels[1 + i], cls, self._share // train.accumulate)
             for i, network in enumerate(taught)
         ]
         loader = self._loader(stage, needs.data) if handed else None
@@ -202,13 +204,13 @@ class Builder:
             return self.loader.only(self.data.labelled, self.data.num_train)
         return self.loader if stage.samples is None else self.loader.only(stage.samples)
 
-    def _teacher_object(
-        self, network: Network, levels: Sequence[int], pre_logits: bool, handed: bool, part: int
-    ) -> Teacher:
-        precision = self.precision(network)
-        cache = None if os.environ.get("KDZOO_CACHE") == "off" else self.recipe.cache  # the same bits, computed live
-        if cache is None or not handed:
+    def _teacher_object(self, network: Network, levels: Sequence[int], cls: type[Algorithm], part: int) -> Teacher:
+        precision, cache, pre_logits = self.precision(network), self.recipe.cache, cls.needs.pre_logits
+        if cache is None or cls.needs.data == "none":
             return Teacher(network, levels, pre_logits, precision)
+        kept = self._kept(cache, cls)
+        if os.environ.get("KDZOO_CACHE") == "off":  # the same bits, computed live
+            return Teacher(network, levels, pre_logits, precision, kept)
         identity = {"data": self.data_identity(), "seed": self.recipe.seed, "environment": self.environment}
         teacher = CachedTeacher(
             network,
@@ -221,6 +223,7 @@ class Builder:
             verify_fraction=cache.verify_fraction,
             seed=self.recipe.seed,
             batch_size=part,
+            kept=kept,
         )
         size = teacher.gib_of_a_view(self.data.num_train) * cache.views
         if size > cache.max_gib:
@@ -229,6 +232,14 @@ class Builder:
                 f"{cache.max_gib:g}; lower cache.views, raise cache.max_gib, or leave out the cache"
             )
         return teacher
+
+    def _kept(self, cache: CacheRecipe, cls: type[Algorithm]) -> KeptLogits | None:
+        """What the recipe keeps of a teacher's logits. Raises NeedsError where the algorithm needs more."""
+        if cache.keep is None:
+            return None
+        if problem := why_not_logits(cls, cache.keep.top_k):
+            raise NeedsError(f"cache.keep: {problem}; leave it out")
+        return KeptLogits.of_recipe(cache.keep, len(self.data.classes))
 
     def validator(
         self, precision: Precision, classes: Sequence[int] | None = None

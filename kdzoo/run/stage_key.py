@@ -44,6 +44,7 @@ def stage_key(build: Builder, stage: Stage, chosen: ResolvedAlgorithm | None, tr
             "train": {k: v for k, v in train.model_dump(mode="json").items() if k not in ignored},
             "data": build.data_identity(),
             "views": build.recipe.cache.views if build.recipe.cache else None,
+            "kept": _kept(build) if stage.teachers else None,
             "seed": build.recipe.seed,
             "precision": build.recipe.precision,
             "environment": build.environment,
@@ -51,6 +52,12 @@ def stage_key(build: Builder, stage: Stage, chosen: ResolvedAlgorithm | None, tr
             "code": core_hash(),
         }
     )
+
+
+def _kept(build: Builder) -> dict[str, Any] | None:
+    """What is left of the teachers' answers."""
+    keep = build.recipe.cache.keep if build.recipe.cache else None
+    return keep.model_dump() if keep else None
 
 
 def _initial(build: Builder, stage: Stage) -> str | None:

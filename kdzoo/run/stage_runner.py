@@ -87,6 +87,7 @@ class StageRunner:
             "steps": engine.step,
             "precision": job.precision.name,
             "logged_of": engine.log.logged_of,
+            "answers": [t.kept.record() for t in job.teachers if t.kept is not None],
             "teacher_outputs": [asdict(t.hits) for t in job.teachers if isinstance(t, CachedTeacher)],
         }
         folder = None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdzoo.contract.declared import bounds
 from kdzoo.errors import UnknownName, nearest, shown
+from kdzoo.plan.stored_answers import why_not_logits, why_not_without_network
 from kdzoo.recipe.bundled import recipes_root
 from kdzoo.recipe.reading import load_recipe
 from kdzoo.zoo.cards import Card, card_of, rung
@@ -82,11 +83,21 @@ def abilities(cls: type[Algorithm] | AlgorithmCard) -> list[tuple[str, str]]:
         ),
         ("Reads the embedding", "yes" if needs.pre_logits else "no"),
         ("Teacher cache", "yes" if cached else ("through its stages" if rung(cls) == "stages" else "no use")),
+        ("Stored answers of a teacher", _from_stored(cls)),
         ("Least number of classes", str(needs.min_classes)),
         ("Least batch", str(needs.min_batch)),
         ("Keeps a memory per sample", "yes" if needs.sample_index else "no"),
         ("Rung of the contract", f"`{rung(cls)}`"),
     ]
+
+
+def _from_stored(cls: type[Algorithm] | AlgorithmCard) -> str:
+    """Whether logits on disk can stand for the teacher."""
+    if cls.needs.teachers == 0:
+        return "no use"
+    if why_not_logits(cls, None) or why_not_without_network(cls):  # type: ignore[arg-type]
+        return "no; it needs the teacher itself"
+    return "yes; the likeliest classes are enough" if cls.needs.of_teacher == "top_k" else "yes, of all classes"
 
 
 def option_rows(cls: type[Algorithm] | AlgorithmCard) -> list[tuple[str, str, str, str]]:

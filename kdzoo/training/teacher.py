@@ -6,6 +6,9 @@ see them twice. Outputs are kept per (teacher, sample, view) and reused only for
 The bits of an output depend on the batch that it is computed in: other numbers of rows run other kernels. So outputs
 are computed, and later verified, in the same chunks: ``batch_size`` samples in index order, text as wide as the longest
 row of the split.
+
+A view is stored in shards of some chunks each. A run that is killed loses one shard, and neither writing nor reading
+holds more than one in memory.
 """
 
 from __future__ import annotations
@@ -24,9 +27,10 @@ from kdzoo.models.folding import fold_batchnorm
 from kdzoo.models.network import evaluating, freeze
 from kdzoo.models.weights import weights_sha256
 from kdzoo.storage.atomic import write_tensors
-from kdzoo.storage.sealed import read_tensors
+from kdzoo.storage.mapped import MappedRows
 from kdzoo.storage.store import Store
 from kdzoo.training.device import Precision
+from kdzoo.training.kept_logits import ROUNDING, KeptLogits
 from kdzoo.types import derive_seed, stable_hash
 
 if TYPE_CHECKING:
@@ -34,11 +38,24 @@ if TYPE_CHECKING:
     from kdzoo.models.network import Network
 
 
+#: The most samples in a shard of a view, and the most bytes; a shard holds one chunk at least.
+SHARD_SAMPLES, SHARD_BYTES = 2**16, 2**24
+
+
 class Teacher:
     """A network that only answers: frozen, in eval mode, its BatchNorm folded, in its own precision."""
 
-    def __init__(self, network: Network, levels: Sequence[int], pre_logits: bool, precision: Precision) -> None:
+    def __init__(
+        self,
+        network: Network,
+        levels: Sequence[int],
+        pre_logits: bool,
+        precision: Precision,
+        kept: KeptLogits | None = None,
+    ) -> None:
+        """``kept`` is what an algorithm gets to see of the logits, as a store would hold it; None: all of them."""
         self.network = network
+        self.kept = kept
         self.levels = tuple(levels)
         self.pre_logits = pre_logits
         self.precision = precision
@@ -50,7 +67,8 @@ class Teacher:
 
     def outputs(self, batch: Batch) -> Outputs:
         """Answer a training batch without gradient."""
-        return self.live(batch.inputs)
+        outputs = self.live(batch.inputs)
+        return outputs if self.kept is None else Outputs(self._seen(self.kept.pack(outputs.logits)))
 
     def live(self, inputs: Tensor) -> Outputs:
         # One layout, whatever the student's, as kernels of another give other bits.
@@ -59,6 +77,11 @@ class Teacher:
         # no_grad, not inference_mode: its tensors break the backward of a projector or a squared error
         with torch.no_grad(), self.precision.autocast():
             return self._fast(inputs, levels=self.levels, pre_logits=self.pre_logits).float()
+
+    def _seen(self, stored: Mapping[str, Tensor]) -> Tensor:
+        """The logits (N, K) that an algorithm gets to see of what is stored of them."""
+        on_device = {name: tensor.to(self.precision.device) for name, tensor in stored.items()}
+        return on_device["logits"] if self.kept is None else self.kept.unpack(on_device)
 
     def through(self, inputs: Tensor) -> Outputs:
         """Answer new inputs and let gradients through to them, never to the weights."""
@@ -95,12 +118,15 @@ class CachedTeacher(Teacher):
         verify_fraction: float,
         seed: int,
         batch_size: int | None = None,
+        kept: KeptLogits | None = None,
     ) -> None:
         """``batch_size`` is that of one forward pass in training, as the size decides the last bits; None: a batch's.
 
-        ``verify_fraction`` is the share of the answers that are compared with new ones, in [0, 1].
+        ``verify_fraction`` is the share of the answers that are compared with new ones, in [0, 1]. ``kept`` is what is
+        stored of the logits, and then of nothing else; None: everything as it is.
         """
-        super().__init__(network, levels, pre_logits, precision)
+        super().__init__(network, levels, pre_logits, precision, kept)
+        assert kept is None or not (levels or pre_logits), "refused before: what is kept are logits"
         self._batch_size = batch_size or loader.batch_size
         self.hits = Hits()
         self._store, self._loader = store, loader
@@ -117,55 +143,95 @@ class CachedTeacher(Teacher):
             "channels_last": precision.channels_last,
             "batch_size": self._batch_size,
             "folded": True,
+            "kept": None if kept is None else kept.record(),
         }
-        self._views: dict[int, dict[str, Tensor]] = {}
+        self._views: dict[int, MappedRows] = {}
         self._verified: set[tuple[int, int]] = set()  # (view, chunk)
 
     def outputs(self, batch: Batch) -> Outputs:
         """Answer a training batch from the store. Raises CorruptError where a verified answer is wrong."""
         if batch.view not in self._views:
-            self._views[batch.view] = self._load(batch.view)
+            self._views[batch.view] = self._open(batch.view)
         stored = self._views[batch.view]
         self._verify(batch, stored)
         self.hits.samples += len(batch.index)
-        answers = {name: tensor[batch.index] for name, tensor in stored.items()}
-        features = tuple(answers[f"features_{i}"] for i in range(len(self.levels)))
+        answers = _rows(stored, batch.index)
+        logits = self._seen(answers)
+        further = {n: t.to(self.precision.device) for n, t in answers.items() if n in self._further}
+        features = tuple(further[f"features_{i}"] for i in range(len(self.levels)))
         features = self.network.inputs.as_wide_as(batch.inputs, features)  # stored as wide as the longest text
-        return Outputs(answers["logits"], features, answers.get("pre_logits"))  # type: ignore[arg-type]
+        return Outputs(logits, features, further.get("pre_logits"))  # type: ignore[arg-type]
+
+    @property
+    def _further(self) -> tuple[str, ...]:
+        """What is stored besides logits."""
+        return (*(f"features_{i}" for i in range(len(self.levels))), *(["pre_logits"] if self.pre_logits else []))
 
     def gib_of_a_view(self, samples: int) -> float:
         """Room that one view of ``samples`` samples takes."""
+        return samples * self.bytes_of_a_sample / 2**30
+
+    @property
+    def bytes_of_a_sample(self) -> int:
+        """Bytes that one sample takes in one view."""
+        if self.kept is not None:
+            return self.kept.bytes_of_a_sample
         shown = [self.network.levels[i] for i in self.levels]
         numbers = self.network.num_classes + sum(level.channels * level.height * level.width for level in shown)
-        numbers += self.network.pre_logits_width if self.pre_logits else 0
-        return samples * numbers * 4 / 2**30
+        return 4 * (numbers + (self.network.pre_logits_width if self.pre_logits else 0))
 
-    def _load(self, view: int) -> dict[str, Tensor]:
-        key = stable_hash(self._identity | {"view": view})
-        folder = self._store.find("teacher_outputs", key)
-        if folder is None:
-            folder = self._store.publish("teacher_outputs", key, lambda path: self._fill(path, view))
-        tensors = read_tensors(folder / "outputs.safetensors")
-        return {name: tensor.to(self.precision.device) for name, tensor in tensors.items()}
+    # --- shards -------------------------------------------------------------------------------
 
-    def _fill(self, folder: Path, view: int) -> None:
-        """Answer the whole training split at one view, in index order."""
+    @property
+    def chunks_of_a_shard(self) -> int:
+        most = min(SHARD_SAMPLES, SHARD_BYTES // self.bytes_of_a_sample)
+        return max(1, most // self._batch_size)
+
+    @property
+    def shards(self) -> int:
+        """How many shards a view has."""
+        return -(-self._loader.data.num_train // (self.chunks_of_a_shard * self._batch_size))
+
+    def _open(self, view: int) -> MappedRows:
+        files = [self._stored(view, shard) / "outputs.safetensors" for shard in range(self.shards)]
+        return MappedRows(files, self.chunks_of_a_shard * self._batch_size)
+
+    def _stored(self, view: int, shard: int) -> Path:
+        """The folder of a shard in the store, which it is put into if it is not there yet."""
+        key = stable_hash(self._identity | {"view": view, "chunks": self.chunks_of_a_shard, "shard": shard})
+        found = self._store.find("teacher_outputs", key)
+        if found is not None:
+            return found
+
+        def write(folder: Path) -> None:
+            write_tensors(folder / "outputs.safetensors", self.answers(view, shard), {})
+
+        return self._store.publish("teacher_outputs", key, write)
+
+    def answers(self, view: int, shard: int) -> dict[str, Tensor]:
+        """Answer the samples of a shard, in index order, and return what is stored of it."""
+        chunks, first = -(-self._loader.data.num_train // self._batch_size), shard * self.chunks_of_a_shard
         parts: dict[str, list[Tensor]] = {}
-        for chunk in self._loader.canonical_batches(view, self._batch_size):
+        numbers = range(first, min(first + self.chunks_of_a_shard, chunks))
+        for chunk in self._loader.canonical_batches(view, self._batch_size, numbers):
             for name, answers in self._answers(chunk).items():
                 parts.setdefault(name, []).append(answers.cpu())
-        write_tensors(folder / "outputs.safetensors", {n: torch.cat(p).contiguous() for n, p in parts.items()}, {})
+        return {name: torch.cat(part).contiguous() for name, part in parts.items()}
 
     def _answers(self, chunk: Batch) -> dict[str, Tensor]:
         """Outputs of a chunk by their name in the store, without those of the samples that only fill it up."""
         outputs = self.live(chunk.inputs)
+        if self.kept is not None:
+            return self.kept.pack(outputs.logits[: len(chunk.index)])
         named = {"logits": outputs.logits}
         named |= {f"features_{i}": feature for i, feature in enumerate(outputs.features)}
         if outputs.pre_logits is not None:
             named["pre_logits"] = outputs.pre_logits
         return {name: tensor[: len(chunk.index)] for name, tensor in named.items()}
 
-    def _verify(self, batch: Batch, stored: Mapping[str, Tensor]) -> None:
+    # --- verification -------------------------------------------------------------------------
+
+    def _verify(self, batch: Batch, stored: MappedRows) -> None:
         """Compute a share of the batch's chunks again and compare; a chunk that was right stays so in this process.
 
         The seed decides which chunks: others each time that training has gone through as many samples as there are.
@@ -199,20 +265,30 @@ class CachedTeacher(Teacher):
                     f"{batch.view}, was read twice with two results. Has the data set changed during the run?"
                 )
 
-    def _check_answers(self, fresh: Batch, stored: Mapping[str, Tensor]) -> None:
+    def _check_answers(self, fresh: Batch, stored: MappedRows) -> None:
         """Raise CorruptError where the answers to a chunk are not those in the store."""
+        kept = _rows(stored, fresh.index)
         for name, new in self._answers(fresh).items():
-            old = stored[name][fresh.index]
-            if not self._same(new, old):
+            old = kept[name].to(new.device)
+            if not self._same(name, new, old):
                 bad = int((new != old).flatten(1).any(1).nonzero()[0])
+                what = name if self.kept is None else "logits"
                 raise CorruptError(
-                    f"teacher outputs in the store differ from the teacher's own: {name} of sample "
+                    f"teacher outputs in the store differ from the teacher's own: {what} of sample "
                     f"{int(fresh.index[bad])}, view {fresh.view}. Delete the folder teacher_outputs of the store "
                     f"({self._store.root}) and run again"
                 )
 
-    def _same(self, new: Tensor, old: Tensor) -> bool:
+    def _same(self, name: str, new: Tensor, old: Tensor) -> bool:
         if self.precision.repeats:
             return torch.equal(new, old)
-        tolerance = 1e-4 if self.precision.dtype is None else 3e-2
+        if name == "classes":
+            return True  # of two that are equally likely but for rounding, either may be kept; their values tell
+        tolerance = max(1e-4 if self.precision.dtype is None else 3e-2, ROUNDING[new.dtype])
+        new, old = new.float(), old.float()
         return torch.allclose(new, old, rtol=tolerance, atol=tolerance * float(old.abs().max()))
+
+
+def _rows(stored: MappedRows, index: Tensor) -> dict[str, Tensor]:
+    """What is stored of some samples, on the CPU."""
+    return stored.take(index.cpu().numpy())

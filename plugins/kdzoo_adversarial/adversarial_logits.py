@@ -104,7 +104,7 @@ class AdversarialLogits(Algorithm):
         year=2018,
         url="https://arxiv.org/abs/1709.00513",
     )
-    needs = Needs(teachers=1)
+    needs = Needs(teachers=1, of_teacher="logits")
     default_weights: ClassVar = {
         "task": 1.0,
         "l1": 1.0,

@@ -35,7 +35,7 @@ class CrossModalKD(Pairs):
         year=2016,
         url="https://arxiv.org/abs/1507.00448",
     )
-    needs = Needs(teachers=1, data="unlabelled")
+    needs = Needs(teachers=1, data="unlabelled", of_teacher="top_k")
     default_weights: ClassVar = {"soft_labels": 1.0}
 
     class Options(PairsOptions):

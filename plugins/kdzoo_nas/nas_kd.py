@@ -74,7 +74,7 @@ class NasKD(Algorithm):
         year=2020,
         url="https://arxiv.org/abs/1911.09074",
     )
-    needs = Needs(teachers=1)
+    needs = Needs(teachers=1, of_teacher="top_k")
     delegate = "via"
     chooses_student = True
     also_known_as = ("akd", "architecture_search", "distillation_aware_nas")

@@ -7,7 +7,7 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from kdzoo.api import Paper, StepContext, soft_target_loss
+from kdzoo.api import Needs, Paper, StepContext, soft_target_loss
 from kdzoo_quantized.rounding import Rounding, RoundingOptions
 
 
@@ -43,6 +43,7 @@ class QATKD(Rounding):
         url="https://arxiv.org/abs/1711.05852",
         equation="scheme C",
     )
+    needs = Needs(of_teacher="top_k")
     default_weights: ClassVar = {"task": 0.5, "kd": 0.5}
     also_known_as = ("apprentice", "qat", "quantization_aware_distillation")
     quantizer = "int8"

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from kdzoo.api import Paper, StepContext, Temperature, soft_target_loss
+from kdzoo.api import Needs, Paper, StepContext, Temperature, soft_target_loss
 from kdzoo_quantized.rounding import Rounding, RoundingOptions
 
 
@@ -43,6 +43,7 @@ class QuantizedDistillation(Rounding):
         year=2018,
         url="https://arxiv.org/abs/1802.05668",
     )
+    needs = Needs(of_teacher="top_k")
     default_weights: ClassVar = {"task": 0.3, "kd": 0.7}
     quantizer = "int8_buckets"
 

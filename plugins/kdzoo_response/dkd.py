@@ -76,7 +76,7 @@ class DKD(Algorithm):
         url="https://arxiv.org/abs/2203.08679",
         equation="section 3",
     )
-    needs = Needs(min_classes=3)
+    needs = Needs(min_classes=3, of_teacher="logits")
     default_weights: ClassVar = {"task": 1.0, "target": 1.0, "non_target": 8.0}
     also_known_as = ("decoupled_kd",)
 

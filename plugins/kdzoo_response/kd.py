@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from kdzoo.api import Algorithm, AlgorithmOptions, Paper, StepContext, Temperature, soft_target_loss
+from kdzoo.api import Algorithm, AlgorithmOptions, Needs, Paper, StepContext, Temperature, soft_target_loss
 
 
 class KD(Algorithm):
@@ -37,6 +37,7 @@ class KD(Algorithm):
         url="https://arxiv.org/abs/1503.02531",
         equation="section 2",
     )
+    needs = Needs(of_teacher="top_k")
     default_weights: ClassVar = {"task": 0.1, "kd": 0.9}
     also_known_as = ("hinton", "vanilla_kd", "soft_targets", "logit_distillation")
 

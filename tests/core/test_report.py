@@ -196,6 +196,14 @@ def test_the_best_epoch_is_shown_where_its_weights_are_kept(tmp_path, select):
     assert ("best epoch" in heads) is (select == "best")
 
 
+@pytest.mark.parametrize(("top_k", "shown"), [(10, "the 10 likeliest of 100 classes"), (None, "all 100 classes")])
+def test_the_page_says_what_was_kept_of_a_teachers_answers(tmp_path, top_k, shown):
+    student = {"name": "student", "answers": [{"classes": 100, "top_k": top_k, "dtype": "float16"}]}
+    made = page(read_run(write_run(tmp_path / "run", stages=[{"name": "control", "answers": []}, student])))
+    assert f"{shown}, float16" in made
+    assert ("above it the other classes weigh more than the teacher gave them" in " ".join(made.split())) is bool(top_k)
+
+
 def test_every_name_is_escaped(tmp_path):
     evil = "\"><script>alert(1)</script><b a='&$x_1$\\1"
     entry = {**RESULTS["student"], "label": evil, "model": evil}

@@ -19,6 +19,7 @@ from kdzoo.contract.stage import ModelSpec
 from kdzoo.errors import PluginError, RecipeError, UnknownName
 from kdzoo.plan.resolve import Plan, filled, further_problems, resolve, resolve_algorithm, resolve_choice, unmet_needs
 from kdzoo.plan.schema import recipe_schema
+from kdzoo.plan.stored_answers import why_not_logits, why_not_without_network
 from kdzoo.recipe.reading import dump_recipe, parse_recipe
 from kdzoo.zoo.finding import PluginInfo
 from kdzoo.zoo.offered import Zoo
@@ -259,6 +260,18 @@ def test_a_delegate_gets_what_is_not_the_algorithms_own():
             "models.assistants=[]",
             "-o models.assistants: 'chain' takes at least 1 assistant, the recipe names none",
         ),
+        (
+            RECIPE,
+            "cache={views: 1, keep: {top_k: 3}}",
+            "-o cache.keep.top_k: 'soft' does not declare that the likeliest classes are enough for it, and only 3 are "
+            "kept; leave it out",
+        ),
+        (
+            CHAIN,
+            "cache={views: 1, keep: {top_k: 3}}",
+            "-o cache.keep.top_k: 'soft' does not declare that the likeliest classes are enough for it, and only 3 are "
+            "kept; leave it out",
+        ),
         (CHAIN, "data.batch_size=1", "-o data.batch_size: 'soft' needs at least 2 samples in a batch, got 1"),
         (CHAIN, "algorithm.options.vai=soft", "-o algorithm.options.vai: unknown key; did you mean 'via'?"),
         (
@@ -400,6 +413,43 @@ def test_a_stages_options_are_checked(choice, text):
     with pytest.raises(RecipeError) as caught:
         resolve_choice(choice, ZOO)
     assert str(caught.value) == text
+
+
+@pytest.mark.parametrize(
+    ("needs", "top_k", "why"),
+    [
+        (Needs(of_teacher="top_k"), 3, None),
+        (Needs(of_teacher="logits"), None, None),
+        (Needs(), None, None),
+        (
+            Needs(of_teacher="logits"),
+            3,
+            "'soft' reads the teacher's logits of all classes, and only the likeliest 3 are kept",
+        ),
+        (Needs(features=True), None, "'soft' reads features of the teacher, and only logits are kept"),
+        (
+            Needs(pre_logits=True, of_teacher="top_k"),
+            3,
+            "'soft' reads the embedding before the classifier of the teacher, and only logits are kept",
+        ),
+    ],
+)
+def test_which_algorithms_can_do_with_kept_logits(needs: Needs, top_k: int | None, why: str | None) -> None:
+    assert why_not_logits(type("Asked", (Soft,), {"needs": needs}), top_k) == why
+
+
+@pytest.mark.parametrize(
+    ("needs", "without"),
+    [
+        (Needs(of_teacher="top_k"), True),
+        (Needs(of_teacher="logits"), True),
+        (Needs(), False),
+        (Needs(of_teacher="logits", makes_images=True), False),
+        (Needs(of_teacher="logits", data="none"), False),
+    ],
+)
+def test_which_algorithms_can_do_without_a_teachers_network(needs: Needs, without: bool) -> None:
+    assert (why_not_without_network(type("Asked", (Soft,), {"needs": needs})) is None) is without
 
 
 def test_unmet_needs():
