@@ -133,6 +133,13 @@ class DataSet:
         """Samples of each split that has been read; test is among them once its gate is open."""
         return {name: len(self.parts[name]) for name in ("train", "validation", "test") if name in self.parts}
 
+    @property
+    def test_fingerprint(self) -> str:
+        """Hash of the content of the test split; raises ContractError while its gate is shut."""
+        part = self.part("test")
+        rules = "" if self.decoder is None else self.decoder.rules
+        return stable_hash([split_hash(self._digests["test"], part.targets), rules])
+
     def part(self, name: SplitName) -> Part:
         """Return a split; raise ContractError for the test split while its gate is shut."""
         if name == "test" and not self.test_gate.is_open:

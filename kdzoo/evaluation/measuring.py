@@ -23,18 +23,21 @@ def predict(
     network: nn.Module,
     batches: Iterable[Batch],
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    at_once: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return logits (N, K) in float32 and targets (N,) of all batches, in eval mode and without gradients.
 
     ``network`` returns ``Outputs``; afterwards its training mode is what it was. ``autocast`` makes the context
-    of each forward pass, e.g. ``Precision.autocast``. Raises DataError when there is no batch.
+    of each forward pass, e.g. ``Precision.autocast``. ``at_once`` is the most samples of one forward pass; None: a
+    batch's. Raises DataError when there is no batch.
     """
     logits, targets = [], []
     with evaluating(network), torch.no_grad():
         for batch in batches:
-            with autocast():
-                outputs = network(batch.inputs)
-            logits.append(outputs.logits.float().cpu().numpy())
+            for inputs in batch.inputs.split(at_once or len(batch.inputs)):
+                with autocast():
+                    outputs = network(inputs)
+                logits.append(outputs.logits.float().cpu().numpy())
             targets.append(batch.targets.cpu().numpy())
     if not logits:
         raise DataError("nothing to evaluate: the split has no samples")

@@ -11,12 +11,13 @@ import numpy as np
 
 from kdzoo.contract.classification import paired_counts, per_class_percent
 from kdzoo.contract.stage import StageResult
-from kdzoo.evaluation.measuring import measure_latency, network_entry, predict, timed_forward
+from kdzoo.evaluation.measuring import measure_latency, network_entry, timed_forward
 from kdzoo.models.network import Network
 from kdzoo.run.builder import Builder
 from kdzoo.run.delivered import Delivered, Measured, delivered_networks, same_architecture
 from kdzoo.run.exporting import ExportedFile, Exporting
 from kdzoo.run.format_losses import format_losses
+from kdzoo.run.stored_logits import StoredLogits
 from kdzoo.run.student_files import write_student
 from kdzoo.storage.run_folder import RunFolder
 from kdzoo.training.device import Precision
@@ -29,6 +30,7 @@ class Delivery:
         self.build, self.folder = build, folder
         self.recipe, self.data, self.loader = build.recipe, build.data, build.loader
         self.exporting = Exporting(build, folder, say)
+        self.logits = StoredLogits(build)
         self.entries: dict[str, dict[str, Any]] = {}  # networks and accepted files by label, once measured
         self.reference: np.ndarray | None = None  # the teachers' mean logits of the test split
 
@@ -94,7 +96,7 @@ class Delivery:
         targets = np.zeros(0)
         for label, network in networks.items():
             plain.place(network)
-            logits, targets = predict(network, self.loader.eval_batches("test", self.recipe.data.eval_batch_size))
+            logits, targets = self.logits.of(network)
             measured[label] = Measured(stored[label].role, network, logits)
         return measured, targets
 

@@ -19,6 +19,7 @@ from kdzoo.losses import mean_prediction
 from kdzoo.models.network import Network, evaluating
 from kdzoo.models.weights import count_parameters
 from kdzoo.run.builder import Builder
+from kdzoo.run.stored_logits import StoredLogits
 from kdzoo.storage.atomic import tensor_bytes
 from kdzoo.storage.sealed import read_tensors
 from kdzoo.training.job import Job
@@ -51,6 +52,7 @@ class DeliveredRun:
         self.teachers, self.control, self.student, self.stages = teachers, control, student, stages
         self.entries = entries
         self.variants: list[dict[str, Any]] = []
+        self._logits = StoredLogits(build)
         self._build, self._reference, self._rows, self._rebuild = build, reference, rows, rebuild
 
     def network(self, result: StageResult, which: str = "student", levels: Sequence[str] = ()) -> nn.Module:
@@ -79,6 +81,8 @@ class DeliveredRun:
         return Ensemble(modules)
 
     def predict(self, module: nn.Module) -> tuple[np.ndarray, np.ndarray]:
+        if isinstance(module, Network) and module.quantizer is None:
+            return self._logits.of(module)
         batches = self._build.loader.eval_batches("test", self._build.recipe.data.eval_batch_size)
         return predict(Answering(module), batches)
 

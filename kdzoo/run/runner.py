@@ -9,7 +9,6 @@ from typing import Any
 
 from kdzoo.contract.stage import ModelSpec, Stage, StagePlan, StageResult
 from kdzoo.errors import ContractError, ModelError, NeedsError
-from kdzoo.evaluation.measuring import predict
 from kdzoo.models.levels import Pairing
 from kdzoo.plan.resolve import Plan
 from kdzoo.recipe.reading import recipe_hash
@@ -26,6 +25,7 @@ from kdzoo.run.side_by_side import SideBySide
 from kdzoo.run.stage_log import StageLog
 from kdzoo.run.stage_plan import Planning
 from kdzoo.run.stage_runner import StageRunner
+from kdzoo.run.stored_logits import StoredLogits
 from kdzoo.run.tracking import Trackers
 from kdzoo.storage.run_folder import RunFolder
 from kdzoo.storage.sealed import read_tensors
@@ -235,6 +235,6 @@ class Runner:
         network.model.load_state_dict(read_tensors(path, student["sha256"]), strict=True)
         self.data.test_gate.open()
         network.to(self.build.device)
-        logits, targets = predict(network, self.loader.eval_batches("test", self.recipe.data.eval_batch_size))
+        logits, targets = StoredLogits(self.build).of(network)
         exporting = Exporting(self.build, self.folder, self.control.display.stage)
         return [file.entry for file in exporting.of_student(Measured(STUDENT, network, logits), targets, None)]
