@@ -1,5 +1,6 @@
 """What a plugin that offers data sets may use."""
 
+from kdzoo.contract.classification import NO_LABEL
 from kdzoo.contract.extension_points import (
     ArraySplit,
     DataSource,
@@ -13,6 +14,7 @@ from kdzoo.contract.preprocessing import Preprocessing
 from kdzoo.errors import DataError
 
 __all__ = [
+    "NO_LABEL",
     "ArraySplit",
     "DataError",
     "DataSource",

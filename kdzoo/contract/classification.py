@@ -23,6 +23,8 @@ ECE_BINS = 15
 Z95 = 1.959963984540054
 #: The quantity that networks are selected and judged by, a key of validation metrics and of entries in results.json.
 QUALITY = "top1_percent"
+#: The target of a sample that has no label.
+NO_LABEL = -1
 
 
 def quality(metrics: Mapping[str, Any]) -> float:
@@ -57,13 +59,22 @@ class TaskLoss:
         places[list(classes)] = torch.arange(len(classes), device=device)
         return cls(smoothing, tuple(classes), places)
 
-    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean loss. Shapes: (N, K), (N,) -> ()."""
+    def __call__(self, logits: Tensor, labels: Tensor, labelled: float | None = None) -> Tensor:
+        """Return the mean loss. Shapes: (N, K), (N,) -> ().
+
+        ``labelled`` None: every sample has a label. Else the samples without one are left out, and the sum over the
+        others is divided by ``labelled``, see ``Batch``; without any it is 0.
+        """
         from torch.nn.functional import cross_entropy
 
+        masked = labelled is not None
         if self.classes is not None and self.places is not None:
-            logits, labels = logits[:, list(self.classes)], self.places[labels]
-        return cross_entropy(logits, labels, label_smoothing=self.smoothing)
+            places = self.places[labels].where(labels != NO_LABEL, NO_LABEL) if masked else self.places[labels]
+            logits, labels = logits[:, list(self.classes)], places
+        if labelled is None:
+            return cross_entropy(logits, labels, label_smoothing=self.smoothing)
+        total = cross_entropy(logits, labels, label_smoothing=self.smoothing, ignore_index=NO_LABEL, reduction="sum")
+        return total / (labelled or 1.0)
 
 
 def top1_percent(logits: np.ndarray, targets: np.ndarray) -> float:

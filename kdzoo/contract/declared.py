@@ -35,7 +35,8 @@ class Needs:
     features: bool = False  # paired levels of teacher and student, (N, C, H, W)
     pre_logits: bool = False  # the embedding before the classifier, (N, D)
     sample_index: bool = False  # a stable index of each training sample
-    data: Literal["labelled", "unlabelled", "none"] = "labelled"
+    #: Samples with labels; with and without, of which the target is then -1; without any labels; no samples.
+    data: Literal["labelled", "any", "unlabelled", "none"] = "labelled"
     min_classes: int = 2
     min_batch: int = 1  # samples in a step, for losses between samples
     #: The least of a teacher that is enough: its network, its logits of each training sample, or the likeliest classes

@@ -110,6 +110,9 @@ class DataSplits:
     licence: str = ""
     modalities: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # none: every model reads all channels
     tokens: Tokens | None = None  # of text; every split is then a TokenSplit
+    #: Whether training samples may have no label, their target being NO_LABEL. Where none has one, the test split may
+    #: have none either.
+    unlabelled: bool = False
     preprocessing: Preprocessing | None = None  # how files became pixels; None: pixels are as they are stored
 
 

@@ -45,9 +45,10 @@ class AlgorithmChoice:
 class Stage:
     """One phase of training that ends in stored weights.
 
-    If ``data.labelled`` keeps few labels, a stage that reads labels trains on those samples, which recur until its
-    epoch is as long as one over all samples. If its algorithm reads no labels, it trains on all. ``samples`` overrides
-    both.
+    If some samples have no label, or ``data.labelled`` hides it, a stage that reads every label trains on the samples
+    that have one; they recur until its epoch is as long as one over all samples. A stage whose algorithm takes any
+    samples, or reads no labels, trains on all. ``samples`` overrides both. With ``teaches`` the stage trains a teacher:
+    it has the labels that ``data.labelled`` hides, and its epoch is over the samples with a label.
 
     ``algorithm`` None trains on the task alone. ``start`` begins from an earlier result's weights instead of fresh
     ones. ``salt`` separates stages that would otherwise be the same and share one seed. ``samples`` are the rows of the
@@ -67,6 +68,7 @@ class Stage:
     samples: tuple[int, ...] | None = None
     classes: tuple[int, ...] | None = None
     earlier: tuple[int, ...] = ()
+    teaches: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class StagePlan:
 
     ``outputs(result, samples)`` are a trained network's answers to rows of the training split without augmentation, in
     eval mode and on the CPU. If the algorithm gets no data, there are no ``targets`` and no ``outputs``. If it reads no
-    labels, every target is -1; so is the target of a sample without a label because of ``data.labelled``. After a kill
+    labels, every target is -1; so is the target of a sample without a label. After a kill
     the generator of stages runs again, so it must ask the same questions in the same order; anything else that it must
     keep goes into ``folder``.
     """

@@ -22,9 +22,12 @@ class Batch:
     """
 
     inputs: Tensor  # (N, C, H, W), float32; text: (N, L), int64
-    targets: Tensor  # (N,), int64
+    targets: Tensor  # (N,), int64; NO_LABEL, -1, for a sample without a label
     index: Tensor  # (N,), int64, position in the training split
     view: int = 0  # which augmentation of the samples this is
+    #: Samples with a label, as the mean over all processes and parts of the step's whole batch, so that losses divided
+    #: by it average to the loss of the whole batch. None: all samples have one.
+    labelled: float | None = None
 
 
 @dataclass(frozen=True)

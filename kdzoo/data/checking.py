@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kdzoo.contract.classification import NO_LABEL
 from kdzoo.contract.extension_points import ArraySplit, FileSplit, Split, TokenSplit
 from kdzoo.data.augmentation import Augment
 from kdzoo.data.digests import samples_of
@@ -60,8 +61,8 @@ class FormCheck:
         if inputs.kind == "text" and self.augmented:
             raise DataError(f"{self.title}: data.augment: '{self.augment}' is for images; none is right for text")
 
-    def split(self, split: Split, name: str) -> None:
-        """Check a split's shape, type and targets."""
+    def split(self, split: Split, name: str, unlabelled: bool = False) -> None:
+        """Check a split's shape, type and targets; with ``unlabelled``, samples may have no label."""
         where = f"{self.title}, split {name}"
         if isinstance(split, TokenSplit) != isinstance(self.inputs, TokenIds):
             raise DataError(f"{where}: text has TokenSplits and DataSplits.tokens; images have neither")
@@ -78,8 +79,10 @@ class FormCheck:
         if targets.shape != (samples,) or targets.dtype.kind not in "iu":
             raise DataError(f"{where}: targets are {targets.dtype} {targets.shape}; int64 {(samples,)} would be right")
         low, high = int(targets.min()), int(targets.max())
-        if low < 0 or high >= len(self.classes):
-            raise DataError(f"{where}: targets lie in {low}..{high}; 0..{len(self.classes) - 1} would be right")
+        if low < (NO_LABEL if unlabelled else 0) or high >= len(self.classes):
+            no_label = f" and {NO_LABEL} for no label" if unlabelled else ""
+            lie = f"targets lie in {low}..{high}; 0..{len(self.classes) - 1}{no_label}"
+            raise DataError(f"{where}: {lie} would be right")
 
     def _array(self, where: str, split: ArraySplit, samples: int) -> None:
         wanted = (samples, *self.inputs.size, self.inputs.channels)

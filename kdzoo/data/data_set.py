@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from kdzoo.contract.classification import NO_LABEL
 from kdzoo.contract.extension_points import DataSource, DataSplits, Split, TokenSplit
 from kdzoo.data.checking import FormCheck
 from kdzoo.data.digests import digests, samples_of, split_hash
@@ -113,7 +114,9 @@ class DataSet:
         self.parts["train"] = whole
         if isinstance(self.inputs, TokenIds) and isinstance(whole.split, TokenSplit):
             self.inputs = self.inputs.with_seen(np.asarray(whole.split.ids)[whole.rows])
-        #: Rows of the training split that have a label for student and control; None: all.
+        #: Rows of the training split that have a label, for a teacher; None: all.
+        self.labels = few_labels(self._title, whole, None, seed)
+        #: Those of them that have it for student and control too; None: all.
         self.labelled = few_labels(self._title, whole, recipe.labelled, seed)
         self._digests["train"] = [self._digests["train"][row] for row in whole.rows]
         #: Hash of the content of train and validation, the same for any seed, limit and place on disk.
@@ -121,7 +124,7 @@ class DataSet:
         records.save()
         self._note_duplicates("validation", "train")
         absent = sorted(set(range(len(self.classes))) - set(whole.targets.tolist()))
-        if absent:
+        if absent and len(whole.labelled):
             self.notes.append(f"no training sample of: {', '.join(self.classes[k] for k in absent)}")
 
     @property
@@ -155,7 +158,7 @@ class DataSet:
         no read of the test gate: nothing that a choice could depend on leaves this method. Raises DataError.
         """
         test = self._splits.test()
-        self._check.split(test, "test")
+        self._check_split(test, "test")
         own = [self._splits.train, *([self._splits.validation] if self._splits.validation is not None else [])]
         decoded = sum(self._check.images(split, self._records) for split in (*own, test))
         form = f"test split of {samples_of(test)} samples: form checked, content not used before the end"
@@ -165,9 +168,21 @@ class DataSet:
     def _title(self) -> str:
         return f"data set '{self.name}'"
 
-    def _whole(self, split: Split, name: str) -> Part:
+    def _check_split(self, split: Split, name: SplitName) -> None:
+        """Check a split's form. Samples may lack a label in train, and where none has one there, all of test may."""
+        trained = np.asarray(self._splits.train.targets)
+        alone = self._splits.unlabelled and (trained == NO_LABEL).all()
+        self._check.split(split, name, self._splits.unlabelled if name == "train" else name == "test" and bool(alone))
+        targets = np.asarray(split.targets)
+        if name == "test" and 0 < (targets == NO_LABEL).sum() < len(targets):
+            raise DataError(
+                f"{self._title}, split test: {int((targets == NO_LABEL).sum())} of {len(targets)} samples have no "
+                "label; all or none would be right"
+            )
+
+    def _whole(self, split: Split, name: SplitName) -> Part:
         """Return a split with all of its rows, after checking and hashing it."""
-        self._check.split(split, name)
+        self._check_split(split, name)
         self._digests[name] = digests(split, self.inputs.pad or 0, self._records)
         self.notes += self._records.notes
         self._records.notes.clear()

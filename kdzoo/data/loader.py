@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kdzoo.contract.classification import NO_LABEL
 from kdzoo.contract.extension_points import ArraySplit, TokenSplit
 from kdzoo.contract.step import Batch
 from kdzoo.data.augmentation import Augment, augment
@@ -58,6 +60,15 @@ class Loader:
         self._readers: dict[str, MemoryReader | FileReader | TokenReader] = {}
         self._rows: np.ndarray | None = None
         self._epoch_samples: int | None = None
+        self._labelled: np.ndarray | None = None  # (training samples,) bool; None: all have a label
+
+    def with_labels(self, rows: Sequence[int] | None) -> Loader:
+        """The same loader, which shows the labels of these rows of the training split alone; None: of all."""
+        other = copy.copy(self)
+        other._labelled = None
+        if rows is not None:
+            other._labelled = np.isin(np.arange(self.data.num_train), rows)
+        return other
 
     def only(self, rows: Sequence[int], epoch_samples: int | None = None) -> Loader:
         """The same loader for training on some rows of the training split alone; a sample keeps its index.
@@ -118,7 +129,15 @@ class Loader:
         steps = self.steps_per_epoch
         batches = self.order(epoch)[: steps * self.batch_size].reshape(steps, world, self.batch_size // world)
         widths = self._widths(batches[start_step:].reshape(-1, self.batch_size)) if world > 1 else None
-        return self._batches("train", list(batches[start_step:, rank]), view, widths)
+        shown = self._batches("train", list(batches[start_step:, rank]), view, widths)
+        if self._labelled is None:
+            return shown
+        labelled = self._labelled[batches[start_step:]].sum(axis=(1, 2)) / world
+        return map(self._with_labels_hidden, shown, labelled.tolist())
+
+    def _with_labels_hidden(self, batch: Batch, labelled: float) -> Batch:
+        shown = torch.from_numpy(self._labelled).to(self.device)[batch.index]
+        return replace(batch, targets=batch.targets.where(shown, NO_LABEL), labelled=labelled)
 
     def _widths(self, batches: np.ndarray) -> list[int] | None:
         """Return how wide each batch of text is in all processes, so that their shares fit together."""

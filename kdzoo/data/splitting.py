@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kdzoo.contract.classification import NO_LABEL
 from kdzoo.contract.extension_points import Split
 from kdzoo.errors import DataError
 from kdzoo.types import derive_seed
@@ -26,24 +27,32 @@ class Part:
     def targets(self) -> np.ndarray:
         return np.asarray(self.split.targets)[self.rows].astype(np.int64)
 
+    @property
+    def labelled(self) -> np.ndarray:
+        """The samples that have a label, (N,) int64, ascending."""
+        return np.flatnonzero(self.targets != NO_LABEL)
+
 
 def carved(title: str, whole: Part, validation: float, seed: int) -> tuple[Part, Part | None]:
     """Divide the training split into train and validation; at least one sample of each class stays in train.
 
-    ``validation`` is a share, or a number of samples where it is an int. The second part is None where it is 0.
-    Raises DataError that begins with ``title``.
+    ``validation`` is a share of the samples with a label, or a number of them where it is an int. The second part is
+    None where it is 0, or where no sample has a label. Raises DataError that begins with ``title``.
     """
-    samples = len(whole)
+    labelled = whole.labelled
+    samples = len(labelled)
     count = validation if isinstance(validation, int) else round(validation * samples)
-    if count == 0:
+    if count == 0 or samples == 0:
         return whole, None
-    chosen = stratified(whole.targets, count, derive_seed(seed, "validation"), keep=1)
+    chosen = stratified(whole.targets[labelled], count, derive_seed(seed, "validation"), keep=1)
     if chosen is None:
+        kind = "training samples" if samples == len(whole) else "training samples with a label"
         raise DataError(
-            f"{title}: data.validation takes {count} of {samples} training samples, which leaves none of "
+            f"{title}: data.validation takes {count} of {samples} {kind}, which leaves none of "
             "some class to train on; lower it"
         )
-    rest = np.setdiff1d(np.arange(samples), chosen)
+    chosen = labelled[chosen]
+    rest = np.setdiff1d(np.arange(len(whole)), chosen)
     return Part(whole.split, whole.rows[rest]), Part(whole.split, whole.rows[chosen])
 
 
@@ -58,13 +67,15 @@ def limited(title: str, part: Part, limit: int | None, seed: int) -> Part:
 
 
 def few_labels(title: str, part: Part, count: int | None, seed: int) -> tuple[int, ...] | None:
-    """Return the samples that keep their label under ``data.labelled``; None: all. Raises DataError."""
-    if count is None or count == len(part):
-        return None
-    rows = stratified(part.targets, count, derive_seed(seed, "labelled"), keep=0)
+    """Return the samples that keep their label under ``data.labelled``; None: all have one. Raises DataError."""
+    labelled = part.labelled
+    if count is None or count == len(labelled):
+        return None if len(labelled) == len(part) else tuple(labelled.tolist())
+    rows = stratified(part.targets[labelled], count, derive_seed(seed, "labelled"), keep=0)
     if rows is None:
-        raise DataError(f"{title}: data.labelled is {count}, but there are {len(part)} training samples")
-    return tuple(rows.tolist())
+        kind = "training samples" if len(labelled) == len(part) else "training samples with a label"
+        raise DataError(f"{title}: data.labelled is {count}, but there are {len(labelled)} {kind}")
+    return tuple(labelled[rows].tolist())
 
 
 def stratified(targets: np.ndarray, count: int, seed: int, keep: int) -> np.ndarray | None:
@@ -72,6 +83,8 @@ def stratified(targets: np.ndarray, count: int, seed: int, keep: int) -> np.ndar
 
     Shapes: targets (N,) -> ascending rows (count,); None where there are not that many.
     """
+    if count > len(targets):
+        return None
     classes, inverse, sizes = np.unique(targets, return_inverse=True, return_counts=True)
     most = sizes - keep
     if count > most.sum():

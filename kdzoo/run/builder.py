@@ -27,7 +27,7 @@ from kdzoo.plan.resolve import Plan, ResolvedAlgorithm
 from kdzoo.plan.stored_answers import why_not_logits
 from kdzoo.recipe.problems import explain
 from kdzoo.recipe.sections import CacheRecipe, Recipe, TrainRecipe
-from kdzoo.run.needs import check_needs, check_quantizer, stage_classes, task_classes
+from kdzoo.run.needs import check_labels, check_labels_of, check_needs, check_quantizer, stage_classes, task_classes
 from kdzoo.storage.sealed import read_tensors
 from kdzoo.storage.store import Store
 from kdzoo.training.device import Precision, choose_precision, pick_device, set_threads
@@ -57,6 +57,7 @@ class Builder:
         set_threads(self.recipe.threads)
         self.environment = environment_of_all(self.device, ranks)
         self.data: DataSet = open_data(plan.source, self.recipe.data, self.recipe.seed)
+        check_labels(plan, self.data)
         self.loader = Loader(
             self.data,
             self.device,
@@ -151,7 +152,7 @@ class Builder:
             self._teacher_object(network, levels[1 + i], cls, self._share // train.accumulate)
             for i, network in enumerate(taught)
         ]
-        loader = self._loader(stage, needs.data) if handed else None
+        loader = self._loader(stage, cls) if handed else None
         job = Job(
             name=stage.name,
             algorithm=algorithm,
@@ -198,11 +199,18 @@ class Builder:
         """Samples of a batch that this process trains on."""
         return self.recipe.data.batch_size // self.ranks.world
 
-    def _loader(self, stage: Stage, needed: str) -> Loader:
+    def _loader(self, stage: Stage, cls: type[Algorithm]) -> Loader:
         """What feeds a stage. The few samples that have a label recur, so that its epoch is as long as one over all."""
-        if stage.samples is None and needed == "labelled" and self.data.labelled is not None:
-            return self.loader.only(self.data.labelled, self.data.num_train)
-        return self.loader if stage.samples is None else self.loader.only(stage.samples)
+        known = self.data.labels if stage.teaches else self.data.labelled
+        every = cls.needs.data == "labelled"
+        if every and known is not None:
+            check_labels_of(stage, known)
+        if stage.samples is not None:
+            loader = self.loader.only(stage.samples)
+            return loader if every else loader.with_labels(known)
+        if every and known is not None:
+            return self.loader.only(known, None if stage.teaches else self.data.num_train)
+        return self.loader.with_labels(known)
 
     def _teacher_object(self, network: Network, levels: Sequence[int], cls: type[Algorithm], part: int) -> Teacher:
         precision, cache, pre_logits = self.precision(network), self.recipe.cache, cls.needs.pre_logits

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kdzoo.contract.algorithm import Algorithm
+from kdzoo.contract.classification import NO_LABEL
 from kdzoo.contract.stage import Stage
 from kdzoo.data.data_set import DataSet
 from kdzoo.errors import ContractError, DistributedError, NeedsError
+from kdzoo.plan.resolve import Plan
 from kdzoo.recipe.sections import Recipe, TrainRecipe
 
 
@@ -30,6 +32,46 @@ def check_needs(cls: type[Algorithm], train: TrainRecipe, recipe: Recipe, data: 
     if len(data.classes) < needs.min_classes:
         raise NeedsError(
             f"algorithm '{cls.name}': needs at least {needs.min_classes} classes, the data set has {len(data.classes)}"
+        )
+
+
+def check_labels(plan: Plan, data: DataSet) -> None:
+    """Raise NeedsError where training samples have no label and the algorithm, the control or a teacher needs them."""
+    if data.labels is None:
+        return
+    cls, samples = plan.algorithm.cls, data.num_train
+    lack = f"{samples - len(data.labels):,} of {samples:,} training samples have none"
+    for chosen in (plan.algorithm, *([plan.delegate] if plan.delegate else [])):
+        if chosen.cls.needs.data == "labelled":
+            raise NeedsError(
+                f"algorithm '{chosen.cls.name}': reads the label of every sample, and {lack}; an algorithm that takes "
+                "samples without labels, such as kd, would be right, or leave them out"
+            )
+    if data.labels:
+        return
+    if plan.recipe.control:
+        raise NeedsError(
+            "control: trains on labels alone, and no training sample has one; control: false would be right"
+        )
+    if not plan.teachers:
+        raise NeedsError(f"algorithm '{cls.name}': no training sample has a label, and no teacher answers in its place")
+    for spec in plan.teachers:
+        if spec.weights == "train" or spec.finetune:
+            raise NeedsError(
+                f"teacher '{spec.name}': is trained on labels, and no training sample has one; ready weights would be "
+                "right"
+            )
+
+
+def check_labels_of(stage: Stage, known: Sequence[int]) -> None:
+    """Raise an error where a stage that reads every label would train on samples without one."""
+    if not known:
+        raise NeedsError(f"stage '{stage.name}': trains on labels alone, and no training sample has one")
+    lack = set(stage.samples or ()) - set(known)
+    if lack:
+        raise ContractError(
+            f"stage '{stage.name}': reads the label of every sample, and {len(lack)} of its {len(stage.samples or ())} "
+            "samples have none"
         )
 
 
@@ -77,4 +119,4 @@ def task_classes(stage: Stage, known: Sequence[int], data: DataSet) -> tuple[int
 def _sampled(stage: Stage, data: DataSet) -> set[int]:
     """The classes that a stage has samples of."""
     targets = data.part("train").targets
-    return set((targets if stage.samples is None else targets[list(stage.samples)]).tolist())
+    return set((targets if stage.samples is None else targets[list(stage.samples)]).tolist()) - {NO_LABEL}

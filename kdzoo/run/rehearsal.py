@@ -10,11 +10,13 @@ from kdzoo.contract.algorithm import Algorithm
 from kdzoo.contract.declared import bounds
 from kdzoo.contract.stage import ModelSpec, Stage, StageResult
 from kdzoo.contract.step import Outputs
+from kdzoo.errors import NeedsError
 from kdzoo.models.levels import Pairing
 from kdzoo.models.network import Network
 from kdzoo.models.weights import count_parameters
 from kdzoo.plan.resolve import resolve_choice
 from kdzoo.run.builder import Builder
+from kdzoo.run.needs import check_labels_of
 from kdzoo.run.stage_plan import Planning
 from kdzoo.training.engine import Engine
 from kdzoo.training.job import Job
@@ -67,19 +69,33 @@ class Rehearsal:
         if first is not None:
             of_others = [known.get(teacher.key) or build.network(teacher.model) for teacher in first.teachers]
             resolved = None if first.algorithm is None else resolve_choice(first.algorithm, self.zoo)
-            return build.job(first, resolved, build.train_section(first), of_others)
+            return self._checked(known, build.job(first, resolved, build.train_section(first), of_others))
         stage = Stage("student", plan.student, chosen.choice, peers=plan.peers)
         least, most = bounds(chosen.cls.needs.teachers)
         wanted = least if least == most else max(least, len(taught))
         teachers = (taught or [build.network(plan.student, "teacher")])[:wanted]
-        return build.job(stage, chosen, build.train_section(stage), teachers)
+        return self._checked(known, build.job(stage, chosen, build.train_section(stage), teachers))
+
+    def _checked(self, known: Collection[str], built: tuple[Job, Pairing | None]) -> tuple[Job, Pairing | None]:
+        if self.build.data.labels == ():
+            self._check_without_labels(known, built[0])
+        return built
 
     def _first_stage(self, cls: type[Algorithm], known: Collection[str]) -> Stage | None:
         """The first stage that ``cls`` trains, where it follows from the recipe alone; None where it does not.
 
-        ``known`` are keys of teachers; neither they nor the stages before are trained. A stage that goes on with the
-        weights of one before is rehearsed with fresh ones.
+        ``known`` are keys of teachers. A stage that goes on with the weights of one before is rehearsed with fresh
+        ones.
         """
+        for stage, before in self._stages(known):
+            start = stage.start
+            goes_on = start is not None and start.key in before and in_floats(start) == in_floats(stage)
+            if stage.algorithm is not None and stage.algorithm.name == cls.name:
+                return replace(stage, start=None) if start is None or goes_on else None
+        return None
+
+    def _stages(self, known: Collection[str]) -> Iterator[tuple[Stage, set[str]]]:
+        """The stages that follow from the recipe alone, with the keys of those before; none of them is trained."""
         teachers = tuple(untrained(key, key, spec) for key, spec in zip(known, self.plan.teachers, strict=True))
         plan = replace(Planning(self.build, None).stage_plan(teachers), outputs=not_trained)
         generator = self.plan.algorithm.cls.stages(plan)
@@ -90,27 +106,38 @@ class Rehearsal:
                 wanted = generator.send(answer)
                 stages = wanted if isinstance(wanted, list) else [wanted]
                 for stage in stages:
-                    start = stage.start
-                    goes_on = start is not None and start.key in before and in_floats(start) == in_floats(stage)
-                    if stage.algorithm is not None and stage.algorithm.name == cls.name:
-                        return replace(stage, start=None) if start is None or goes_on else None
+                    yield stage, before
                 keys = [f"stage {len(before) + i}" for i in range(len(stages))]
-                before.update(keys)
+                before = before | set(keys)
                 answers = [
                     untrained(stage.name, key, stage.model, stage.peers)
                     for key, stage in zip(keys, stages, strict=True)
                 ]
                 answer = answers if isinstance(wanted, list) else answers[0]
         except (NotTrained, StopIteration):
-            return None
+            return
         finally:
             generator.close()
+
+    def _check_without_labels(self, known: Collection[str], job: Job) -> None:
+        """Raise NeedsError where no sample has a label, and a stage, or the student's classifier, needs one."""
+        for stage, _ in self._stages(known):
+            resolved = None if stage.algorithm is None else resolve_choice(stage.algorithm, self.zoo)
+            if resolved is None or resolved.cls.needs.data == "labelled":
+                check_labels_of(stage, ())
+        if job.loader is not None and not Engine(job).taught_without_labels():
+            raise NeedsError(
+                f"{job.title}: none of its terms reads the student's logits, so nothing trains the classifier where no "
+                "training sample has a label; kd would be right"
+            )
 
     def check(self) -> list[str]:
         """Build everything, run one dry forward, and say what a run would do."""
         plan, build = self.plan, self.build
         sizes = ", ".join(f"{name} {count}" for name, count in build.data.split_sizes.items())
         lines = [f"data      {build.recipe.data.name}: {len(build.data.classes)} classes, {sizes}"]
+        if build.data.labelled is not None:
+            lines.append(f"labels    {len(build.data.labelled)} of {build.data.num_train} training samples have one")
         checked = build.data.check_form()
         if build.data.preprocessing is not None:
             lines.append(f"files     {build.data.preprocessing.sentence()}")

@@ -78,8 +78,9 @@ class Runner:
         begin = time.monotonic()
         self.ranks.agree("the recipe", recipe_hash(self.recipe))
         self.data.check_form()  # what cannot be read, or tested on, is found now and not after all training
-        if self.plan.algorithm.cls.quantizer is not None and not self._rehearsed:
-            self.rehearse()  # a library that is missing, or does not support the student, raises before training
+        doubtful = self.plan.algorithm.cls.quantizer is not None or self.data.labels == ()
+        if doubtful and not self._rehearsed:
+            self.rehearse()  # what a quantizer's library or data without labels do not allow is refused before training
         if self.folder is not None and self.ranks.first:
             shutil.rmtree(self.folder.path("export"), ignore_errors=True)  # of a run that was killed while exporting
             self.folder.write_json("provenance.json", provenance(self.build))
@@ -184,9 +185,7 @@ class Runner:
         """The stage that trains a teacher; None for one whose weights come ready."""
         if spec.weights != "train" and not spec.finetune:
             return None
-        everything = None if self.data.labelled is None else tuple(range(self.data.num_train))
-        # A teacher has all labels, whatever its student has.
-        return Stage(self._teacher_name(index), spec, samples=everything)
+        return Stage(self._teacher_name(index), spec, teaches=True)
 
     def _teacher(self, index: int, spec: ModelSpec) -> StageResult:
         name, stage = self._teacher_name(index), self._teacher_stage(index, spec)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from kdzoo.contract.classification import NO_LABEL
 from kdzoo.contract.stage import Costs, ModelSpec, Stage, StagePlan, StageResult
 from kdzoo.contract.step import Outputs
 from kdzoo.errors import ContractError
@@ -55,8 +56,10 @@ class Planning:
         targets = data.part("train").targets.tolist()
         if data.labelled is not None:
             kept = set(data.labelled)
-            targets = [target if row in kept else -1 for row, target in enumerate(targets)]
-        return tuple(targets) if needed == "labelled" else (-1,) * len(targets) if needed == "unlabelled" else ()
+            targets = [target if row in kept else NO_LABEL for row, target in enumerate(targets)]
+        if needed in ("labelled", "any"):
+            return tuple(targets)
+        return (NO_LABEL,) * len(targets) if needed == "unlabelled" else ()
 
     def _folder(self) -> Path | None:
         """A folder of the run for what stages() has to remember over kills; the first process alone writes it."""

@@ -70,7 +70,12 @@ def count(wanted: Count) -> str:
 def abilities(cls: type[Algorithm] | AlgorithmCard) -> list[tuple[str, str]]:
     """The "Can I use it?" table, from what the class declares."""
     needs = cls.needs
-    data = {"labelled": "labelled", "unlabelled": "no labels needed", "none": "none at all"}[needs.data]
+    data = {
+        "labelled": "labelled",
+        "any": "labelled, or in part",
+        "unlabelled": "no labels needed",
+        "none": "none at all",
+    }[needs.data]
     cached = rung(cls) != "stages" and needs.data != "none" and cls.needs.teachers != 0
     return [
         ("Teachers", count(needs.teachers)),

@@ -23,7 +23,7 @@ from kdzoo.contract.algorithm import Algorithm
 from kdzoo.contract.step import Batch, Clock, StepContext, Update
 from kdzoo.errors import ContractError, DivergedError, OutOfMemory
 from kdzoo.training.device import seed_generators
-from kdzoo.training.job import Job
+from kdzoo.training.job import TASK, Job
 from kdzoo.training.selection import Selection
 from kdzoo.training.state import restore_stage, result_weights, stage_state
 from kdzoo.training.step_context import StepContexts, micro_batches
@@ -101,6 +101,17 @@ class Engine:
         _, terms = self._weigh(update)
         self._check_finite(terms, batch)
         return terms
+
+    def taught_without_labels(self) -> bool:
+        """Whether a term other than the task's gives a gradient to the student's logits; nothing is trained."""
+        ctx = self.context(next(self._batches(0, 0)), Clock(0, self.job.train.epochs, 0, self.job.steps_per_epoch))
+        for update in self.job.algorithm.step(ctx):
+            for name, term in update.loss.items():
+                if name == TASK or not self.job.loss_weights.get(name) or not term.requires_grad:
+                    continue
+                if torch.autograd.grad(term, ctx.student.logits, retain_graph=True, allow_unused=True)[0] is not None:
+                    return True
+        return False
 
     def context(
         self, batch: Batch | None, clock: Clock, part: int = 0, values: StepValues | None = None

@@ -20,10 +20,14 @@ if TYPE_CHECKING:
     from kdzoo.training.teacher import Teacher
 
 
+#: The term of the labels, which the default ``step`` of an algorithm adds.
+TASK = "task"
+
+
 class Plain(Algorithm):
     """Train on the task alone: the control, and a teacher that is trained first."""
 
-    default_weights = {"task": 1.0}
+    default_weights = {TASK: 1.0}
 
     def losses(self, ctx: StepContext) -> Mapping[str, Tensor]:
         return {}
@@ -51,6 +55,11 @@ class Job:
     validate: Callable[[Network], dict[str, float]] | None = None
     task_classes: tuple[int, ...] | None = None  # classes of the task loss; None: all, (): it has samples of others
     ranks: Ranks = field(default_factory=Ranks)
+
+    @property
+    def unlabelled(self) -> bool:
+        """Whether no sample has a label, so that the task's loss is 0."""
+        return self.loader is not None and self.loader.data.labels == ()
 
     @property
     def steps(self) -> int:

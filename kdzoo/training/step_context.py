@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from kdzoo.contract.classification import TaskLoss
+from kdzoo.contract.classification import NO_LABEL, TaskLoss
 from kdzoo.contract.step import Batch, Clock, Outputs, StepContext
 from kdzoo.errors import ContractError
 from kdzoo.training.training_log import StepValues
@@ -39,7 +39,7 @@ class StepContexts:
         """Run the networks on one micro-batch, number ``part`` of its step; the algorithm's notes go to ``values``."""
         job = self._job
         if batch is not None and self._unlabelled:
-            batch = replace(batch, targets=torch.full_like(batch.targets, -1))
+            batch = replace(batch, targets=torch.full_like(batch.targets, NO_LABEL))
         student: Any = None
         teachers: tuple[Outputs, ...] = ()
         peers: tuple[Outputs, ...] = ()
@@ -49,7 +49,7 @@ class StepContexts:
             self.teacher_seconds += time.perf_counter() - begin
             student = self._network(self._forward_student, job.student_levels)(batch.inputs)
             peers = tuple(self._network(p, lv)(batch.inputs) for p, lv in zip(job.peers, job.peer_levels, strict=True))
-        labels = None if batch is None or self._unlabelled else batch.targets
+        labelled = None if self._unlabelled else batch
         seen: Any = batch  # None for an algorithm that gets no data, which its author knows
         # Nothing in here may lead to the job: through it one comes to the data, which needs.data may forbid.
         return StepContext(
@@ -59,7 +59,7 @@ class StepContexts:
             peers=peers,
             clock=clock,
             networks=self._networks(),
-            task_loss=partial(_checked_task_loss, self._task_loss, labels, job.title),
+            task_loss=partial(_checked_task_loss, self._task_loss, labelled, job.title),
             random=partial(_random, job.seed, clock.step, job.ranks.rank, part),
             device=job.precision.device,
             batch_size=len(batch.index) if batch is not None else job.batch_size // job.train.accumulate,
@@ -113,6 +113,8 @@ def micro_batches(batch: Batch | None, parts: int) -> list[Batch | None]:
     if batch is None or parts == 1:
         return [batch] * parts
     fields = {name: getattr(batch, name).chunk(parts) for name in ("inputs", "targets", "index")}
+    if batch.labelled is not None:
+        batch = replace(batch, labelled=batch.labelled / parts)
     return [replace(batch, **dict(zip(fields, part, strict=True))) for part in zip(*fields.values(), strict=True)]
 
 
@@ -125,15 +127,15 @@ def _forward(
     return outputs.float()
 
 
-def _checked_task_loss(loss: TaskLoss, labels: Tensor | None, title: str, logits: Tensor) -> Tensor:
-    if labels is None:
+def _checked_task_loss(loss: TaskLoss, batch: Batch | None, title: str, logits: Tensor) -> Tensor:
+    if batch is None:
         raise ContractError(f"{title}: asked for the task loss, but declared to read no labels")
     if loss.classes == ():
         raise ContractError(
             f"{title}: asked for the task loss, which leaves out the classes of earlier stages, in a stage that has "
             "samples of them"
         )
-    return loss(logits, labels)
+    return loss(logits, batch.targets, batch.labelled)
 
 
 def _random(seed: int, step: int, rank: int, part: int, name: str, shared: bool = False) -> torch.Generator:

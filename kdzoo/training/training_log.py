@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kdzoo.errors import ContractError
+from kdzoo.training.job import TASK
 
 if TYPE_CHECKING:
     from kdzoo.training.job import Job
@@ -140,7 +141,7 @@ class TrainingLog:
         weighted = {name: abs(weights[name] * means[name]) for name in means if weights.get(name)}
         for name in weighted:
             low, high = self._extremes[name]
-            if job.steps_per_epoch > 1 and low == high:
+            if job.steps_per_epoch > 1 and low == high and not (name == TASK and job.unlabelled):
                 self._warn(f"the loss term '{name}' is constant ({low:g}): it trains nothing")
         if step > job.steps_per_epoch:
             return  # later a small term may be small because it is solved

@@ -44,7 +44,7 @@ class DGKD(Assisted):
         url="https://arxiv.org/abs/2009.08825",
         equation="section 3",
     )
-    needs = Needs(teachers=1, assistants=(1, None))
+    needs = Needs(teachers=1, assistants=(1, None), data="any")
     default_weights: ClassVar = {"task": 0.1, "kd": 0.9}
     also_known_as = ("densely_guided_kd", "dense_guidance")
 

@@ -40,7 +40,7 @@ class TAKD(Assisted):
         year=2020,
         url="https://arxiv.org/abs/1902.03393",
     )
-    needs = Needs(teachers=1, assistants=(1, None))
+    needs = Needs(teachers=1, assistants=(1, None), data="any")
     delegate = "via"
     also_known_as = ("teacher_assistant", "ta_kd")
 

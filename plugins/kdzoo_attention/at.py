@@ -71,7 +71,7 @@ class AT(Algorithm):
         url="https://arxiv.org/abs/1612.03928",
         equation="section 3.1",
     )
-    needs = Needs(features=True)
+    needs = Needs(features=True, data="any")
     default_weights: ClassVar = {"task": 1.0, "at": 1000.0}
     also_known_as = ("attention_transfer", "attention")
 

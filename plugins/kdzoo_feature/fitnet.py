@@ -85,7 +85,8 @@ class FitNet(Algorithm):
         url="https://arxiv.org/abs/1412.6550",
         equation="section 2.2",
     )
-    needs = Needs(features=True, min_batch=2)  # batch norm of a one-pixel map has nothing to average in a batch of one
+    # Batch norm of a one-pixel map has nothing to average in a batch of one.
+    needs = Needs(features=True, min_batch=2, data="any")
     default_weights: ClassVar = {"task": 1.0, "hint": 100.0}
     also_known_as = ("fitnets", "hint", "hints")
     skip_checks: ClassVar = {

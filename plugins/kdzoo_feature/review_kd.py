@@ -98,7 +98,8 @@ class ReviewKD(Algorithm):
         url="https://arxiv.org/abs/2104.09044",
         equation="section 3",
     )
-    needs = Needs(features=True, pre_logits=True, min_batch=2)  # the embedding is a one-pixel map to batch norm
+    # The embedding is a one-pixel map to batch norm.
+    needs = Needs(features=True, pre_logits=True, min_batch=2, data="any")
     default_weights: ClassVar = {"task": 1.0, "review": 1.0}
     also_known_as = ("reviewkd", "knowledge_review", "review")
     skip_checks: ClassVar = {

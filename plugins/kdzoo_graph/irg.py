@@ -95,7 +95,7 @@ class IRG(Algorithm):
         url="https://doi.org/10.1109/CVPR.2019.00726",
         equation="section 3",
     )
-    needs = Needs(features=True, pre_logits=True, min_batch=3)
+    needs = Needs(features=True, pre_logits=True, min_batch=3, data="any")
     default_weights: ClassVar = {"task": 1.0, "vertex": 0.1, "edge": 5.0, "transformation": 5.0}
     also_known_as = ("instance_relationship_graph",)
 

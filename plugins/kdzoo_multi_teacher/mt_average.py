@@ -63,7 +63,7 @@ class MTAverage(SeveralTeachers):
         url="https://arxiv.org/abs/1503.02531",
         equation="section 1",
     )
-    needs = Needs(teachers=(2, None))
+    needs = Needs(teachers=(2, None), data="any")
     default_weights: ClassVar = {"task": 1.0, "kd": 0.9}
     also_known_as = ("ensemble_kd", "average_kd", "avg_kd", "multi_teacher")
 

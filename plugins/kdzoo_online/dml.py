@@ -46,7 +46,7 @@ class DML(Algorithm):
         year=2018,
         url="https://arxiv.org/abs/1706.00384",
     )
-    needs = Needs(teachers=0, peers=(1, None))
+    needs = Needs(teachers=0, peers=(1, None), data="any")
     default_weights: ClassVar = {"task": 1.0, "dml": 1.0}
     also_known_as = ("deep_mutual_learning", "mutual_learning")
 

@@ -43,7 +43,7 @@ class QATKD(Rounding):
         url="https://arxiv.org/abs/1711.05852",
         equation="scheme C",
     )
-    needs = Needs(of_teacher="top_k")
+    needs = Needs(of_teacher="top_k", data="any")
     default_weights: ClassVar = {"task": 0.5, "kd": 0.5}
     also_known_as = ("apprentice", "qat", "quantization_aware_distillation")
     quantizer = "int8"

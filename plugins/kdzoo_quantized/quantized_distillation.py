@@ -43,7 +43,7 @@ class QuantizedDistillation(Rounding):
         year=2018,
         url="https://arxiv.org/abs/1802.05668",
     )
-    needs = Needs(of_teacher="top_k")
+    needs = Needs(of_teacher="top_k", data="any")
     default_weights: ClassVar = {"task": 0.3, "kd": 0.7}
     quantizer = "int8_buckets"
 

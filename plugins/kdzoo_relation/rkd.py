@@ -77,7 +77,7 @@ class RKD(Algorithm):
         url="https://arxiv.org/abs/1904.05068",
         equation="section 3.2",
     )
-    needs = Needs(pre_logits=True, min_batch=3)
+    needs = Needs(pre_logits=True, min_batch=3, data="any")
     default_weights: ClassVar = {"task": 1.0, "distance": 25.0, "angle": 50.0}
     also_known_as = ("relational_kd", "rkd_da")
 

@@ -71,7 +71,7 @@ class DIST(Algorithm):
         url="https://arxiv.org/abs/2205.10536",
         equation="section 4",
     )
-    needs = Needs(min_classes=3, min_batch=3, of_teacher="logits")
+    needs = Needs(min_classes=3, min_batch=3, of_teacher="logits", data="any")
     default_weights: ClassVar = {"task": 1.0, "inter": 1.0, "intra": 1.0}
     also_known_as = ("dist_kd", "stronger_teacher")
 

@@ -37,7 +37,7 @@ class KD(Algorithm):
         url="https://arxiv.org/abs/1503.02531",
         equation="section 2",
     )
-    needs = Needs(of_teacher="top_k")
+    needs = Needs(of_teacher="top_k", data="any")
     default_weights: ClassVar = {"task": 0.1, "kd": 0.9}
     also_known_as = ("hinton", "vanilla_kd", "soft_targets", "logit_distillation")
 

@@ -66,7 +66,7 @@ class DistilBERT(Algorithm):
         url="https://arxiv.org/abs/1910.01108",
         equation="section 3",
     )
-    needs = Needs(features=True)
+    needs = Needs(features=True, data="any")
     default_weights: ClassVar = {"task": 2.0, "kd": 5.0, "cosine": 1.0}
     also_known_as = ("distil_bert", "distil")
 
