@@ -35,7 +35,8 @@ class Needs:
     features: bool = False  # paired levels of teacher and student, (N, C, H, W)
     pre_logits: bool = False  # the embedding before the classifier, (N, D)
     sample_index: bool = False  # a stable index of each training sample
-    #: Samples with labels; with and without, of which the target is then -1; without any labels; no samples.
+    #: Samples that all have a label; with and without one, where labels are read by ``ctx.task_loss`` alone; without
+    #: any; no samples.
     data: Literal["labelled", "any", "unlabelled", "none"] = "labelled"
     min_classes: int = 2
     min_batch: int = 1  # samples in a step, for losses between samples

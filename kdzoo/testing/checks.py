@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from kdzoo.contract.algorithm import Algorithm
-from kdzoo.contract.classification import quality
+from kdzoo.contract.classification import NO_LABEL, quality
 from kdzoo.contract.stage import Stage
 from kdzoo.contract.step import Clock, Outputs, StepContext
 from kdzoo.errors import KdzooError, NeedsError
@@ -163,6 +163,25 @@ def extreme_logits(harness: Harness) -> None:
                     gradient is None or bool(gradient.isfinite().all()),
                     f"the gradient is not finite for logits of {size:g} in {kind}",
                 )
+
+
+def labels_are_read_by_the_task_loss_alone(harness: Harness) -> None:
+    """An algorithm that takes samples without a label reads no target: where there is none, the task loss knows it."""
+    if harness.cls.needs.data != "any":
+        raise Vacuous(f"it declares data: {harness.cls.needs.data}")
+    engine = harness.engine(data={"labelled": 16})
+    ctx = harness.context(engine)
+    hidden = ctx.batch.targets == NO_LABEL
+    ensure(bool(hidden.any()) and not bool(hidden.all()), "the batch of this check has labels for all or for none")
+    shown = replace(ctx, batch=replace(ctx.batch, targets=torch.zeros_like(ctx.batch.targets)))
+    for (_, first), (_, second) in zip(updates_of(engine, ctx), updates_of(engine, shown), strict=True):
+        assert_finite(first)
+        for name, term in first.items():
+            ensure(
+                torch.equal(term, second[name]),
+                f"term '{name}' is {term.item():g}, and {second[name].item():g} for other targets; data: labelled "
+                "would be right",
+            )
 
 
 # --- who is trained ------------------------------------------------------------------------------
@@ -421,6 +440,7 @@ ALL: tuple[Callable[[Harness], None], ...] = (
     perfect_student_scores_zero,
     losses_is_pure,
     extreme_logits,
+    labels_are_read_by_the_task_loss_alone,
     teacher_is_untouched,
     student_gets_gradient_from_distillation_alone,
     own_parameters_all_train,
