@@ -12,7 +12,7 @@ from kdzoo.plan.resolve import Plan, filled
 from kdzoo.recipe.reading import dump_recipe, recipe_hash
 from kdzoo.report.writing import write_report
 from kdzoo.run.builder import Builder
-from kdzoo.run.result_key import result_key
+from kdzoo.run.result_key import result_key, training_key
 from kdzoo.run.runner import Display, Runner
 from kdzoo.storage.run_folder import RunFolder
 from kdzoo.storage.store import Store
@@ -54,6 +54,7 @@ def run_plan(
             new=new,
             resume=resume,
             result_key=lambda: result_key(Builder(plan, Store(out / ".store"), ranks)),
+            training_key=lambda: training_key(Builder(plan, Store(out / ".store"), ranks)),
             warn=display.note,
         )
     place = ranks.broadcast(str(folder.root) if folder else "")
@@ -67,7 +68,8 @@ def run_plan(
         try:
             runner = Runner(plan, zoo, folder, Store(out / ".store"), ranks, display, stop)
             runner.rehearse()
-            key = result_key(runner.build) if ranks.first else ""  # now, as an edit during the run is not what ran
+            # Now, as an edit during the run is not what ran.
+            keys = (result_key(runner.build), training_key(runner.build)) if ranks.first else ()
         except KdzooError:
             folder.abandon()  # nothing was trained, so the mended recipe need not be a new run
             raise
@@ -76,7 +78,7 @@ def run_plan(
         if not ranks.first:
             return folder.root, None, False
         write_report(folder.root)
-        folder.finish(key)
+        folder.finish(*keys)
     ranks.close()
     if stop():  # too late to stop anything, but whoever asked must not take it for a run that was left alone
         raise Interrupted(f"the run had finished when it was asked to stop: {folder.root}", 128 + stop())

@@ -15,16 +15,23 @@ def check_same_recipe(root: Path, record: Mapping[str, Any], recipe: Mapping[str
 
     What is exported may differ: files are made after all training, from stages that do not depend on them.
     """
-    if record["recipe_hash"] == recipe["recipe_hash"]:
+    if record["recipe_hash"] == recipe["recipe_hash"] or differs_in_exports_alone(record, recipe):
         return
-    before, after = ({**each["recipe"], "export": None} for each in (record, recipe))
-    if before == after and record["recipe"] != recipe["recipe"]:
-        return
+    before, after = _but_exports(record), _but_exports(recipe)
     differing = diff_fields(before, after) or ["no field, but kdzoo's format of recipes"]
     raise ResumeError(
         f"{root}: begun with another recipe, so it cannot be resumed{listed(differing)}\n"
         "undo the change, or start a new run with --new"
     )
+
+
+def differs_in_exports_alone(record: Mapping[str, Any], recipe: Mapping[str, Any]) -> bool:
+    """Whether two recipes, each below "recipe", are the same but for what is exported."""
+    return record["recipe"] != recipe["recipe"] and _but_exports(record) == _but_exports(recipe)
+
+
+def _but_exports(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {**record["recipe"], "export": None}
 
 
 def diff_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

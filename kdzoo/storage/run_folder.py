@@ -19,7 +19,7 @@ from kdzoo.storage.lock import PATIENCE_S, Lock, write_lock, writing_for
 from kdzoo.storage.manifest import Manifest
 from kdzoo.storage.metric_log import MetricLog
 from kdzoo.storage.owner import Owner, sweep
-from kdzoo.storage.recipe_changes import check_same_recipe
+from kdzoo.storage.recipe_changes import check_same_recipe, differs_in_exports_alone
 from kdzoo.storage.runs import Record, create_run, existing_run, read_run_record, runs_of_seed, stage_folder
 from kdzoo.storage.sealed import read_recorded, write_sealed
 
@@ -45,6 +45,7 @@ class RunFolder:
         self.root, self.outcome, self.log = root, outcome, MetricLog(root / "metrics.jsonl")
         self.warnings: list[str] = []
         self._record, self._lock, self._tell, self._owner = record, lock, warn, owner
+        self._before: tuple[Record, bytes] | None = None  # record and recipe of a finished run that was reopened
 
     # --- opening ------------------------------------------------------------------------------
 
@@ -61,14 +62,16 @@ class RunFolder:
         new: bool = False,
         resume: bool = False,
         result_key: Callable[[], str] | None = None,
+        training_key: Callable[[], str] | None = None,
         warn: Warn = warn_in_python,
     ) -> RunFolder:
         """Resume the latest run of this recipe and seed, or show that it is finished, or begin a new one; lock it.
 
         ``new`` always begins one, ``resume`` never does. ``result_key`` gives the hash of what else decides the
-        results; a finished run of another one does not count as finished. Raise OutputError if ``out`` cannot be
-        written, LockedError if a live process owns the run, ResumeError if it cannot be resumed as asked, CorruptError
-        if it is damaged.
+        results; a finished run of another one does not count as finished. A finished run of the same recipe but for
+        what is exported, and of the same ``training_key``, goes on. Raise OutputError if ``out`` cannot be written,
+        LockedError if a live process owns the run, ResumeError if it cannot be resumed as asked, CorruptError if it is
+        damaged.
         """
         if new and resume:
             raise ResumeError("--new and --resume exclude each other")
@@ -85,6 +88,8 @@ class RunFolder:
                 folder = cls(*finished, "finished", None, warn)
                 with _remedy("put the files back, or start a new run with --new"):
                     folder.verify()
+            elif (other := _exported_otherwise(runs, recipe, training_key)) is not None:
+                folder = cls._resume(other, recipe, recipe_text, warn, finished=True)
             elif not resume:
                 made = create_run(parent, {"name": name, "seed": seed, **recipe}, recipe_text, warn)
                 folder = None if made is None else cls(made[0], made[1], "new", made[2], warn)
@@ -108,23 +113,29 @@ class RunFolder:
         return cls(root, read_run_record(root), "viewed", None, warn, owner)
 
     @classmethod
-    def _resume(cls, root: Path, recipe: dict[str, Any], recipe_text: str, warn: Warn) -> RunFolder | None:
-        """Take an unfinished run over; None when its owner finished it in this moment."""
+    def _resume(
+        cls, root: Path, recipe: dict[str, Any], recipe_text: str, warn: Warn, finished: bool = False
+    ) -> RunFolder | None:
+        """Take an unfinished run over, or reopen a ``finished`` one; None when another process changed that."""
         probe_writable(root)
         lock = Lock(root / "lock", warn)
         lock.acquire()
         with lock.released_on_error():
             record = read_run_record(root)
-            if record["status"] == "finished":
+            if (record["status"] == "finished") != finished:
                 lock.release()
                 return None
             check_same_recipe(root, record, recipe)
+            if finished:
+                with _remedy("put the files back, or start a new run with --new"):
+                    Manifest(root, record).verify(())
             for place in (root, *(path for path in root.rglob("*") if path.is_dir())):
                 sweep(place, exclusive=True)
             folder = cls(root, record, "resumed", lock, warn)
+            folder._before = (dict(record), read_file(folder.path("recipe.yaml"))) if finished else None
             folder.log.drop_torn_line()
             if record["recipe_hash"] != recipe["recipe_hash"]:  # other exports were asked for
-                folder._update(**recipe)
+                folder._update(**recipe, status="running")
             folder.write_text("recipe.yaml", recipe_text)
         return folder
 
@@ -238,20 +249,24 @@ class RunFolder:
 
     # --- the end ------------------------------------------------------------------------------
 
-    def finish(self, result_key: str = "") -> None:
-        """Record every file's sha256 in the manifest, then call the run finished; ``result_key`` as for ``start``."""
+    def finish(self, result_key: str = "", training_key: str = "") -> None:
+        """Record every file's sha256 in the manifest, then call the run finished; the keys are as for ``start``."""
         assert self.outcome != "viewed", "only the owner of a run can finish it"
         planning = self.root / "planning"
         with writing(self.root):
             if planning.is_dir() and not any(planning.iterdir()):
                 planning.rmdir()  # most algorithms have nothing to remember
         self._manifest.create()
-        self._update(status="finished", result_key=result_key)
+        self._update(status="finished", result_key=result_key, training_key=training_key)
 
     def abandon(self) -> None:
-        """Remove a run that began just now and did nothing, so that it is in nobody's way."""
+        """Remove a run that began just now and did nothing, or leave a finished one as it was before it went on."""
         if self.outcome == "new":
             remove_folder(self.root)
+        elif self._before is not None:
+            record, recipe = self._before
+            self.write_bytes("recipe.yaml", recipe)
+            self._update(**{key: record[key] for key in ("recipe", "recipe_hash", "status")})
 
     def verify(self, leave_out: Collection[str] = ()) -> int:
         """Compare each file of a finished run, but ``leave_out``, with the manifest; return how many were compared.
@@ -299,3 +314,14 @@ def _finished(
             return root, record
     warn(f"{same[0][0]} is finished, but from other code, data or library versions than now; a new run begins")
     return None
+
+
+def _exported_otherwise(
+    runs: Sequence[tuple[Path, Record]], recipe: Mapping[str, Any], training_key: Callable[[], str] | None
+) -> Path | None:
+    """The newest finished run of this recipe but for what is exported, if it would be trained the same way now."""
+    same = [run for run in runs if run[1]["status"] == "finished" and differs_in_exports_alone(run[1], recipe)]
+    if not same or training_key is None:
+        return None
+    key = training_key()
+    return next((root for root, record in same if record.get("training_key") == key), None)

@@ -174,6 +174,42 @@ def test_a_run_that_finished_from_other_code_or_data_does_not_count_as_finished(
             assert (folder.run_id, folder.outcome) == (run_id, "finished")
 
 
+WITH_ONNX = {
+    "recipe_fields": {**FIELDS, "export": [{"format": "onnx"}]},
+    "recipe_hash": "with onnx",
+    "recipe_text": "export: [onnx]\n",
+    "training_key": lambda: "trained",
+}
+
+
+def test_a_finished_run_goes_on_with_other_exports(tmp_path):
+    with start(tmp_path) as folder:
+        folder.write_json("results.json", {"exports": []})
+        folder.finish("key", "trained")
+    for _ in range(2):  # the second time after a kill
+        with start(tmp_path, **WITH_ONNX) as folder:
+            assert (folder.run_id, folder.outcome, folder.finished) == ("0001-seed0", "resumed", False)
+            assert (folder.root / "recipe.yaml").read_text() == "export: [onnx]\n"
+    with start(tmp_path, **WITH_ONNX) as folder:
+        folder.write_json("export/files.json", {})
+        folder.finish("other key", "trained")
+    with start(tmp_path, **WITH_ONNX, result_key=lambda: "other key") as folder:
+        assert (folder.outcome, folder.verify()) == ("finished", 3)
+
+
+def test_a_finished_run_that_cannot_go_on_stays_finished(tmp_path):
+    with start(tmp_path) as folder:
+        folder.finish("key", "trained")
+    with start(tmp_path, **WITH_ONNX) as folder:
+        folder.abandon()
+    with start(tmp_path, result_key=lambda: "key") as folder:
+        assert (folder.outcome, folder.verify()) == ("finished", 1)
+    (tmp_path / "digits-kd" / "0001-seed0" / "recipe.yaml").write_text("damaged")
+    assert "recipe.yaml: damaged" in refusal(CorruptError, lambda: start(tmp_path, **WITH_ONNX))
+    with start(tmp_path, **{**WITH_ONNX, "training_key": lambda: "trained with other code"}) as folder:
+        assert folder.run_id == "0002-seed0"
+
+
 def test_a_key_is_asked_for_only_where_a_run_of_the_recipe_is_finished(tmp_path):
     ended(tmp_path, lr=0.2)
     with start(tmp_path, result_key=pytest.fail) as folder:

@@ -315,6 +315,23 @@ def test_export_adds_a_verified_file_and_the_run_still_verifies(cli: CommandLine
     assert "student.safetensors: damaged: its sha256 is not the recorded one" in ended.err
 
 
+def test_a_finished_run_goes_on_with_other_exports(cli: CommandLine, finished: Path) -> None:
+    before, student = results(finished), (finished / "student.safetensors").read_bytes()
+    ended = cli("run", cli.recipe({"export": [{"format": "onnx"}]}), "--out", "out")
+    assert ended.code == 0, ended
+    assert f"resuming {finished.relative_to(cli.place)}" in ended.err
+    assert run_folder(cli.place / "out") == finished, "no other run was begun"
+    after = results(finished)
+    assert [stage["key"] for stage in after["stages"]] == [stage["key"] for stage in before["stages"]]
+    assert ended.err.count("taken from the store") == len(after["stages"]), "nothing was trained"
+    assert [entry["file"] for entry in after["exports"]] == ["student.onnx"] != before["exports"]
+    assert (finished / "student.safetensors").read_bytes() == student
+    assert RunFolder.view(finished).verify() > 0
+    ended = cli("run", cli.recipe(), "--out", "out", "--resume")
+    assert ended.code == 0, ended
+    assert (results(finished)["exports"], (finished / "export").exists()) == ([], False)
+
+
 EXPECTED: dict[str, Any] = {"train": {"epochs": 1}, "expected": {"top1_percent": 5.0, "std": 0.5, "seeds": 2}}
 
 
