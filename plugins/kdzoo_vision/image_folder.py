@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
 
-from kdzoo.api.data import DataError, DataSource, DataSplits, FileSplit, OfferOptions, Preprocessing
+from kdzoo.api.data import NO_LABEL, DataError, DataSource, DataSplits, FileSplit, OfferOptions, Preprocessing
+from kdzoo_vision.files import Files, check_link, image_file, images_below, real_path, visible, within
 
-#: What is read, by the name's ending.
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-#: A larger file is no image.
-MOST_BYTES = 2**30
+#: Folder of more training images, without labels, where the recipe names none.
+UNLABELLED = "unlabelled"
 #: Folders that hold the validation split where the recipe names none.
 VALIDATION = ("validation", "val")
 
@@ -29,6 +27,10 @@ class ImageFolder(DataSource):
 
     In the second case ``test_share`` divides them: a file's split depends on ``split_seed``, its class and its name,
     so that it stays where it is when other files come or go.
+
+    A folder ``unlabelled`` holds more training images, without labels. With ``classes``, no training image has one:
+    they lie in any folders below train, or below ``folder`` where ``test_share`` divides them, and test may hold images
+    without class folders too.
 
     Every image is turned as its EXIF says, converted to RGB, cut to a central square, whose side is ``crop_share`` of
     its shorter side, and resized to ``size``. What cannot be read is an error that names the file; no sample is ever
@@ -62,6 +64,14 @@ class ImageFolder(DataSource):
         )
         validation_share: float = Field(0.1, ge=0, lt=1, description="The same for validation, with test_share.")
         split_seed: int = Field(0, ge=0, description="Which images test_share takes; independent of the recipe's seed.")
+        unlabelled: str | None = Field(
+            None, description="Folder of more training images without labels; null: unlabelled, if there is one."
+        )
+        classes: Annotated[int, Field(ge=2, le=1_000_000)] | tuple[str, ...] | None = Field(
+            None,
+            description="The teacher's classes, their number or names, where no training image has a label; null: the "
+            "names of the folders.",
+        )
         mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="Of pixels in [0, 1]; ImageNet's.")
         std: tuple[float, float, float] = Field((0.229, 0.224, 0.225), description="Of pixels in [0, 1]; ImageNet's.")
 
@@ -75,9 +85,13 @@ class ImageFolder(DataSource):
         """List the files of all splits and check their names; pixels are read when they are needed."""
         options: Any = self.options
         base = real_path(root / options.folder)
-        if not _within(base, real_path(root)):
+        if not within(base, real_path(root)):
             raise DataError(f"data set 'image_folder': '{options.folder}' lies outside of the data root '{root}'")
-        classes, listed = self._split(base) if options.test_share is None else self._divided(base)
+        if options.classes is not None:
+            classes, listed = self._without_labels(base)
+        else:
+            classes, listed = self._split(base) if options.test_share is None else self._divided(base)
+            listed["train"] = _joined(listed["train"], self._more(base))
         splits = {}
         for split, (paths, targets) in listed.items():
             files = Files(paths)
@@ -92,8 +106,61 @@ class ImageFolder(DataSource):
             mean=options.mean,
             std=options.std,
             source="own images",
+            unlabelled=bool((splits["train"].targets == NO_LABEL).any()),
             preprocessing=Preprocessing((options.size, options.size), options.crop_share),
         )
+
+    def _more(self, base: str) -> tuple[str, ...]:
+        """Return the training images without labels beside those that have one."""
+        options: Any = self.options
+        folder = os.path.join(base, options.unlabelled or UNLABELLED)
+        if not os.path.isdir(folder):
+            if options.unlabelled is None:
+                return ()
+            raise DataError(f"data set 'image_folder': no folder '{folder}', which data.options.unlabelled names")
+        if options.test_share is not None:
+            raise DataError(
+                f"data set 'image_folder': '{folder}' lies among the classes that data.options.test_share divides; "
+                "folders train, test and unlabelled would be right"
+            )
+        return self._images(base, folder)
+
+    def _images(self, base: str, folder: str) -> tuple[str, ...]:
+        """Return the images in a folder and in those below it; raise DataError where there is none."""
+        if not os.path.isdir(folder):
+            raise DataError(f"data set 'image_folder': no folder '{folder}', which would hold images")
+        if not (paths := tuple(images_below(folder, base))):
+            raise DataError(f"{folder}: has no images")
+        return paths
+
+    def _without_labels(self, base: str) -> tuple[tuple[str, ...], dict[str, Listed]]:
+        """Return the classes that the recipe names, and the files of each split; no training image has a label."""
+        options: Any = self.options
+        given = options.classes
+        classes = tuple(map(str, range(given))) if isinstance(given, int) else tuple(given)
+        if options.test_share is not None:
+            images = self._images(base, base)
+            taken = {path for path in images if _draw(options.split_seed, path) < options.test_share}
+            if not 0 < len(taken) < len(images):
+                raise DataError(
+                    f"data set 'image_folder': test_share: {options.test_share:g} of {len(images)} images leaves "
+                    f"{'train' if taken else 'test'} none; more images or another share would be right"
+                )
+            return classes, {
+                "train": _joined(_no_files(), tuple(path for path in images if path not in taken)),
+                "test": _joined(_no_files(), tuple(path for path in images if path in taken)),
+            }
+        trained = os.path.join(base, options.unlabelled or options.train)
+        train, folder = _joined(_no_files(), self._images(base, trained)), os.path.join(base, options.test)
+        if not _has_folders(folder):
+            return classes, {"train": train, "test": _joined(_no_files(), self._images(base, folder))}
+        named, paths, targets = self._listed(base, folder)
+        if strange := sorted(set(named) - set(classes)):
+            raise DataError(
+                f"{os.path.join(folder, strange[0])}: is none of the {len(classes)} classes that the recipe names"
+            )
+        numbers = np.array([classes.index(name) for name in named])
+        return classes, {"train": train, "test": (paths, numbers[targets])}
 
     def _split(self, base: str) -> tuple[tuple[str, ...], dict[str, Listed]]:
         """Return the classes and the files of each split, which has a folder of its own."""
@@ -161,13 +228,18 @@ class ImageFolder(DataSource):
         classes: list[str] = []
         paths: list[str] = []
         targets: list[int] = []
-        for child in _visible(folder):
-            _check_link(child, base)
+        for child in visible(folder):
+            check_link(child, base)
+            if not child.is_dir() and not _has_folders(folder):
+                raise DataError(
+                    f"{folder}: has no folders; each would be a class. Where no image has a label, "
+                    "data.options.classes is the number of the teacher's"
+                )
             if not child.is_dir():
                 raise DataError(
                     f"{child.path}: is no folder; {os.path.basename(folder)} holds one folder a class and nothing else"
                 )
-            files = [_image(file, base) for file in _visible(child.path)]
+            files = [image_file(file, base) for file in visible(child.path)]
             if not files:
                 raise DataError(f"{child.path}: this class has no images")
             targets += [len(classes)] * len(files)
@@ -178,44 +250,17 @@ class ImageFolder(DataSource):
         return tuple(classes), tuple(paths), np.array(targets)
 
 
-@dataclass(frozen=True)
-class Files:
-    """The image files of one split; worker processes get a copy."""
-
-    paths: tuple[str, ...]
-
-    def content(self, i: int) -> bytes:
-        """Return the bytes of file ``i``; raise DataError naming it when it cannot be read."""
-        try:
-            with open(self.paths[i], "rb") as file:
-                if (size := os.fstat(file.fileno()).st_size) > MOST_BYTES:
-                    raise DataError(f"{self.paths[i]}: {size:,} bytes are more than an image may have, {MOST_BYTES:,}")
-                return file.read()
-        except OSError as error:
-            raise DataError(f"{self.paths[i]}: cannot be read: {error}") from error
-
-    def digest(self, i: int) -> str:
-        """Hash the bytes of file ``i``."""
-        try:
-            with open(self.paths[i], "rb") as file:
-                found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-                if file.tell() == 0:
-                    raise DataError(f"{self.paths[i]}: is empty")
-                return found
-        except OSError as error:
-            raise DataError(f"{self.paths[i]}: cannot be read: {error}") from error
+def _no_files() -> Listed:
+    return (), np.zeros(0, np.int64)
 
 
-def real_path(path: Path) -> str:
-    """Return where a path of the recipe leads; raise DataError for one that no file can have."""
-    try:
-        return os.path.realpath(path)
-    except (OSError, ValueError) as error:
-        raise DataError(f"'{path}' is no path: {error}") from error
+def _joined(listed: Listed, unlabelled: tuple[str, ...]) -> Listed:
+    """Add images without labels to those that have one."""
+    return (*listed[0], *unlabelled), np.concatenate([listed[1], np.full(len(unlabelled), NO_LABEL)])
 
 
 def _has_folders(folder: str) -> bool:
-    return os.path.isdir(folder) and any(entry.is_dir() for entry in _visible(folder))
+    return os.path.isdir(folder) and any(entry.is_dir() for entry in visible(folder))
 
 
 def _draw(seed: int, path: str) -> float:
@@ -223,38 +268,6 @@ def _draw(seed: int, path: str) -> float:
     folder, name = os.path.split(path)
     drawn = hashlib.blake2b(os.fsencode(f"{seed}/{os.path.basename(folder)}/{name}"), digest_size=8)
     return int.from_bytes(drawn.digest()) / 2**64
-
-
-def _within(path: str, base: str) -> bool:
-    return path == base or path.startswith(base.rstrip(os.sep) + os.sep)
-
-
-def _visible(folder: str) -> list[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
-        return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
-
-
-def _check_link(entry: os.DirEntry[str], base: str) -> None:
-    """Raise DataError for a link that leads nowhere, or out of ``base``."""
-    if not entry.is_symlink():
-        return
-    try:
-        real = os.path.realpath(entry.path, strict=True)
-    except (OSError, RuntimeError) as error:  # nowhere, or in a circle
-        raise DataError(f"{entry.path}: is a link to nothing") from error
-    if not _within(real, base):
-        raise DataError(f"{entry.path}: leads to {real}, outside of {base}")
-
-
-def _image(entry: os.DirEntry[str], base: str) -> str:
-    _check_link(entry, base)
-    if not entry.name.lower().endswith(SUFFIXES) or not entry.is_file():  # a pipe would never end
-        raise DataError(
-            f"{entry.path}: is no image by its name; {', '.join(SUFFIXES)} are read, and hidden files passed over"
-            if not entry.name.lower().endswith(SUFFIXES)
-            else f"{entry.path}: is no regular file"
-        )
-    return entry.path
 
 
 def _differing(expected: tuple[str, ...], got: tuple[str, ...]) -> str:

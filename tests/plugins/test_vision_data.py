@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageOps
 from pydantic import ValidationError
 
-from kdzoo.api.data import ArraySplit, DataError, DataSplits, FileSplit, Preprocessing
+from kdzoo.api.data import NO_LABEL, ArraySplit, DataError, DataSplits, FileSplit, Preprocessing
 from kdzoo.data import file_records
 from kdzoo.data.data_set import DataSet, open_data
 from kdzoo.data.digests import digests
@@ -22,7 +22,8 @@ from kdzoo.data.loader import Loader
 from kdzoo.recipe.sections import DataRecipe
 from kdzoo_vision.arrays import Arrays, moments
 from kdzoo_vision.digits import FILE, Digits
-from kdzoo_vision.image_folder import Files, ImageFolder
+from kdzoo_vision.files import Files
+from kdzoo_vision.image_folder import ImageFolder
 from kdzoo_vision.standard_sets import Cifar10, Mnist
 
 RNG = np.random.default_rng(0)
@@ -325,6 +326,59 @@ def test_a_folder_that_cannot_be_divided_is_refused(folder: Path) -> None:
     )
     with pytest.raises(DataError, match=r"^test_share and validation_share leave nothing to train on; less than 1 "):
         load(ImageFolder, folder, test_share=0.5, validation_share=0.5)
+
+
+def targets_of(splits: DataSplits) -> tuple[list[int], list[int]]:
+    return splits.train.targets.tolist(), splits.test().targets.tolist()
+
+
+def test_more_images_without_labels(folder: Path) -> None:
+    for name in ("a.png", "b/c.png", "b/.hidden"):
+        picture(folder / "unlabelled" / name) if name.endswith("png") else (folder / "unlabelled" / name).write_text("")
+    splits = load(ImageFolder, folder)
+    assert targets_of(splits) == ([0] * 4 + [1] * 4 + [NO_LABEL] * 2, [0, 0, 1, 1])
+    assert splits.train.names[-2:] == tuple(str(folder / "unlabelled" / name) for name in ("a.png", "b/c.png"))
+    data = open_data(ImageFolder(ImageFolder.Options()), DataRecipe(name="x", root=str(folder), validation=2), 0)
+    assert (data.num_train, data.labels, data.split_sizes["validation"]) == (8, tuple(range(6)), 2)
+    (folder / "unlabelled").rename(folder / "more")
+    assert len(load(ImageFolder, folder).train.names) == 8
+    assert len(load(ImageFolder, folder, unlabelled="more").train.names) == 10
+
+
+def test_a_folder_of_images_alone(folder: Path) -> None:
+    assert targets_of(load(ImageFolder, folder, classes=3, test="test/cat")) == ([NO_LABEL] * 8, [NO_LABEL] * 2)
+    labelled = load(ImageFolder, folder, classes=["dog", "emu", "cat"], unlabelled="train/cat")
+    assert targets_of(labelled) == ([NO_LABEL] * 4, [2, 2, 0, 0])
+    assert (labelled.classes, labelled.unlabelled) == (("dog", "emu", "cat"), True)
+    everything = load(ImageFolder, folder, classes=3, test_share=0.4)
+    assert sorted(everything.train.names + everything.test().names) == sorted(map(str, folder.rglob("*.*g")))
+    assert everything.classes == ("0", "1", "2")
+
+
+def test_images_without_labels_that_are_not_right(folder: Path) -> None:
+    name = "data set 'image_folder': "
+    assert refusal(ImageFolder, folder, unlabelled="more") == (
+        f"{name}no folder '{folder / 'more'}', which data.options.unlabelled names"
+    )
+    assert refusal(ImageFolder, folder, train="train/cat") == (
+        f"{folder / 'train/cat'}: has no folders; each would be a class. Where no image has a label, "
+        "data.options.classes is the number of the teacher's"
+    )
+    assert refusal(ImageFolder, folder, classes=["cat", "emu"]) == (
+        f"{folder / 'test/dog'}: is none of the 2 classes that the recipe names"
+    )
+    assert refusal(ImageFolder, folder, classes=2, test_share=0.001) == (
+        f"{name}test_share: 0.001 of 12 images leaves test none; more images or another share would be right"
+    )
+    (folder / "unlabelled").mkdir()
+    assert refusal(ImageFolder, folder) == f"{folder / 'unlabelled'}: has no images"
+    (folder / "unlabelled" / "a").symlink_to(folder / "train")
+    assert refusal(ImageFolder, folder) == (
+        f"{folder / 'unlabelled/a'}: is a link to a folder; a folder would be right"
+    )
+    (folder / "unlabelled" / "a").unlink()
+    (folder / "unlabelled" / "a.txt").write_text("x")
+    assert "is no image by its name" in refusal(ImageFolder, folder)
 
 
 def test_the_centre_is_kept_and_scaled(tmp_path: Path) -> None:
