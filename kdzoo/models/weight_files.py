@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import math
 import os
 import pathlib
 import pickle
+import re
 import sys
 import types
 import zipfile
@@ -17,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from torch import Tensor
 
 from kdzoo.errors import ModelError, in_words, nearest, plain
@@ -63,7 +67,8 @@ class WeightFile:
     key: str = ""  # below which the tensors lie, e.g. "state_dict_ema"; empty: the file holds nothing else
     prefix: str = ""  # that was taken off the names, e.g. "module."
     architecture: str | None = None
-    top1_percent: float | None = None  # that the file states
+    top1_percent: float | None = None  # that is stated of these weights
+    stated_by: str = ""  # the name of the file that states it: this one, or a model card or results next to it
 
     def sentence(self) -> str:
         """Which weights of the file are used, in words."""
@@ -73,7 +78,7 @@ class WeightFile:
         if self.prefix:
             parts.append(f"names without '{self.prefix}'")
         if self.top1_percent is not None:
-            parts.append(f"stated top-1 {self.top1_percent:.2f} %")
+            parts.append(f"{self.top1_percent:.2f} % stated by {self.stated_by}")
         return ", ".join(parts)
 
 
@@ -211,13 +216,17 @@ def _described(path: Path, content: Any, key: str | None) -> WeightFile:
         tensors[bare] = value
     tensors.pop("n_averaged", None)  # torch's AveragedModel counts what it averaged
     architecture = top.get("arch")
+    stated, by = _stated_top1(top), path.name
+    if stated is None:
+        stated, by = _stated_next_to(path)
     return WeightFile(
         path,
         tensors,
         below,
         max(prefixes, key=len),
         architecture if isinstance(architecture, str) else None,
-        _stated_top1(top),
+        stated,
+        by if stated is not None else "",
     )
 
 
@@ -257,11 +266,33 @@ def _stated_top1(top: Mapping[Any, Any]) -> float | None:
         value = top.get(key)
         if isinstance(value, Tensor) and value.numel() == 1:
             value = value.item()
-        if isinstance(value, int | float | np.number) and not isinstance(value, bool):
-            number = float(value)
-            if math.isfinite(number) and 0 < number <= 100:
-                return number if number > 1 else 100 * number
+        if (percent := _percent(value)) is not None:
+            return percent
     return None
+
+
+def _percent(value: Any) -> float | None:
+    """An accuracy in percent, where a number can be one; a number up to 1 is a share."""
+    if not isinstance(value, int | float | np.number) or isinstance(value, bool):
+        return None
+    number = float(value)
+    if not math.isfinite(number) or not 0 < number <= 100:
+        return None
+    return number if number > 1 else 100 * number
+
+
+def _stated_next_to(path: Path) -> tuple[float | None, str]:
+    """The accuracy that is stated next to a file, by the results of a run of kdzoo or by a model card."""
+    with contextlib.suppress(OSError, ValueError, AttributeError, KeyError, TypeError):
+        if path.name == "student.safetensors":
+            results = json.loads((path.parent / "results.json").read_text())
+            return _percent(results["student"]["top1_percent"]), "results.json"
+        head = re.match(r"---\n(.*?)\n---\n", (path.parent / "README.md").read_text(), re.DOTALL)
+        for model in yaml.safe_load(head[1] if head else "").get("model-index") or ():
+            for metric in [metric for result in model["results"] for metric in result["metrics"]]:
+                if metric["type"] in ("accuracy", "top1", "top-1"):
+                    return _percent(metric["value"]), "README.md"
+    return None, ""
 
 
 def wrapped_by(names: Sequence[str], own: Sequence[str]) -> str | None:

@@ -139,6 +139,8 @@ class StageFacts(Part):
     precision: str | None = None
     seconds: float | None = None
     logged_of: dict[str, str] = {}
+    stated_top1_percent: float | None = None  # of ready weights, by the file ``stated_by``
+    stated_by: str = ""
     answers: list[Kept] = []  # what was kept of each teacher's answers, where it was less than all
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from kdzoo.contract.classification import paired_difference
@@ -37,8 +37,39 @@ CAVEAT = (
 )
 
 
+#: Points below what is stated of a teacher, in addition to chance, at which something must be wrong with it here.
+FAR = 3.0
+
+
 def verdict(results: Results) -> Verdict:
-    """Judge student against control on the same test samples; ratios are against the best teacher."""
+    """Judge student against control on the same test samples; ratios are against the best teacher.
+
+    A teacher that falls short of what its file states comes first: nothing that it taught is worth much then.
+    """
+    judged, samples = judged_by_control(results), samples_of(results)
+    stated = {stage.name: stage for stage in results.stages if stage.stated_top1_percent is not None}
+    for teacher in results.taught_by:
+        stage = stated.get(teacher.label.replace(" ", "_"))
+        if stage is None or stage.stated_top1_percent is None or not samples:
+            continue
+        if short := shortfall(teacher.quality, stage.stated_top1_percent, stage.stated_by, samples):
+            sentence = f"The {teacher.label} reaches {teacher.quality:.2f} %, {short}. {CAUSES} {judged.sentence}"
+            headline = "The teacher is far below what its file states"
+            return replace(judged, tone="bad", headline=headline, sentence=sentence)
+    return judged
+
+
+#: What makes a good teacher look bad.
+CAUSES = "Look at its preprocessing, at the order of the classes, and at which weights of the file are used."
+
+
+def shortfall(percent: float, stated: float, by: str, samples: int) -> str:
+    """Say that an accuracy on so many samples is far below a stated one; empty where it is not."""
+    return f"far below the {stated:.2f} % that {by} states" if percent < stated - FAR - chance(stated, samples) else ""
+
+
+def judged_by_control(results: Results) -> Verdict:
+    """Judge student against control, where there is one that it is meant to beat."""
     student, control = results.student, results.control
     reached = reaches(results)
     ratios = tuple(compared_with_teacher(results))
@@ -86,11 +117,10 @@ def against_equal(results: Results, control: Network, reached: str, ratios: tupl
         tone = "good" if low > 0 else "bad" if high < 0 else "even"
         headline = HEADLINES[tone]
         sentence = f"{reached}, {than}; 95 % interval of the difference {low:+.2f} to {high:+.2f} points."
-    if teacher is not None and samples and worse(teacher.quality, control.quality, samples):
-        tone, headline = "bad", "The teacher is worse than the control"
+    if weak and teacher is not None:
+        far = bool(samples) and worse(teacher.quality, control.quality, samples or 1)
+        tone, headline = ("bad" if far else tone), f"The teacher is {'worse' if far else 'no better'} than the control"
         sentence = f"{weak.strip()} {sentence}"
-    else:
-        sentence += weak
     return Verdict(tone, headline, sentence, facts, caveat)
 
 

@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
+import numpy as np
+
 from kdzoo.contract.algorithm import Algorithm
 from kdzoo.contract.declared import bounds
 from kdzoo.contract.stage import ModelSpec, Stage, StageResult
@@ -15,6 +17,7 @@ from kdzoo.models.levels import Pairing
 from kdzoo.models.network import Network
 from kdzoo.models.weights import count_parameters
 from kdzoo.plan.resolve import resolve_choice
+from kdzoo.report.verdict import CAUSES, chance, shortfall
 from kdzoo.run.builder import Builder
 from kdzoo.run.needs import check_labels_of
 from kdzoo.run.stage_plan import Planning
@@ -132,7 +135,7 @@ class Rehearsal:
             )
 
     def check(self) -> list[str]:
-        """Build everything, run one dry forward, and say what a run would do."""
+        """Build everything, judge ready teachers, run one dry forward, and say what a run would do."""
         plan, build = self.plan, self.build
         sizes = ", ".join(f"{name} {count}" for name, count in build.data.split_sizes.items())
         lines = [f"data      {build.recipe.data.name}: {len(build.data.classes)} classes, {sizes}"]
@@ -154,6 +157,9 @@ class Rehearsal:
                 f"{label:<9} {network.spec.name}: {parameters:,} parameters, {network.macs:,} MACs, "
                 f"{network.inputs.describe()}, {precision.name}{', channels last' if precision.channels_last else ''}"
             )
+        for i, (spec, network) in enumerate(zip(plan.teachers, taught, strict=True)):
+            judged, warnings = self._judged(f"teacher {i}", spec, network)
+            lines = [*warnings, *lines, *judged]
         job, pairing = self.rehearse(taught)
         lines += [f"paired    {line}" for line in (pairing.describe() if pairing else [])]
         lines.append(f"form      {checked}")
@@ -161,6 +167,28 @@ class Rehearsal:
         terms = Engine(job).dry_step()
         lines.append("forward   " + ", ".join(f"{name} {value:.4g}" for name, value in terms.items()))
         return lines + [f"note      {note}" for note in build.data.notes]
+
+    def _judged(self, name: str, spec: ModelSpec, network: Network) -> tuple[list[str], list[str]]:
+        """What ready weights of a teacher reach on the validation split, and a warning where that is too little."""
+        data, read = self.build.data, network.read_from
+        if spec.weights == "train":
+            return [], []
+        lines = [f"weights   {name}: {read.sentence()}"] if read is not None else []
+        validate = None if network.fresh_head else self.build.validator(self.build.precision(network))
+        if validate is None:
+            return lines, []
+        targets = data.part("validation").targets
+        samples, guess = len(targets), 100 * float(np.unique(targets, return_counts=True)[1].max()) / len(targets)
+        top1 = validate(network)["top1_percent"]
+        of = f"{top1:.2f} % of {samples:,} validation {data.inputs.noun}s"
+        lines.append(f"accuracy  {name}: {of}; naming the most common class would reach {guess:.2f} %")
+        short = ""
+        if read is not None and read.top1_percent is not None:
+            lines[-1] += f"; {read.stated_by} states {read.top1_percent:.2f} %"
+            short = shortfall(top1, read.top1_percent, read.stated_by, samples)
+        if not short and top1 <= guess + chance(guess, samples):
+            short = "no better than naming the most common class"
+        return lines, [f"warning   {name}: {of}, {short}. {CAUSES}"] if short else []
 
 
 def untrained(name: str, key: str, model: ModelSpec, peers: tuple[ModelSpec, ...] = ()) -> StageResult:

@@ -12,6 +12,7 @@ from kdzoo.errors import ContractError, ModelError, NeedsError
 from kdzoo.models.levels import Pairing
 from kdzoo.plan.resolve import Plan
 from kdzoo.recipe.reading import recipe_hash
+from kdzoo.report.verdict import CAUSES
 from kdzoo.run.builder import Builder
 from kdzoo.run.control import Control, Display
 from kdzoo.run.delivered import STUDENT, Measured, delivered_spec
@@ -190,6 +191,8 @@ class Runner:
     def _teacher(self, index: int, spec: ModelSpec) -> StageResult:
         name, stage = self._teacher_name(index), self._teacher_stage(index, spec)
         result = self.train(stage) if stage is not None else self.stage_runner.take_ready(name, spec)
+        if stage is None and (problem := self.stage_runner.falls_short(result)):
+            self._warn(f"{problem}. {CAUSES}")
         least = self.recipe.min_teacher_top1_percent
         top1 = result.metrics.get("top1_percent")
         if least is not None and top1 is not None and top1 < least:

@@ -15,6 +15,7 @@ from kdzoo.contract.stage import ModelSpec, Stage, StageResult
 from kdzoo.errors import DivergedError, ModelError, OutputError, ResumeError
 from kdzoo.models.weights import weights_sha256
 from kdzoo.plan.resolve import ResolvedAlgorithm, resolve_choice
+from kdzoo.report.verdict import shortfall
 from kdzoo.run.builder import Builder
 from kdzoo.run.control import Control
 from kdzoo.run.keys import STAGE_FORMAT
@@ -119,9 +120,20 @@ class StageRunner:
         if folder is None:
             metrics = validate(network) if validate else {}
             weights = {"student": network.model.state_dict()}
-            folder = self._publish(key, weights, metrics, [], {"imported": spec.weights})
+            facts: dict[str, Any] = {"imported": spec.weights}
+            if network.read_from is not None and network.read_from.top1_percent is not None:
+                facts["stated_top1_percent"] = network.read_from.top1_percent
+                facts["stated_by"] = network.read_from.stated_by
+            folder = self._publish(key, weights, metrics, [], facts)
         self.control.display.stage(name, "weights loaded")
         return self._finish(name, key, spec, (), folder)
+
+    def falls_short(self, teacher: StageResult) -> str:
+        """Say that a ready network is far below what its file states of it; empty where it is not."""
+        facts, top1 = self.trained[-1].facts, teacher.metrics.get("top1_percent")
+        stated, samples = facts.get("stated_top1_percent"), self.build.data.split_sizes.get("validation", 0)
+        short = "" if stated is None or top1 is None else shortfall(top1, stated, facts["stated_by"], samples)
+        return f"{teacher.name} '{teacher.model.name}': {top1:.2f} % on the validation split, {short}" if short else ""
 
     def started(self, stage: Stage) -> Stage:
         """A stage with the result that it starts from, where its model says that this is the teacher's."""

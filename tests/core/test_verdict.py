@@ -125,13 +125,31 @@ def test_a_teacher_that_is_worse_than_the_control_is_the_headline():
     )
 
 
-def test_a_teacher_within_chance_of_the_control_is_mentioned_only():
+def test_a_teacher_within_chance_of_the_control_is_no_better():
     # two standard errors of the difference are 0.93 points here
     judged = with_teacher(87.0)
-    assert judged.headline == "In this run the distilled student is better"
-    assert judged.sentence.endswith("points. The teacher itself reaches 87.00 %, the control 87.61 %.")
+    assert (judged.tone, judged.headline) == ("good", "The teacher is no better than the control")
+    assert judged.sentence.startswith("The teacher itself reaches 87.00 %, the control 87.61 %. The distilled student")
     assert with_teacher(86.6).headline == "The teacher is worse than the control"
+    assert with_teacher(88.0).headline == "In this run the distilled student is better"
     assert "itself" not in with_teacher(88.0).sentence
+
+
+def test_a_teacher_far_below_what_its_file_states_is_the_headline():
+    def stating(percent: float, **changes) -> Verdict:
+        facts = {"name": "teacher", "imported": "best.pth", "stated_top1_percent": percent, "stated_by": "best.pth"}
+        return judge(stages=[facts], **changes)
+
+    # the teacher reaches 93.57 %; 3 points and two standard errors of 97.2 %, 0.33 points, are too much
+    judged = stating(97.2)
+    assert (judged.tone, judged.headline) == ("bad", "The teacher is far below what its file states")
+    assert judged.sentence.startswith(
+        "The teacher reaches 93.57 %, far below the 97.20 % that best.pth states. Look at its preprocessing, at the "
+        "order of the classes, and at which weights of the file are used. The distilled student reaches 89.02 %"
+    )
+    assert stating(96.8).headline == "In this run the distilled student is better"
+    without = stating(97.2, control=None, paired=None)
+    assert without.headline == "The teacher is far below what its file states"
 
 
 def test_no_student_reaches_more_than_all_of_its_teacher():

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from command_line import RECIPES, CommandLine, Trained, base_environment, results, run_folder
+from safetensors.torch import load_file
 from test_refusals import refused
 
 from kdzoo.storage.run_folder import RunFolder
@@ -185,6 +187,33 @@ def test_check_builds_all_and_says_what_a_run_would_do(cli: CommandLine) -> None
     assert any(line.startswith("steps     2 epochs of 28 steps, on cpu") for line in lines)
     assert lines[-1].startswith("forward   task 2.")
     assert not (cli.place / "runs").exists(), "checking writes nothing"
+
+
+def test_a_ready_teacher_is_judged_by_what_its_file_states(cli: CommandLine, trained: Trained) -> None:
+    weights = trained.folder / "student.safetensors"
+    top1 = results(trained.folder)["student"]["top1_percent"]
+    ready = {"name": "digits_cnn_tiny", "weights": str(weights)}
+    ended = cli("check", cli.recipe({"models": {"teacher": ready}}))
+    assert ended.code == 0, ended
+    lines = {line.split()[0]: line for line in ended.out.splitlines()}
+    assert "warning" not in lines
+    assert lines["weights"] == f"weights   teacher 0: student.safetensors, {top1:.2f} % stated by results.json"
+    stated = f"results.json states {top1:.2f} %"
+    assert lines["accuracy"].endswith(
+        f" % of 100 validation images; naming the most common class would reach 10.00 %; {stated}"
+    )
+    torch.save({"state_dict": load_file(weights), "metric": 99.95}, cli.place / "best.pth.tar")
+    ready["weights"] = "best.pth.tar"
+    recipe = cli.recipe({"models": {"teacher": ready}, "control": True, "train": {"epochs": 1}})
+    first = cli("check", recipe).out.splitlines()[0]
+    assert first.startswith("warning   teacher 0: ")
+    assert "far below the 99.95 % that best.pth.tar states. Look at its preprocessing" in first
+    ended = cli("run", recipe, "--out", "out")
+    assert ended.code == 0, ended
+    folder = run_folder(cli.place / "out")
+    assert any("far below the 99.95 % that best.pth.tar states" in text for text in results(folder)["warnings"])
+    for file in ("report.html", "README.md"):
+        assert "The teacher is far below what its file states" in (folder / file).read_text()
 
 
 def test_show_fills_in_every_default_and_what_it_prints_can_be_run(cli: CommandLine) -> None:
