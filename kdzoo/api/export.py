@@ -1,15 +1,21 @@
 """What a plugin that offers export formats, quantizers or trackers may use."""
 
 from kdzoo.contract.extension_points import Exporter, OfferOptions, Quantizer, Tracker, Usage
+from kdzoo.contract.onnx_graph import INPUT_NAME, OUTPUT_NAME, onnx_graph, quantize_onnx, suppress_output
 from kdzoo.contract.quiet import quiet_logger
 from kdzoo.errors import ExportError
 
 __all__ = [
+    "INPUT_NAME",
+    "OUTPUT_NAME",
     "ExportError",
     "Exporter",
     "OfferOptions",
     "Quantizer",
     "Tracker",
     "Usage",
+    "onnx_graph",
+    "quantize_onnx",
     "quiet_logger",
+    "suppress_output",
 ]

@@ -150,6 +150,8 @@ class Exporter(Optioned):
     """One export format, with the runtime that checks its files."""
 
     suffix: ClassVar[str]  # of the file, e.g. ".onnx"
+    #: Suffixes of further files that the format writes next to it, under the same name, e.g. a file of weights.
+    further_suffixes: ClassVar[tuple[str, ...]] = ()
 
     @property
     def label(self) -> str:
@@ -164,6 +166,13 @@ class Exporter(Optioned):
     tolerance_points: float = 0.1
     #: Largest absolute difference of logits, relative to their largest magnitude; None: only accuracy counts.
     tolerance_logits: float | None = 1e-3
+    #: Most samples that the file answers at once; None: any number. The checks feed no more.
+    largest_batch: int | None = None
+
+    def file_names(self, stem: str) -> tuple[str, ...]:
+        """Return the names of the files that the format writes, first the one that is loaded."""
+        name = ".".join(part for part in (stem, self.label) if part)
+        return tuple(name + suffix for suffix in (self.suffix, *self.further_suffixes))
 
     @abstractmethod
     def export(
@@ -174,15 +183,19 @@ class Exporter(Optioned):
         metadata: Mapping[str, str],
         calibration: Sequence[Tensor],
     ) -> None:
-        """Write ``model`` (plain, in eval mode, normalised inputs) to ``path``, batch size dynamic.
+        """Write ``model`` to ``path``; the batch size is free, up to ``largest_batch``.
 
+        ``model`` is plain and in eval mode. Further files of the format go next to ``path``.
         ``example`` is one normalised batch (N, C, H, W); ``calibration`` are training batches of that kind. For text
         they are ids (N, L), int64, and L is dynamic too.
         """
 
     @abstractmethod
     def load(self, path: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
-        """Return the file's own runtime: normalised (N, C, H, W) float32, or ids (N, L) int64, -> (N, K) float32."""
+        """Return the file's own runtime: normalised (N, C, H, W) float32, or ids (N, L) int64, -> (N, K) float32.
+
+        Further files of the format are next to ``path``. N is at most ``largest_batch``.
+        """
 
     def usage(self, file: str, kind: str) -> Usage | None:
         """Return code that loads ``file``, a path in the run folder, and answers one sample; None: there is none.

@@ -14,11 +14,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-BATCH = 256
-
 
 def run(request: dict[str, Any], samples: BinaryIO) -> None:
-    """Load the file with its exporter's runtime and answer the samples in batches, as they come.
+    """Load the file with its exporter's runtime and answer the samples in the request's batches, as they come.
 
     Only the module of the exporter's class is imported: torch and the other plugins would take seconds for each file.
     """
@@ -28,7 +26,7 @@ def run(request: dict[str, Any], samples: BinaryIO) -> None:
     kind = np.dtype(request["dtype"])
     size = kind.itemsize * int(np.prod(shape))
     answers: list[np.ndarray] = []
-    while content := samples.read(BATCH * size):
+    while content := samples.read(request["batch"] * size):
         batch = np.frombuffer(content, dtype=kind).reshape(-1, *shape)
         if not answers:
             for name, part in (("alone", batch[:1]), ("odd", batch[: request["odd"]])):

@@ -36,7 +36,7 @@ ODD = 7
 #: How far, on average and relative to the largest, logits may be from the student's own evaluation, which may have
 #: run in TF32 or bfloat16. Inputs that were prepared differently are further apart than that.
 ROUNDING = 0.02
-#: Samples handed to the fresh process at a time.
+#: Samples handed to the fresh process at a time, and most that it hands to the file.
 BATCH = 256
 #: A fresh process that takes longer than this hangs.
 TIMEOUT_S = 3600.0
@@ -58,6 +58,8 @@ def export_and_verify(
 ) -> dict[str, Any]:
     """Export the plain model of ``network`` to ``<stem>[.<label>]<suffix>`` and return its results entry.
 
+    A format may write further files next to that one. All of them are kept, rejected and measured together.
+
     ``inputs`` (N, C, H, W) is the whole test split as the model takes it, normalised, float32, or text, (N, L), int64;
     a memory-mapped array will do. ``targets`` are (N,), ``student_logits`` (N, K) what the student itself gave for
     these samples, and ``calibration`` training batches prepared like ``inputs``. The entry's latency is None: it means
@@ -70,26 +72,38 @@ def export_and_verify(
     no file.
     """
     assert len(inputs) == len(targets) == len(student_logits), "inputs, targets and logits of other samples"
-    name = ".".join(part for part in (stem, exporter.label) if part) + exporter.suffix
+    names = exporter.file_names(stem)
     plain = plain_copy(network.model)  # the exporter gets another copy, so that it cannot change what counts as right
     with tempfile.TemporaryDirectory(prefix="kdzoo-export-") as scratch:
-        made = Path(scratch) / name
+        made = Path(scratch) / names[0]
         example = torch.from_numpy(np.array(inputs[:2], dtype=network.inputs.dtype))
         exporter.export(plain_copy(plain), example, made, file_metadata(network, classes), calibration)
-        if not made.is_file():
-            raise ExportError(f"{exporter.name}: its exporter wrote no file; it should have written {name}")
+        missing = [name for name in names if not (made.parent / name).is_file()]
+        if missing:
+            raise ExportError(f"{exporter.name}: its exporter wrote no file; it should have written {missing[0]}")
         problems, logits = check(
             exporter, made, plain, inputs, targets, student_logits, threads, Path(scratch), network.inputs.signature()
         )
-        content = made.read_bytes()
-    rejected = f"{name}.rejected"
-    write({rejected: content} if problems else {name: content, rejected: None})
+        contents = {name: (made.parent / name).read_bytes() for name in names}
+    put(contents, write, rejected=bool(problems))
     outcome = {
         "expected_top1_percent": top1_percent(student_logits, targets),
-        "file": rejected if problems else name,
+        "file": f"{names[0]}.rejected" if problems else names[0],
         "rejected": problems,
     }
-    return {**measured(exporter, network, logits, targets, teacher_logits, len(content)), **outcome}
+    size_bytes = sum(map(len, contents.values()))
+    return {**measured(exporter, network, logits, targets, teacher_logits, size_bytes), **outcome}
+
+
+def put(contents: dict[str, bytes], write: Callable[[Mapping[str, bytes | None]], None], *, rejected: bool) -> None:
+    """Have the files of one export written, the first of which is loaded and finds the others by their names."""
+    if rejected:
+        write({f"{name}.rejected": content for name, content in contents.items()})
+        return
+    first = next(iter(contents))
+    if len(contents) > 1:  # a kill then leaves no file to load, but never one next to the weights of another export
+        write({first: None})
+    write({name: contents[name] for name in reversed(contents)} | {f"{name}.rejected": None for name in contents})
 
 
 def measured(
@@ -233,7 +247,8 @@ def answers(
         "threads": threads,
         "shape": list(inputs.shape[1:]),
         **signature,
-        "odd": odd_size(len(inputs)),
+        "batch": min(BATCH, exporter.largest_batch or BATCH),
+        "odd": odd_size(min(len(inputs), exporter.largest_batch or ODD)),
         "results": os.fspath(scratch),
     }
     run_in_fresh_process(request, inputs, scratch)

@@ -337,10 +337,10 @@ def _exporters(recipe: Recipe, zoo: Zoo, problems: RecipeProblems) -> list[Expor
         exporter = _made(cls, options, _below_export(path, problems))
         if exporter is None:
             continue
-        file = f"{exporter.label}{exporter.suffix}"
-        if file in files:
-            problems.add(path, f"writes the same file as {files[file]}")
-        files.setdefault(file, path)
+        names = exporter.file_names("")
+        if other := next((files[name] for name in names if name in files), None):
+            problems.add(path, f"writes the same file as {other}")
+        files = {**dict.fromkeys(names, path), **files}
         if exporter.needs_quantizer and floats:
             able = ", ".join(sorted(name for name, offer in zoo.algorithms.items() if offer.thing.quantizer))
             problems.add(

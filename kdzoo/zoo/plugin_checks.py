@@ -101,9 +101,16 @@ def check_exporter(thing: Any) -> None:
     """Check an export format's class."""
     label = _subclass(thing, Exporter)
     _options(label, thing.Options, OfferOptions)
-    suffix = getattr(thing, "suffix", None)
-    proper = isinstance(suffix, str) and re.fullmatch(r"(\.[a-z0-9_]+)+", suffix)
-    _require(proper, f"{label}: suffix is {shown(suffix)}; it is like '.onnx'")
+    suffix, further = getattr(thing, "suffix", None), thing.further_suffixes
+    _require(_is_suffix(suffix), f"{label}: suffix is {shown(suffix)}; it is like '.onnx'")
+    proper = (
+        isinstance(further, tuple) and all(map(_is_suffix, further)) and len({suffix, *further}) == 1 + len(further)
+    )
+    _require(proper, f"{label}: further_suffixes is {shown(further)}; it is a tuple of further ones, like ('.bin',)")
+
+
+def _is_suffix(suffix: Any) -> bool:
+    return isinstance(suffix, str) and re.fullmatch(r"(\.[a-z0-9_]+)+", suffix) is not None
 
 
 def check_quantizer(thing: Any) -> None:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
-import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from pydantic import Field, NonNegativeFloat
 
-from kdzoo.api.export import Exporter, ExportError, OfferOptions, Usage
-from kdzoo_export.onnx_usage import INPUT, OUTPUT, PRECISE, snippet, text_snippet
+from kdzoo.api.export import (
+    INPUT_NAME,
+    OUTPUT_NAME,
+    Exporter,
+    ExportError,
+    OfferOptions,
+    Usage,
+    onnx_graph,
+    quantize_onnx,
+    suppress_output,
+)
+from kdzoo_export.onnx_usage import PRECISE, snippet, text_snippet
 
 if TYPE_CHECKING:  # the process that checks a file imports this module, and needs no torch
     import onnx
@@ -84,11 +90,11 @@ class Onnx(Exporter):
         after_training = self.options.quantize == "int8"
         if after_training and not calibration:
             raise ExportError("onnx: quantize: int8 learns activation ranges from calibration batches; got none")
-        with suppress_output() as said, tempfile.TemporaryDirectory() as folder:
+        with suppress_output() as said:
             try:
-                graph = trace(model, example, self.options.opset)
+                graph = onnx_graph(model, example, self.options.opset)
                 if after_training:
-                    graph = quantize_int8(graph, calibration, Path(folder), self.options.reduce_range)
+                    graph = quantize_onnx(graph, calibration, self.options.reduce_range)
                 if self.whole_range:
                     metadata = {**metadata, "session_options": json.dumps({PRECISE: "1"})}
                 finish(graph, path, metadata)
@@ -109,7 +115,7 @@ class Onnx(Exporter):
         kind = np.int64 if session.get_inputs()[0].type == "tensor(int64)" else np.float32
 
         def run(inputs: np.ndarray) -> np.ndarray:
-            return session.run([OUTPUT], {INPUT: np.ascontiguousarray(inputs, dtype=kind)})[0]
+            return session.run([OUTPUT_NAME], {INPUT_NAME: np.ascontiguousarray(inputs, dtype=kind)})[0]
 
         return run
 
@@ -117,69 +123,6 @@ class Onnx(Exporter):
         alone = "onnxruntime and tokenizers" if kind == "text" else "onnxruntime alone"
         code = text_snippet(file, self.whole_range) if kind == "text" else snippet(file, kind, self.whole_range)
         return Usage(f"With {alone}; the file itself says how to feed it", code)
-
-
-def trace(model: nn.Module, example: Tensor, opset: int | None) -> onnx.ModelProto:
-    """Return the float32 graph of ``model`` with a free batch size, and a free length of text."""
-    import torch
-
-    if len(example) < 2:  # a batch of one would be taken for a constant
-        example = example.repeat(2, *[1] * (example.dim() - 1))
-    free = {0: torch.export.Dim("batch")}
-    if not example.is_floating_point():
-        free[1] = torch.export.Dim("length")
-    program = torch.onnx.export(
-        model,
-        (example.contiguous(),),
-        dynamo=True,
-        dynamic_shapes=(free,),
-        external_data=False,
-        input_names=[INPUT],
-        output_names=[OUTPUT],
-        opset_version=opset,
-        verbose=False,
-    )
-    assert program is not None, "dynamo=True returns a program"
-    return program.model_proto
-
-
-def quantize_int8(
-    graph: onnx.ModelProto, calibration: Sequence[Tensor], folder: Path, reduce_range: bool
-) -> onnx.ModelProto:
-    """Return the graph with quantized convolutions and linear layers; works in ``folder``."""
-    import onnx
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.batches = iter(calibration)
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            batch = next(self.batches, None)
-            if batch is None:
-                return None
-            batch = batch.detach().cpu().contiguous()
-            return {INPUT: (batch.float() if batch.is_floating_point() else batch).numpy()}
-
-    prepared, quantized = folder / "prepared.onnx", folder / "quantized.onnx"
-    quant_pre_process(graph, prepared)  # fuses BatchNorm, without which each one would be quantized on its own
-    kinds = {node.op_type for node in onnx.load(prepared).graph.node}
-    quantize_static(
-        prepared,
-        quantized,
-        Reader(),
-        # The sums between the blocks of a transformer hold outliers: 8 bits there cost far more than they save.
-        op_types_to_quantize=["Conv", "Gemm", "MatMul"] if "LayerNormalization" in kinds else None,
-        quant_format=QuantFormat.QDQ,
-        per_channel=True,
-        reduce_range=reduce_range,
-        activation_type=QuantType.QUInt8,  # onnxruntime's default, QInt8, stays unfused and is slower than float32
-        weight_type=QuantType.QInt8,
-        # Products end in float32, fused all the same: logits that share 256 values would tie.
-        extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},
-    )
-    return onnx.load(quantized)
 
 
 def finish(graph: onnx.ModelProto, path: Path, metadata: Mapping[str, str]) -> None:
@@ -217,12 +160,3 @@ def share_no_int8(graph: onnx.ModelProto) -> None:
                 graph.graph.initializer.append(copy)
                 node.input[place] = copy.name
             taken.add(name)
-
-
-@contextlib.contextmanager
-def suppress_output() -> Iterator[io.StringIO]:
-    """Keep what torch and onnxruntime print, so that it is shown only when they fail."""
-    said = io.StringIO()
-    with warnings.catch_warnings(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        warnings.simplefilter("ignore")
-        yield said

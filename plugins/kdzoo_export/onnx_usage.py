@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-INPUT, OUTPUT = "inputs", "logits"
+from kdzoo.api.export import INPUT_NAME, OUTPUT_NAME
+
 #: Makes onnxruntime add products of 8 bits in more than 16, where the CPU would not; other CPUs ignore it.
 PRECISE = "session.x64quantprecision"
 
@@ -25,7 +26,7 @@ def snippet(file: str, kind: str, precise: bool) -> str:
             "",
             "shape = (1, preprocessing['channels'], *preprocessing['size'])",
             f"{name} = np.random.default_rng(0).random(shape, dtype=np.float32)  # {sample}",
-            f"logits = session.run(['{OUTPUT}'], {{'{INPUT}': ({name} - mean) / std}})[0]",
+            f"logits = session.run(['{OUTPUT_NAME}'], {{'{INPUT_NAME}': ({name} - mean) / std}})[0]",
             "answer = classes[int(logits[0].argmax())]",
         ]
     )
@@ -47,7 +48,7 @@ def text_snippet(file: str, precise: bool) -> str:
             "tokenizer = Tokenizer.from_file('tokenizer/tokenizer.json')",
             "tokenizer.no_padding()",
             "ids = tokenizer.encode('your text').ids",
-            f"logits = session.run(['{OUTPUT}'], {{'{INPUT}': np.array([ids])}})[0]",
+            f"logits = session.run(['{OUTPUT_NAME}'], {{'{INPUT_NAME}': np.array([ids])}})[0]",
             "answer = classes[int(logits[0].argmax())]",
         ]
     )

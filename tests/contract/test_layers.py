@@ -185,6 +185,7 @@ MAY_WRITE = {
         {"tempfile.TemporaryDirectory", ".open for writing"},
         "the scratch folder of a check, and the inputs of the file that is checked",
     ),
+    "kdzoo/contract/onnx_graph.py": ({"tempfile.TemporaryDirectory"}, "onnxruntime quantizes from file to file"),
     "kdzoo/report/drawing.py": ({".savefig"}, "a figure goes into a text in memory"),
     "kdzoo/run/runner.py": ({"shutil.rmtree"}, "trackers' files, which are written anew when a run goes on"),
     "kdzoo/run/stage_log.py": ({"shutil.rmtree"}, "trackers' files, which are written anew when a run goes on"),
@@ -194,7 +195,7 @@ MAY_WRITE = {
     "kdzoo/zoo/cache.py": ({".mkdir", ".unlink"}, "the user's cache, which storage writes"),
     "kdzoo/zoo/survey.py": ({"os.write"}, "the pipe to the process that asked"),
     "plugins/kdzoo_export/onnx_file.py": (
-        {"onnx.save", "tempfile.TemporaryDirectory"},
+        {"onnx.save"},
         "an exporter writes the path that it is handed",
     ),
     "plugins/kdzoo_nas/search.py": ({".unlink"}, "a killed search's journal, which optuna writes"),

@@ -148,6 +148,73 @@ def test_int8_has_a_name_of_its_own_beside_the_plain_file(tmp_path, student):
     assert entry["top1_percent"] == pytest.approx(90, abs=5)
 
 
+class InTwo(Onnx):
+    """Keeps the weights in a file of their own."""
+
+    __module__, __qualname__ = Onnx.__module__, Onnx.__qualname__  # by which the fresh process finds the runtime
+    further_suffixes = (".weights",)
+
+    def __init__(self, change=lambda model: model):
+        super().__init__(Onnx.Options())
+        self.change = change
+
+    def export(self, model, example, path, metadata, calibration):
+        super().export(self.change(model).eval(), example, path, metadata, calibration)
+        location = path.with_suffix(".weights").name
+        onnx.save(onnx.load(path), path, save_as_external_data=True, location=location, size_threshold=100)
+
+
+@pytest.mark.usefixtures("same_process")
+def test_files_of_one_format_are_kept_rejected_and_measured_together(tmp_path, student):
+    def content():
+        return [(tmp_path / "export" / name).read_bytes() for name in ("student.onnx", "student.weights")]
+
+    entry = export(student, tmp_path, InTwo())
+    assert entry["file"] == "student.onnx"
+    assert listing(tmp_path) == ["student.onnx", "student.weights"]
+    good = content()
+    assert entry["size_mib"] == sum(map(len, good)) / 2**20
+    rejected = export(student, tmp_path, InTwo(other_weights))
+    assert rejected["file"] == "student.onnx.rejected"
+    both = ["student.onnx", "student.onnx.rejected", "student.weights", "student.weights.rejected"]
+    assert listing(tmp_path) == both
+    assert content() == good
+    export(student, tmp_path, InTwo())
+    assert listing(tmp_path) == ["student.onnx", "student.weights"]
+
+
+def test_a_kill_leaves_no_file_next_to_the_weights_of_another():
+    """Whatever is written is written in this order, each step atomically."""
+    folder = {"a.xml": "old", "a.bin": "old"}
+    for step in verification_steps({"a.xml": "new", "a.bin": "new"}):
+        folder |= step
+        versions = {folder["a.xml"], folder["a.bin"]}
+        assert len(versions) == 1 or folder["a.xml"] is None, folder
+    assert folder == {"a.xml": "new", "a.bin": "new", "a.xml.rejected": None, "a.bin.rejected": None}
+
+
+def verification_steps(contents):
+    steps = []
+    verification.put(contents, lambda files: steps.extend({name: data} for name, data in files.items()), rejected=False)
+    return steps
+
+
+@pytest.mark.usefixtures("same_process")
+@pytest.mark.parametrize(("largest", "odd", "most"), [(None, 7, SAMPLES), (1, 1, 1), (8, 7, 8)])
+def test_a_file_is_fed_no_more_samples_than_it_takes(tmp_path, student, monkeypatch, largest, odd, most):
+    fed = []
+
+    def load(self, path, threads):
+        return lambda inputs: (fed.append(len(inputs)), torch.no_grad()(model)(torch.tensor(inputs)).numpy())[1]
+
+    model = verification.plain_copy(student.network.model)
+    monkeypatch.setattr(Onnx, "load", load)
+    exporter = Onnx(Onnx.Options())
+    exporter.largest_batch = largest
+    assert export(student, tmp_path, exporter)["rejected"] == []
+    assert (fed[:3], max(fed), sum(fed)) == ([1, odd, most], most if most > odd else odd, SAMPLES + 1 + odd)
+
+
 @pytest.mark.usefixtures("same_process")
 @pytest.mark.parametrize("samples", [1, 2, 3])
 def test_a_split_of_very_few_samples_is_checked_too(tmp_path, student, samples):
@@ -349,6 +416,14 @@ def test_an_exporter_that_writes_no_file_is_named(tmp_path, student):
     with pytest.raises(ExportError) as caught:
         export(student, tmp_path, Lazy(Onnx.Options()))
     assert str(caught.value) == "onnx: its exporter wrote no file; it should have written student.onnx"
+
+
+def test_a_further_file_that_is_missing_is_named(tmp_path, student):
+    exporter = Onnx(Onnx.Options())
+    exporter.further_suffixes = (".weights",)
+    with pytest.raises(ExportError) as caught:
+        export(student, tmp_path, exporter)
+    assert str(caught.value) == "onnx: its exporter wrote no file; it should have written student.weights"
 
 
 @pytest.mark.usefixtures("same_process")

@@ -341,6 +341,12 @@ OTHER_OFFERS = {
         "register(type('E', (Exporter,), dict(name='e', suffix='onnx', export=print, load=print)))",
         "E: suffix is 'onnx'; it is like '.onnx'",
     ),
+    "further_suffixes": (
+        "register_exporters",
+        "register(type('E', (Exporter,), dict(name='e', suffix='.xml', further_suffixes='.bin', export=print, "
+        "load=print)))",
+        "E: further_suffixes is '.bin'; it is a tuple of further ones, like ('.bin',)",
+    ),
     "quantizer": ("register_quantizers", "register(print)", "print is no subclass of Quantizer"),
     "tracker": ("register_trackers", "register(print)", "print is no subclass of Tracker"),
 }
