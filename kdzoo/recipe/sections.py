@@ -141,6 +141,11 @@ class TrainRecipe(_Section):
         description="Decay of a moving average of the student's weights, which is then kept; nothing else is averaged. "
         "null: none.",
     )
+    batch_norm: Literal["global", "local"] = Field(
+        "global",
+        description="Of several processes: BatchNorm over the batch of all, as in one process, or faster over each "
+        "process's share.",
+    )
     channels_last: Flag | None = Field(None, description="Memory format; null chooses what pays.")
     compile: Flag = Field(False, description="Use torch.compile; repays after about 1000 steps.")
     select: Literal["last", "best"] = Field("last", description="Keep the last epoch, or the best on validation.")

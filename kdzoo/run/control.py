@@ -39,7 +39,7 @@ class Control:
 
     def check_stop(self, where: str) -> None:
         """Raise Interrupted if a signal asks for it; all that is done so far is in the store."""
-        if self.ranks.any(bool(self.stop())):
+        if any(self.ranks.any(bool(self.stop()))):
             raise self.interrupted(where)
 
     def interrupted(self, where: str) -> Interrupted:

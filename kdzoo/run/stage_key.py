@@ -13,6 +13,9 @@ from kdzoo.run.builder import Builder
 from kdzoo.run.keys import STAGE_FORMAT, core_hash, model_hash, source_hash
 from kdzoo.types import stable_hash
 
+#: Keys of train that decide nothing in a run of one process.
+ALONE = {"batch_norm"}
+
 
 def stage_key(build: Builder, stage: Stage, chosen: ResolvedAlgorithm | None, train: TrainRecipe) -> str:
     """Hash everything that determines a stage's bits; its name is not among them."""
@@ -24,7 +27,7 @@ def stage_key(build: Builder, stage: Stage, chosen: ResolvedAlgorithm | None, tr
             "loss_weights": dict(chosen.loss_weights),
             "source": source_hash(chosen.cls),
         }
-    ignored = {"checkpoint_seconds"}
+    ignored = {"checkpoint_seconds"} | (ALONE if build.ranks.world == 1 else set())
     return stable_hash(
         {
             "format": STAGE_FORMAT,

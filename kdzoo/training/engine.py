@@ -36,6 +36,8 @@ SAVING_SHARE = 0.05
 #: Updates that one batch may ask for; a generator that yields more never ends.
 MOST_UPDATES = 1_000
 
+Terms = Callable[[], dict[str, float]]
+
 
 @dataclass
 class Progress:
@@ -80,14 +82,15 @@ class Engine:
                 self.step += 1
                 if self.step % job.steps_per_epoch == 0:
                     self._end_epoch(epoch)
-                if job.ranks.any(stop()):
-                    save(self)
-                    return False
                 now = time.monotonic()
                 overdue = now - last_save > job.train.checkpoint_seconds
                 epoch_over = self.step % job.steps_per_epoch == 0 and now - last_save >= saving / SAVING_SHARE
-                if job.ranks.any(epoch_over or overdue):  # clocks differ, so all have to be asked
+                # Clocks differ, and a signal may have reached one process only, so all have to be asked.
+                stopping, saving_now = job.ranks.any(bool(stop()), epoch_over or overdue)
+                if stopping or saving_now:
                     save(self)
+                    if stopping:
+                        return False
                     last_save = time.monotonic()
                     saving = last_save - now
         return True
@@ -99,8 +102,9 @@ class Engine:
         update = next(iter(self.job.algorithm.step(ctx)))
         self.networks.of(update)
         _, terms = self._weigh(update)
-        self._check_finite(terms, batch)
-        return terms
+        values = terms()
+        self._check_finite(values, batch)
+        return values
 
     def taught_without_labels(self) -> bool:
         """Whether a term other than the task's gives a gradient to the student's logits; nothing is trained."""
@@ -196,6 +200,7 @@ class Engine:
             self._optimizer_step(network, parts, values)
         else:
             raise ContractError(f"{self.job.title}: step() yielded {MOST_UPDATES} updates for one batch")
+        self.networks.average_statistics()
         if type(algorithm).update is not Algorithm.update:
             # Of parts without data none has samples of its own: the state changes once a step.
             for ctx in contexts if batch is not None else contexts[:1]:
@@ -222,14 +227,24 @@ class Engine:
                 continue
             if number == 0:
                 optimized.optimizer.zero_grad(set_to_none=True)
+            if number == len(parts) - 1:
+                self.networks.averaging[update.network].begin()
             total, terms = self._weigh(update)
-            self._check_finite(terms, part)
-            optimized.scaler.scale(total / len(parts)).backward()
-            values.add_terms(update.network, terms, number, len(parts))
+            scaled = optimized.scaler.scale(total / len(parts))
+            if self.job.ranks.world > 1:
+                scaled.backward()  # meanwhile the terms of the other processes arrive
+            raw = terms()
+            self._check_finite(raw, part)
+            if self.job.ranks.world == 1:
+                scaled.backward()
+            values.add_terms(update.network, raw, number, len(parts))
         return network
 
-    def _weigh(self, update: Update) -> tuple[Tensor, dict[str, float]]:
-        """The weighted sum of an update's terms, and the raw value of each (one transfer from the device)."""
+    def _weigh(self, update: Update) -> tuple[Tensor, Terms]:
+        """The weighted sum of an update's terms, and what waits for the raw value of each, a mean over all processes.
+
+        The values come from the device in one transfer.
+        """
         job = self.job
         total: Tensor | None = None
         for name, term in update.loss.items():
@@ -243,12 +258,13 @@ class Engine:
         if total is None or not total.requires_grad:
             raise ContractError(f"{job.title}: the update of '{update.network}' has nothing to train on")
         raw = torch.stack([term.detach().float() for term in update.loss.values()])
-        return total, dict(zip(update.loss, job.ranks.mean(raw).tolist(), strict=True))
+        mean, names = job.ranks.start_mean(raw), tuple(update.loss)
+        return total, lambda: dict(zip(names, mean().tolist(), strict=True))
 
     def _optimizer_step(self, network: str, parts: Sequence[Batch | None], values: StepValues) -> None:
         job, optimized = self.job, self.networks.optimized[network]
-        optimized.scaler.unscale_(optimized.optimizer)
-        job.ranks.average_gradients(optimized.parameters)
+        self.networks.averaging[network].finish()
+        optimized.scaler.unscale_(optimized.optimizer)  # after it, as what overflows on one process does so on all
         limit = job.train.grad_clip_norm if job.train.grad_clip_norm is not None else math.inf
         gradients = [p.grad for p in optimized.parameters if p.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0

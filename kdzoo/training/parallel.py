@@ -1,13 +1,10 @@
-"""Data-parallel training over several processes that torchrun started.
-
-Gradients are averaged explicitly after each backward instead of by DistributedDataParallel, because a step may
-update several networks in turn (docs/decisions/0005-gradient-averaging.md)."""
+"""The processes of a run and what they tell each other; gradient_averaging.py averages gradients over them."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -15,13 +12,25 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from kdzoo.errors import DistributedError
+from kdzoo.errors import DistributedError, shown
 from kdzoo.training.device import local_gpu
 
 #: A rank that hangs or skips a batch is noticed after this long, not after torch's half hour.
 COLLECTIVE_TIMEOUT = timedelta(minutes=5)
 
 T = TypeVar("T")
+
+
+def collective_timeout() -> timedelta:
+    """How long to wait for another rank. Raises DistributedError where KDZOO_COLLECTIVE_TIMEOUT is no time."""
+    text = os.environ.get("KDZOO_COLLECTIVE_TIMEOUT", "")
+    try:
+        seconds = float(text) if text else COLLECTIVE_TIMEOUT.total_seconds()
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 86_400:
+        raise DistributedError(f"KDZOO_COLLECTIVE_TIMEOUT: must be seconds, above 0 and up to 86400, got {shown(text)}")
+    return timedelta(seconds=seconds)
 
 
 class Ranks:
@@ -32,45 +41,54 @@ class Ranks:
         self.world = int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = int(os.environ.get("RANK", "0"))
         self._gpu: torch.device | None = None
+        self._of_gradients: Any = None
         if self.world > 1:
             self._gpu = local_gpu(device, int(os.environ.get("LOCAL_RANK", "0")))
-        if self.world > 1 and not dist.is_initialized():
-            timeout = timedelta(seconds=float(os.environ.get("KDZOO_COLLECTIVE_TIMEOUT", COLLECTIVE_TIMEOUT.seconds)))
+            with self.together():
+                self._join()
+
+    def _join(self) -> None:
+        """Meet the other processes, unless this one has met them already."""
+        timeout = collective_timeout()
+        if not dist.is_initialized():
             dist.init_process_group("gloo" if self._gpu is None else "nccl", timeout=timeout)
+        self._of_gradients = dist.new_group(timeout=timeout)
 
     @property
     def first(self) -> bool:
         return self.rank == 0
 
-    def average_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Replace each gradient by its mean over the ranks, in one collective."""
-        if self.world == 1:
-            return
-        parameters = [p for p in parameters if p.requires_grad]
-        reached = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
-        values = [torch.zeros_like(p).reshape(-1) if p.grad is None else p.grad.reshape(-1) for p in parameters]
-        flat = torch.cat([*values, reached])
-        dist.all_reduce(flat)
-        offset = 0
-        for parameter, ranks in zip(parameters, flat[-len(parameters) :].tolist(), strict=True):
-            mean = flat[offset : offset + parameter.numel()].view_as(parameter) / self.world
-            parameter.grad = mean if ranks else None  # reached on no rank: the optimizer skips it, as it would alone
-            offset += parameter.numel()
+    def start_sum(self, gradients: Tensor) -> Callable[[], Any]:
+        """Start to replace gradients by their sum over the ranks; calling the result waits for it.
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank; called at step boundaries only."""
+        The group is one of its own: on another rank other collectives may come between in another order.
+        """
+        work: Any = dist.all_reduce(gradients, group=self._of_gradients, async_op=True)
+        return work.wait
+
+    def any(self, *flags: bool) -> list[bool]:
+        """Whether each flag is set on any rank, all in one collective; called at step boundaries only."""
         if self.world == 1:
-            return flag
-        value = torch.tensor(int(flag), device=self._gpu)
-        dist.all_reduce(value, op=dist.ReduceOp.MAX)
-        return bool(value.item())
+            return list(flags)
+        values = torch.tensor([int(flag) for flag in flags], device=self._gpu)
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        return [bool(value) for value in values.tolist()]
 
     def mean(self, values: Tensor) -> Tensor:
         """Average values that each rank computed on its share of the batch."""
-        if self.world > 1:
-            dist.all_reduce(values)
-            values = values / self.world
-        return values
+        return self.start_mean(values)()
+
+    def start_mean(self, values: Tensor) -> Callable[[], Tensor]:
+        """Start to average values that each rank computed; calling the result waits for them and returns them."""
+        if self.world == 1:
+            return lambda: values
+        work: Any = dist.all_reduce(values, async_op=True)
+
+        def received() -> Tensor:
+            work.wait()
+            return values / self.world
+
+        return received
 
     def gather(self, tensor: Tensor) -> Tensor:
         """Concatenate each rank's share along the batch, in the order of the global batch."""

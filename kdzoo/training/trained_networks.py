@@ -7,14 +7,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kdzoo.contract.algorithm import Algorithm
 from kdzoo.contract.step import Update
 from kdzoo.errors import ContractError
-from kdzoo.training.batch_norm import use_global_batch_norm
+from kdzoo.training.batch_norm import running_statistics, use_global_batch_norm
 from kdzoo.training.device import check_gradients
+from kdzoo.training.gradient_averaging import GradientAveraging
 from kdzoo.training.optimization import Optimized, settings_of
 
 if TYPE_CHECKING:
@@ -28,8 +29,9 @@ UNSCHEDULED = {"schedule": {"name": "constant", "warmup_epochs": 0, "milestones"
 class TrainedNetworks:
     """The networks of a job by name: "student", ``peer_<i>`` and those of ``Algorithm.networks()``.
 
-    ``modules`` holds the networks, ``optimized`` their optimizers. The student's optimizer also trains the parameters
-    of the algorithm that belong to no network of its own. ``forward_student`` is the student as steps call it.
+    ``modules`` holds the networks, ``optimized`` their optimizers, ``averaging`` what averages the gradients of each
+    over the processes. The student's optimizer also trains the parameters of the algorithm that belong to no network of
+    its own. ``forward_student`` is the student as steps call it.
     """
 
     def __init__(self, job: Job) -> None:
@@ -45,6 +47,9 @@ class TrainedNetworks:
             self.modules[name] = mine.module
         self.optimized = self._optimizers(own)
         self._check_disjoint()
+        self.averaging = {
+            name: GradientAveraging(optimized.parameters, job.ranks) for name, optimized in self.optimized.items()
+        }
         self._parts = [(module, tuple(module.modules())) for module in (*self.modules.values(), job.algorithm)]
         decay = job.train.ema_decay
         self.ema = None
@@ -58,9 +63,13 @@ class TrainedNetworks:
             check_gradients(job.precision, network)
             job.precision.place(network)
         job.algorithm.to(job.precision.device)
+        self._statistics: list[Tensor] = []
         if job.ranks.world > 1:
             for module in (job.student, *job.peers, job.algorithm):
-                use_global_batch_norm(module)
+                if job.train.batch_norm == "global":
+                    use_global_batch_norm(module)
+                else:
+                    self._statistics += running_statistics(module)
 
     def _optimizers(self, own: Mapping[str, Any]) -> dict[str, Optimized]:
         job = self._job
@@ -97,6 +106,17 @@ class TrainedNetworks:
                 module.train()
         for optimized in self.optimized.values():
             optimized.to_step(step)
+
+    def average_statistics(self) -> None:
+        """Give every process the mean of the running statistics that each took of its share of the batch.
+
+        It is done after each step, so that a checkpoint of the first process is the state of all.
+        """
+        if self._statistics:
+            flat = self._job.ranks.mean(torch.cat([values.reshape(-1) for values in self._statistics]))
+            means = flat.split([values.numel() for values in self._statistics])
+            for values, mean in zip(self._statistics, means, strict=True):
+                values.copy_(mean.view_as(values))
 
     def average(self) -> None:
         """Let the moving average follow the student, where the recipe asks for one."""

@@ -10,9 +10,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from kdzoo.errors import DistributedError
-from kdzoo.training.batch_norm import use_global_batch_norm
-from kdzoo.training.parallel import COLLECTIVE_TIMEOUT, Ranks
+from kdzoo.errors import ContractError, DistributedError
+from kdzoo.training.batch_norm import turn_into_global, use_global_batch_norm
+from kdzoo.training.gradient_averaging import GradientAveraging
+from kdzoo.training.parallel import COLLECTIVE_TIMEOUT, Ranks, collective_timeout
 
 
 def test_a_single_process_is_rank_0_of_1_and_every_call_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,11 +25,13 @@ def test_a_single_process_is_rank_0_of_1_and_every_call_is_free(monkeypatch: pyt
     values = torch.rand(3)
     assert ranks.gather(values) is values
     assert ranks.mean(values) is values
-    assert [ranks.any(flag) for flag in (True, False)] == [True, False]
+    assert ranks.any(True, False) == [True, False]
     assert ranks.broadcast({"a": 1}) == {"a": 1}
     reached, unreached = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
     reached.grad = gradient = torch.tensor([1.0, 2.0])
-    ranks.average_gradients([reached, unreached])
+    averaging = GradientAveraging([reached, unreached], ranks)
+    averaging.begin()
+    averaging.finish()
     assert (reached.grad is gradient, unreached.grad) == (True, None)
     assert ranks.collect({"a": 1}) == [{"a": 1}]
     ranks.agree("the recipe", "x")
@@ -38,6 +41,51 @@ def test_a_single_process_is_rank_0_of_1_and_every_call_is_free(monkeypatch: pyt
 
 def test_a_hanging_rank_is_noticed_in_minutes() -> None:
     assert 60 <= COLLECTIVE_TIMEOUT.total_seconds() <= 600
+
+
+@pytest.mark.parametrize("text", ["soon", "0", "-1", "nan", "1e9"])
+def test_a_time_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("KDZOO_COLLECTIVE_TIMEOUT", text)
+    with pytest.raises(DistributedError) as caught:
+        collective_timeout()
+    message = "KDZOO_COLLECTIVE_TIMEOUT: must be seconds, above 0 and up to 86400, got "
+    assert str(caught.value).startswith(message)
+
+
+def test_a_gradient_that_comes_after_it_was_sent_is_refused() -> None:
+    """As of a checkpointed part that runs backward by itself, twice in one update."""
+    weight = nn.Parameter(torch.ones(2))
+    averaging = GradientAveraging([weight], two_ranks())
+    averaging.begin()
+    weight.sum().backward()
+    with pytest.raises(ContractError, match="computed the gradient of one parameter twice, after it was sent"):
+        weight.sum().backward()
+
+
+def two_ranks() -> Ranks:
+    """A process of two that sends nothing."""
+    ranks = Ranks()
+    ranks.world = 2
+    ranks.start_sum = lambda gradients: lambda: None  # type: ignore[method-assign]
+    return ranks
+
+
+def test_a_gpu_takes_the_fused_kernels() -> None:
+    """Which cannot be run here: only the choice is tested."""
+    with torch.device("meta"):
+        norms = nn.Sequential(nn.BatchNorm2d(4), nn.BatchNorm1d(4), timm.layers.BatchNormAct2d(4))
+    for norm in norms:
+        before = norm.state_dict().keys()
+        turn_into_global(norm, on_gpu=True)
+        assert isinstance(norm, nn.SyncBatchNorm)
+        assert norm.state_dict().keys() == before
+        assert norm.process_group is None
+    plain = [nn.BatchNorm2d(4), timm.layers.BatchNormAct2d(4)]
+    fused = [nn.BatchNorm2d(4), timm.layers.BatchNormAct2d(4)]
+    inputs = batch(2, 4, 5, 3)
+    for norm, other in zip(plain, fused, strict=True):
+        turn_into_global(other, on_gpu=True)
+        torch.testing.assert_close(other.eval()(inputs), norm.eval()(inputs))
 
 
 @pytest.fixture
@@ -128,5 +176,5 @@ def test_an_unknown_kind_is_refused() -> None:
         use_global_batch_norm(nn.Sequential(Ghost(4)))
     assert str(caught.value) == (
         "Ghost cannot be normalised over several processes; known: BatchNorm1d, BatchNorm2d, BatchNormAct2d. Run one "
-        "process, or choose another model"
+        "process, choose another model, or train.batch_norm: local"
     )

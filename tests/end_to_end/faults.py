@@ -20,7 +20,7 @@ import torch
 from kdzoo.data.loader import Loader
 from kdzoo.run import builder as building
 from kdzoo.run import delivery, runner
-from kdzoo.training import engine, teacher, trained_networks
+from kdzoo.training import engine, teacher
 
 
 def slow_steps() -> None:
@@ -289,11 +289,6 @@ def silent_teacher() -> None:
 
 
 # --- several processes ----------------------------------------------------------------------------
-
-
-def local_batch_norm() -> None:
-    """Each process normalises by its own share of the batch."""
-    trained_networks.use_global_batch_norm = lambda module: None
 
 
 def note_state() -> None:
