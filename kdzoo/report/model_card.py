@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from kdzoo.report.measurements import Cell, Row
 from kdzoo.report.reading import Run, section
+from kdzoo.report.rendering import render
 from kdzoo.report.results import Table
 from kdzoo.report.run_summary import item_grid, summarize
 from kdzoo.report.tables import markdown_text
@@ -21,17 +21,10 @@ MOST_CLASSES = 30
 
 def card(run: Run) -> str:
     """Return the card: what it is, how good, how to use it, how it was made, and what is not known."""
-    environment = Environment(
-        loader=PackageLoader("kdzoo.report"),
-        autoescape=True,
+    return render(
+        "README.md.j2",
+        filters={"fenced": fenced, "inline_code": inline_code, "mark": mark},
         finalize=literal,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"fenced": fenced, "inline_code": inline_code, "mark": mark}
-    return environment.get_template("README.md.j2").render(
         run=summarize(run),
         what={"text": "A text", "measurements": "A"}.get(kind_of_inputs(run), "An image"),
         inputs={"text": "texts", "measurements": "measurements"}.get(kind_of_inputs(run), "images"),

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from kdzoo.report import charts
 from kdzoo.report.charts import Chart
 from kdzoo.report.drawing import place
 from kdzoo.report.measurements import Grid
 from kdzoo.report.reading import Run
+from kdzoo.report.rendering import render
 from kdzoo.report.results import HeatMap, Images, Scatter, Table
 from kdzoo.report.run_summary import item_grid, summarize
 
@@ -31,14 +30,6 @@ class Section:
 
 def page(run: Run) -> str:
     """Return report.html: one file that loads nothing."""
-    environment = Environment(
-        loader=PackageLoader("kdzoo.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     accuracy = [charts.accuracy_against_latency(list(run.results.entries())), charts.learning_curves(run.rows)]
     logged_of = {stage.name: stage.logged_of for stage in run.results.stages}
     per_class = run.results.per_class
@@ -46,7 +37,8 @@ def page(run: Run) -> str:
         charts.loss_terms(run.rows, logged_of),
         charts.per_class_accuracy(per_class.classes, per_class.top1_percent),
     ]
-    return environment.get_template("report.html.j2").render(
+    return render(
+        "report.html.j2",
         run=summarize(run),
         sections=list(sections(run.results.report_items)),
         side_by_side=[chart for chart in accuracy if chart],

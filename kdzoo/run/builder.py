@@ -144,7 +144,7 @@ class Builder:
         image = (self.data.channels, self.data.size[0], self.data.size[1])
         shapes = shapes_of(student, taught, peers, pairing, self.data.num_train if handed else 0, image)
         shapes = replace(shapes, classes=stage_classes(stage, self.data), earlier=stage.earlier)
-        algorithm = self._algorithm(cls, chosen, shapes, stage.salt)
+        algorithm = self.algorithm(cls, chosen, shapes, stage.salt)
         precision = self.precision(student)
         if stage.model.quantizer is not None:  # half precision would round what the quantizer is to round
             student, precision = self.quantized(student, stage.model), Precision(self.device, None, False)
@@ -175,9 +175,7 @@ class Builder:
         )
         return job, pairing
 
-    def _algorithm(
-        self, cls: type[Algorithm], chosen: ResolvedAlgorithm | None, shapes: Shapes, salt: str
-    ) -> Algorithm:
+    def algorithm(self, cls: type[Algorithm], chosen: ResolvedAlgorithm | None, shapes: Shapes, salt: str) -> Algorithm:
         """The algorithm's object, its own parameters drawn from the stage's seed."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.recipe.seed, "algorithm", salt))

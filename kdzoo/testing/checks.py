@@ -10,8 +10,7 @@ import inspect
 import json
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -19,23 +18,34 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import nn
 
 from kdzoo.contract.algorithm import Algorithm
 from kdzoo.contract.classification import NO_LABEL, quality
 from kdzoo.contract.stage import Stage
-from kdzoo.contract.step import Clock, Outputs, StepContext
+from kdzoo.contract.step import Clock, Outputs
 from kdzoo.errors import KdzooError, NeedsError
 from kdzoo.models.weights import delivered_weights, weights_sha256
 from kdzoo.plan.resolve import unmet_needs
 from kdzoo.run.delivered import delivered_spec
-from kdzoo.run.runner import Runner
 from kdzoo.storage.checkpoints import Checkpoints
-from kdzoo.storage.run_folder import RunFolder
 from kdzoo.storage.sealed import read_tensors
 from kdzoo.testing.card import docstring_parts, rung
-from kdzoo.testing.harness import TASK, CheckFailed, Harness, Outcome, Vacuous, ensure, run_steps, updates_of
-from kdzoo.testing.tiny import STUDENT, TEACHER, least, tiny_recipe, tiny_runner
+from kdzoo.testing.harness import (
+    TASK,
+    CheckFailed,
+    Harness,
+    Outcome,
+    Vacuous,
+    assert_finite,
+    assert_same,
+    ensure,
+    harness_of,
+    reached_by_distillation,
+    run_steps,
+    updates_of,
+)
+from kdzoo.testing.tiny import STUDENT, TEACHER, least, tiny_recipe
 from kdzoo.training.engine import Engine, Progress
 from kdzoo.zoo.loading import load_zoo
 from kdzoo.zoo.offered import Zoo
@@ -87,20 +97,12 @@ def terms_are_finite_scalars(harness: Harness) -> None:
         assert_finite(loss)
 
 
-def assert_finite(loss: Mapping[str, Tensor]) -> None:
-    for name, term in loss.items():
-        ensure(term.dim() == 0, f"term '{name}' has shape {tuple(term.shape)}, not ()")
-        ensure(term.dtype == torch.float32, f"term '{name}' is {term.dtype}, not float32")
-        ensure(bool(torch.isfinite(term)), f"term '{name}' is {term.item()}")
-
-
 def perfect_student_scores_zero(harness: Harness) -> None:
     """A student that answers exactly as its teachers scores zero on every distillation term."""
     if harness.cls.needs.teachers == 0 and harness.cls.needs.peers == 0:
         raise Vacuous("it has neither teacher nor peer to be equal to")
     args = {"name": "test_resnet", "args": STUDENT}
-    runner = harness.runner(models={"student": args, "teachers": [args] * least(harness.cls.needs.teachers)})
-    engine = Engine(harness.job(runner))
+    engine = harness.engine(models={"student": args, "teachers": [args] * least(harness.cls.needs.teachers)})
     ctx = harness.context(engine)
     if ctx.student is None:
         raise Vacuous("it is handed no batch to be equal on")
@@ -218,20 +220,6 @@ def student_gets_gradient_from_distillation_alone(harness: Harness) -> None:
 LONG = 200
 
 
-def reached_by_distillation(engine: Engine, ctx: StepContext) -> bool:
-    """Whether the weighted terms of a step, the task's left out, give any weight of the student a gradient."""
-    parameters = [p for p in engine.job.student.model.parameters() if p.requires_grad]
-    for network, loss in updates_of(engine, ctx):
-        terms = [
-            engine.job.loss_weights[name] * term for name, term in loss.items() if name != TASK and term.requires_grad
-        ]
-        if network == "student" and terms:
-            gradients = torch.autograd.grad(torch.stack(terms).sum(), parameters, retain_graph=True, allow_unused=True)
-            if any(gradient is not None and bool(gradient.abs().max() > 0) for gradient in gradients):
-                return True
-    return False
-
-
 def own_parameters_all_train(harness: Harness) -> None:
     """The algorithm's parameters are registered in its constructor, and a gradient reaches each of its modules."""
     engine = harness.engine()
@@ -276,12 +264,8 @@ def same_seed_same_numbers(harness: Harness) -> None:
     first = run_steps(harness.engine(), 3)
     torch.manual_seed(2)
     torch.rand(7)
-    assert_same(first, run_steps(harness.engine(), 3), "two runs with one seed")
-
-
-def assert_same(first: Mapping[str, Tensor], second: Mapping[str, Tensor], what: str) -> None:
-    for key, value in first.items():
-        ensure(torch.equal(value, second[key]), f"{what} differ in '{key}'")
+    again = Engine(harness.prepare().job)  # networks and all, where other engines get copies
+    assert_same(first, run_steps(again, 3), "two runs with one seed")
 
 
 def state_round_trips(harness: Harness) -> None:
@@ -315,16 +299,19 @@ def killed_run_resumes_bit_identically(harness: Harness) -> None:
 # --- sizes and types ----------------------------------------------------------------------------
 
 
+#: Options of the data that leave the deepest level a map of more than one pixel, which has something to normalise over.
+LARGE = {"size": (64, 64)}
+
+
 def batch_of_one(harness: Harness) -> None:
     """A batch of one sample works, or the algorithm declares its least batch and less is refused."""
     needs = harness.cls.needs
-    large = {"size": (64, 64)}  # maps of one pixel have nothing to normalise over
-    engine = harness.engine(data={"options": large})
+    engine = harness.engine(data={"options": LARGE})
     if needs.data == "none":
         raise Vacuous("it makes its own batches")
     if needs.min_batch > 1:
         try:
-            harness.job(harness.runner(data={"batch_size": needs.min_batch - 1, "options": large}))
+            harness.prepare(data={"batch_size": needs.min_batch - 1, "options": LARGE})
         except NeedsError:
             pass
         else:
@@ -351,7 +338,7 @@ def two_classes(harness: Harness) -> None:
             assert_finite(loss)
         return
     try:
-        harness.job(harness.runner(**changes))
+        harness.prepare(**changes)
     except NeedsError:
         return
     raise CheckFailed(f"two classes were accepted although {harness.cls.needs.min_classes} are declared as the least")
@@ -359,8 +346,8 @@ def two_classes(harness: Harness) -> None:
 
 def bf16(harness: Harness) -> None:
     """Under bf16 autocast the terms are float32 and finite, and a step can be taken."""
-    # 32 pixels: oneDNN's bf16 weight gradient is garbage for a 3x3 convolution of a 1x1 map (torch 2.15)
-    changes = {"precision": "bf16", "data": {"options": {"size": (32, 32)}}}
+    # large, as oneDNN's bf16 weight gradient is garbage for a 3x3 convolution of a 1x1 map (torch 2.15)
+    changes = {"precision": "bf16", "data": {"options": LARGE}}
     engine = harness.engine(**changes)
     for _, loss in updates_of(engine, harness.context(engine)):
         assert_finite(loss)
@@ -370,38 +357,19 @@ def bf16(harness: Harness) -> None:
 # --- whole runs -----------------------------------------------------------------------------------
 
 
-@contextmanager
-def whole_run(harness: Harness) -> Iterator[tuple[Runner, dict[str, Any], Path]]:
-    with (
-        tempfile.TemporaryDirectory(dir=harness.root) as place,
-        RunFolder.start(
-            Path(place),
-            name="conformance",
-            seed=0,
-            recipe_text="",
-            recipe_hash="0",
-            recipe_fields={},
-            new=True,
-            resume=False,
-        ) as folder,
-    ):
-        runner = tiny_runner(harness.cls, harness.zoo, harness.root, {}, folder=folder)
-        yield runner, runner.run(), folder.path("")
-
-
 def student_on_disk_is_the_plain_model(harness: Harness) -> None:
     """What a run delivers has exactly the weights of the plain student: no wrapper, projector or teacher.
 
     Of the recipe's student, or of the network that student.json names where the algorithm chooses one.
     """
-    with whole_run(harness) as (runner, _, folder):
-        told = json.loads((folder / "student.json").read_text())
-        delivered = read_tensors(folder / "student.safetensors", told["sha256"])
-        spec = delivered_spec(told) if harness.cls.chooses_student else runner.plan.student
-        plain = delivered_weights(runner.build.network(spec).model)
-        ensure(delivered.keys() == plain.keys(), f"keys differ: {sorted(set(delivered) ^ set(plain))[:5]}")
-        for key, value in plain.items():
-            ensure(delivered[key].shape == value.shape, f"'{key}' has shape {tuple(delivered[key].shape)}")
+    run = harness.whole_run
+    told = json.loads((run.folder / "student.json").read_text())
+    delivered = read_tensors(run.folder / "student.safetensors", told["sha256"])
+    spec = delivered_spec(told) if harness.cls.chooses_student else run.runner.plan.student
+    plain = delivered_weights(run.runner.build.network(spec).model)
+    ensure(delivered.keys() == plain.keys(), f"keys differ: {sorted(set(delivered) ^ set(plain))[:5]}")
+    for key, value in plain.items():
+        ensure(delivered[key].shape == value.shape, f"'{key}' has shape {tuple(delivered[key].shape)}")
 
 
 def runs_on_declared_needs(harness: Harness) -> None:
@@ -411,8 +379,7 @@ def runs_on_declared_needs(harness: Harness) -> None:
     if least(harness.cls.needs.teachers) > 0:
         fewer = tiny_recipe(harness.cls, {"models": {"teachers": recipe.model_dump()["models"]["teachers"][:-1]}})
         ensure(bool(unmet_needs(harness.cls, fewer)), "a recipe with a teacher too few is accepted")
-    with whole_run(harness) as (_, results, _folder):
-        ensure(quality(results["student"]) >= 0, "the run gave no result")
+    ensure(quality(harness.whole_run.results["student"]) >= 0, "the run gave no result")
 
 
 def beats_its_own_start(harness: Harness) -> None:
@@ -460,20 +427,19 @@ ALL: tuple[Callable[[Harness], None], ...] = (
 def run_check(
     check: Callable[[Harness], None], cls: type[Algorithm], zoo: Zoo | None = None, root: Path | None = None
 ) -> Outcome:
-    """Run one check over one algorithm. ``root`` keeps trained teachers for the next check."""
+    """Run one check over one algorithm. ``root`` keeps trained teachers, for other algorithms too."""
     name = check.__name__
     reason = cls.skip_checks.get(name)
     if reason is not None:
         return Outcome(name, "skipped", reason)
-    with tempfile.TemporaryDirectory() as place:
-        try:
-            check(Harness(cls, zoo or load_zoo(), root or Path(place)))
-        except Vacuous as reason_given:
-            return Outcome(name, "vacuous", str(reason_given))
-        except (CheckFailed, KdzooError) as error:
-            return Outcome(name, "failed", str(error))
-        except Exception as error:  # whatever an algorithm raises is its failure, and the other checks still run
-            return Outcome(name, "failed", f"{type(error).__name__}: {error}{_place(error, cls)}")
+    try:
+        check(harness_of(cls, zoo or load_zoo(), root))
+    except Vacuous as reason_given:
+        return Outcome(name, "vacuous", str(reason_given))
+    except (CheckFailed, KdzooError) as error:
+        return Outcome(name, "failed", str(error))
+    except Exception as error:  # whatever an algorithm raises is its failure, and the other checks still run
+        return Outcome(name, "failed", f"{type(error).__name__}: {error}{_place(error, cls)}")
     return Outcome(name, "passed")
 
 
@@ -490,6 +456,5 @@ def run_checks(cls: type[Algorithm], zoo: Zoo | None = None) -> Iterator[Outcome
     for name in cls.skip_checks:
         if name not in known:
             yield Outcome(name, "failed", f"skip_checks names no check; known: {', '.join(sorted(known))}")
-    with tempfile.TemporaryDirectory() as place:
-        for check in ALL:
-            yield run_check(check, cls, zoo, Path(place))
+    for check in ALL:
+        yield run_check(check, cls, zoo)

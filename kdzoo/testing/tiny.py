@@ -14,6 +14,7 @@ from kdzoo.contract.declared import Count, bounds
 from kdzoo.contract.extension_points import ArraySplit, DataSource, DataSplits, OfferOptions
 from kdzoo.contract.stage import AlgorithmChoice, ModelSpec, StagePlan
 from kdzoo.plan.resolve import Plan, resolve_algorithm, spec_of
+from kdzoo.recipe.reading import recipe_hash
 from kdzoo.recipe.sections import Recipe
 from kdzoo.run.runner import Runner
 from kdzoo.storage.run_folder import RunFolder
@@ -145,6 +146,20 @@ def tiny_runner(
     return Runner(plan, zoo, folder, Store(root / "store"))
 
 
+def tiny_folder(out: Path, recipe: Recipe | None = None, name: str = "run", resume: bool = False) -> RunFolder:
+    """A new run folder below ``out``, of a recipe or of none, or the one to resume; close it like a file."""
+    return RunFolder.start(
+        out,
+        name=name,
+        seed=0 if recipe is None else recipe.seed,
+        recipe_text="",
+        recipe_hash="" if recipe is None else recipe_hash(recipe),
+        recipe_fields={} if recipe is None else recipe.model_dump(mode="json"),
+        new=not resume,
+        resume=resume,
+    )
+
+
 def _stripes(changes: Mapping[str, Any] | None) -> dict[str, Any]:
     return dict((changes or {}).get("data", {}).get("options", {}))
 
@@ -157,4 +172,4 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-__all__ = ["STUDENT", "TEACHER", "TINY", "Stripes", "bare_plan", "tiny_recipe", "tiny_runner"]
+__all__ = ["STUDENT", "TEACHER", "TINY", "Stripes", "bare_plan", "tiny_folder", "tiny_recipe", "tiny_runner"]

@@ -18,14 +18,12 @@ from torch import Tensor, nn
 
 from kdzoo.api import Algorithm, HeatMap, Images, Outputs, Point, ReportItem, Scatter, Shapes, Table
 from kdzoo.errors import ContractError
-from kdzoo.recipe.reading import recipe_hash
 from kdzoo.report.page import sections
 from kdzoo.report.results import parse_results
 from kdzoo.run import report_item_json
 from kdzoo.run.finished_run import Ensemble
 from kdzoo.run.report_item_json import as_json
-from kdzoo.storage.run_folder import RunFolder
-from kdzoo.testing.tiny import tiny_recipe, tiny_runner
+from kdzoo.testing.tiny import tiny_folder, tiny_recipe, tiny_runner
 from kdzoo.zoo.loading import load_zoo
 
 
@@ -100,17 +98,7 @@ class Showing(Match):
 
 
 def run(cls: type[Algorithm], root: Path, **changes: Any) -> dict[str, Any]:
-    recipe = tiny_recipe(cls, changes)
-    with RunFolder.start(
-        root / "out",
-        name="run",
-        seed=recipe.seed,
-        recipe_text="",
-        recipe_hash=recipe_hash(recipe),
-        recipe_fields=recipe.model_dump(mode="json"),
-        new=True,
-        resume=False,
-    ) as folder:
+    with tiny_folder(root / "out", tiny_recipe(cls, changes)) as folder:
         tiny_runner(cls, load_zoo("none"), root, changes, folder=folder).run()
         return json.loads(folder.path("results.json").read_text())
 

@@ -34,7 +34,7 @@ from kdzoo.run.tracking import Trackers
 from kdzoo.storage.atomic import save_ready
 from kdzoo.storage.run_folder import RunFolder
 from kdzoo.storage.sealed import read_tensors
-from kdzoo.testing.tiny import TEACHER, TINY, tiny_recipe, tiny_runner
+from kdzoo.testing.tiny import TEACHER, TINY, tiny_folder, tiny_recipe, tiny_runner
 from kdzoo.training.engine import Engine
 from kdzoo.zoo.loading import load_zoo
 
@@ -96,17 +96,7 @@ class Place:
         **changes: Any,
     ) -> Ran:
         """Run in a folder of its own, or resume the latest; ``prepare`` may change the runner before it starts."""
-        recipe = tiny_recipe(cls, changes)
-        with RunFolder.start(
-            self.root / "out",
-            name="run",
-            seed=recipe.seed,
-            recipe_text="",
-            recipe_hash=recipe_hash(recipe),
-            recipe_fields=recipe.model_dump(mode="json"),
-            new=not resume,
-            resume=resume,
-        ) as folder:
+        with tiny_folder(self.root / "out", tiny_recipe(cls, changes), resume=resume) as folder:
             runner = self.runner(cls, folder, **changes)
             self.screen = runner.control.display = Screen()
             prepare(runner)
@@ -503,16 +493,7 @@ def test_a_student_that_the_algorithm_chose_is_told_measured_and_exported_again(
     assert (spec.mean, spec.std, spec.size) == ((0.5,) * 3, (0.25,) * 3, 16)
     again = ran.runner.build.network(spec)
     again.model.load_state_dict(ran.student, strict=True)
-    with RunFolder.start(
-        shared.root / "again",
-        name="run",
-        seed=0,
-        recipe_text="",
-        recipe_hash="",
-        recipe_fields={},
-        new=True,
-        resume=False,
-    ) as folder:
+    with tiny_folder(shared.root / "again") as folder:
         for name in ("student.safetensors", "student.json"):
             shutil.copy(ran.folder / name, folder.path(name))
         runner = shared.runner(planned("wide", plan), folder)
@@ -1033,15 +1014,7 @@ def test_a_changed_environment_refuses_the_resume(place: Place) -> None:
 
 def test_another_number_of_processes_refuses_the_resume(place: Place) -> None:
     interrupted(place)
-    with RunFolder.start(
-        place.root / "out",
-        name="run",
-        seed=0,
-        recipe_text="",
-        recipe_hash=recipe_hash(tiny_recipe(Match, EPOCHS)),
-        recipe_fields=tiny_recipe(Match, EPOCHS).model_dump(mode="json"),
-        resume=True,
-    ) as folder:
+    with tiny_folder(place.root / "out", tiny_recipe(Match, EPOCHS), resume=True) as folder:
         run = place.runner(Match, folder, **EPOCHS)
         teacher = run.train(Stage("teacher", run.plan.teachers[0]))
         stage = Stage("student", run.plan.student, run.plan.algorithm.choice, (teacher,))

@@ -10,7 +10,10 @@ import pytest
 from tiny_algorithms import Couple, Match
 
 from kdzoo.api import Algorithm, Needs
+from kdzoo.models.weights import weights_sha256
 from kdzoo.recipe.sections import Recipe
+from kdzoo.run.builder import Builder
+from kdzoo.testing.harness import Harness, harness_of, run_steps
 from kdzoo.testing.tiny import STUDENT, TEACHER, TINY, Stripes, least, tiny_recipe, tiny_runner
 from kdzoo.zoo.loading import load_zoo
 
@@ -132,3 +135,41 @@ def test_the_student_is_smaller_than_its_teacher_and_all_of_it_is_live(tmp_path:
     assert student.macs < teacher.macs
     for network in (student, teacher):  # timm starts the last BatchNorm of a branch at zero, which would hide bugs
         assert all(block.bn2.weight.abs().min() > 0 for block in network.model.layer1)
+
+
+# --- harness --------------------------------------------------------------------------------------
+
+
+def test_a_job_is_built_once_and_each_engine_trains_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[str] = []
+    build_job = Builder.job
+    monkeypatch.setattr(
+        Builder, "job", lambda self, stage, *rest: (built.append(stage.name), build_job(self, stage, *rest))[1]
+    )
+    harness = Harness(Match, load_zoo("none"), tmp_path)
+    first, second = harness.engine(), harness.engine()
+    assert built == ["teacher_0", "student"]
+    start = weights_sha256(second.job.student.model)
+    assert weights_sha256(first.job.student.model) == start
+    run_steps(first, 2)
+    first.job.teachers[0].network.model.fc.bias.data.add_(1.0)  # not even this reaches the next engine
+    assert weights_sha256(first.job.student.model) != start
+    assert first.job.algorithm is not second.job.algorithm
+    assert first.job.loader is second.job.loader
+    for engine in (second, harness.engine()):
+        assert weights_sha256(engine.job.student.model) == start
+        engine.job.teachers[0].check_untouched("student")
+    assert built == ["teacher_0", "student"]
+    assert harness.engine(data={"options": {"size": (19, 23)}}).job.student.size == (19, 23)
+    assert built[2:] == ["teacher_0", "student"]
+
+
+def test_a_harness_is_kept_until_another_algorithm_is_checked() -> None:
+    zoo = load_zoo("none")
+    kept = harness_of(Match, zoo, None)
+    root = kept.root
+    assert harness_of(Match, zoo, None) is kept
+    assert root.is_dir()
+    del kept
+    harness_of(Couple, zoo, None)
+    assert not root.exists()

@@ -30,7 +30,6 @@ from kdzoo.models.network import Network
 from kdzoo.models.weights import start_from
 from kdzoo.plan.resolve import resolve_algorithm
 from kdzoo.recipe.problems import explain
-from kdzoo.recipe.reading import recipe_hash
 from kdzoo.recipe.sections import DataRecipe, Recipe
 from kdzoo.report import model_card
 from kdzoo.report.reading import read_run
@@ -41,7 +40,7 @@ from kdzoo.run.runner import Runner
 from kdzoo.run.stage_key import stage_key
 from kdzoo.storage.run_folder import RunFolder
 from kdzoo.storage.sealed import read_tensors
-from kdzoo.testing.tiny import tiny_recipe, tiny_runner
+from kdzoo.testing.tiny import tiny_folder, tiny_recipe, tiny_runner
 from kdzoo.training.device import choose_precision
 from kdzoo.zoo.loading import load_zoo
 
@@ -274,16 +273,7 @@ def planned(root: Path, folder: RunFolder | None = None, cls: type[Algorithm] = 
 
 
 def ran(root: Path, **changes: Any) -> tuple[Runner, Path, dict[str, Any]]:
-    recipe = tiny_recipe(MatchText, changes)
-    with RunFolder.start(
-        root / "out",
-        name="run",
-        seed=0,
-        recipe_text="",
-        recipe_hash=recipe_hash(recipe),
-        recipe_fields=recipe.model_dump(mode="json"),
-        new=True,
-    ) as folder:
+    with tiny_folder(root / "out", tiny_recipe(MatchText, changes)) as folder:
         runner = planned(root, folder, **changes)
         return runner, folder.root, runner.run()
 

@@ -14,9 +14,7 @@ from torch.nn import functional as F
 
 from kdzoo.api import Level, ModelShapes, NeedsError, Outputs, Shapes, StepContext
 from kdzoo.contract.step import Batch, Clock
-from kdzoo.recipe.reading import recipe_hash
-from kdzoo.storage.run_folder import RunFolder
-from kdzoo.testing.tiny import tiny_recipe, tiny_runner
+from kdzoo.testing.tiny import tiny_folder, tiny_recipe, tiny_runner
 from kdzoo.zoo.loading import load_zoo
 from kdzoo_self.byot import BYOT, AllExits, Exit, byot_hint_loss, byot_soft_label_loss
 
@@ -124,18 +122,8 @@ def test_a_student_without_sections_is_refused() -> None:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     root = tmp_path_factory.mktemp("byot")
-    recipe = tiny_recipe(BYOT, {"control": True, "train": {"epochs": 4}})
-    with RunFolder.start(
-        root / "out",
-        name="run",
-        seed=0,
-        recipe_text="",
-        recipe_hash=recipe_hash(recipe),
-        recipe_fields=recipe.model_dump(mode="json"),
-        new=True,
-        resume=False,
-    ) as folder:
-        changes = {"control": True, "train": {"epochs": 4}}
+    changes = {"control": True, "train": {"epochs": 4}}
+    with tiny_folder(root / "out", tiny_recipe(BYOT, changes)) as folder:
         results = tiny_runner(BYOT, load_zoo("none"), root, changes, folder=folder).run()
     return results, folder.path("")
 

@@ -14,7 +14,7 @@ from kdzoo.api import AlgorithmChoice, Costs, KdzooError, ModelSpec, NeedsError,
 from kdzoo.errors import Interrupted
 from kdzoo.storage.run_folder import RunFolder
 from kdzoo.storage.sealed import read_tensors
-from kdzoo.testing.tiny import tiny_runner
+from kdzoo.testing.tiny import tiny_folder, tiny_runner
 from kdzoo.zoo.loading import load_zoo
 from kdzoo_nas.nas_kd import Axis, NasKD, brief, front
 from kdzoo_nas.search import JOURNAL, Dimension, Search, Trial
@@ -265,16 +265,7 @@ def ran(root: Path, stops: tuple[int, ...] = ()) -> tuple[dict[str, Any], RunFol
     """A tiny search in ``root``, stopped at each of ``stops`` optimizer steps of the whole run and begun again."""
     trained: list[str] = []
     for stop in (*stops, None):
-        with RunFolder.start(
-            root / "out",
-            name="tiny",
-            seed=0,
-            recipe_text="",
-            recipe_hash="0",
-            recipe_fields={},
-            new=False,
-            resume=False,
-        ) as folder:
+        with tiny_folder(root / "out", resume=bool(trained)) as folder:
             options = {"width": {"arg": "stem_width", "values": [4, 6, 8]}, "trials": 3, "side_by_side": 2}
             runner = tiny_runner(NasKD, load_zoo(), root, {"control": True}, options, folder)
             steps = iter(range(10_000))

@@ -14,13 +14,13 @@ from PIL import Image, ImageOps
 from kdzoo.errors import DataError
 from kdzoo.plan.resolve import resolve
 from kdzoo.recipe.problems import Positions
-from kdzoo.recipe.reading import LoadedRecipe, recipe_hash
+from kdzoo.recipe.reading import LoadedRecipe
 from kdzoo.recipe.sections import Recipe
 from kdzoo.run.provenance import provenance as provenance_of
 from kdzoo.run.runner import Runner
 from kdzoo.storage.run_folder import RunFolder
 from kdzoo.storage.store import Store
-from kdzoo.testing.tiny import tiny_recipe
+from kdzoo.testing.tiny import tiny_folder, tiny_recipe
 from kdzoo.zoo.loading import load_zoo
 
 CROP = {"size": 24, "crop_share": 0.7, "folder": "pictures"}
@@ -55,16 +55,7 @@ def runner(root: Path, folder: RunFolder | None = None) -> Runner:
 
 
 def test_who_follows_an_exported_file_s_metadata_gets_the_accuracy_of_the_report(pictures: Path) -> None:
-    recipe = recipe_of(pictures)
-    with RunFolder.start(
-        pictures / "out",
-        name="run",
-        seed=0,
-        recipe_text="",
-        recipe_hash=recipe_hash(recipe),
-        recipe_fields=recipe.model_dump(mode="json"),
-        new=True,
-    ) as folder:
+    with tiny_folder(pictures / "out", recipe_of(pictures)) as folder:
         made = runner(pictures, folder)
         checked, provenance = made.check(), provenance_of(made.build)
         results = made.run()
