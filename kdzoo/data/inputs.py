@@ -123,8 +123,11 @@ class Inputs(ABC):
         """Return what a process needs that feeds a file: the type on the pipe, and the id that fills rows up."""
         return {"dtype": np.dtype(self.dtype).newbyteorder("<").str, "pad": self.pad}
 
-    def files(self) -> dict[str, bytes]:
-        """Return the files that are delivered with the student, by path."""
+    def files(self, at_root: bool = False) -> dict[str, bytes]:
+        """Return the files that are delivered with the student, by path.
+
+        ``at_root``: another library loads the folder as a whole, so it gets them next to the weights too.
+        """
         return {}
 
     @abstractmethod
@@ -364,8 +367,9 @@ class TokenIds(Inputs):
     def record(self) -> dict[str, Any]:
         return super().record() | {"tokens": {**self.numbers(), "files": sorted(self.files())}}
 
-    def files(self) -> dict[str, bytes]:
-        return {f"tokenizer/{name}": content for name, content in self.tokenizer.items()}
+    def files(self, at_root: bool = False) -> dict[str, bytes]:
+        below = {f"tokenizer/{name}": content for name, content in self.tokenizer.items()}
+        return below | dict(self.tokenizer) if at_root else below
 
     def sentence(self) -> str:
         return (

@@ -129,6 +129,15 @@ def files_beside(model: nn.Module, weights: str, classes: Sequence[str]) -> dict
     return {} if made is None else dict(made(weights, classes))
 
 
+def usage_beside(model: nn.Module) -> dict[str, str]:
+    """Return the ``title`` and ``code`` of how another library loads a delivered model with its ``files_beside``.
+
+    Nothing, unless the model has a method ``usage_beside()``.
+    """
+    made: Any = getattr(model, "usage_beside", None)
+    return {} if made is None else dict(made())
+
+
 def start_from(network: Network, other: Network) -> None:
     """Give ``network`` its first weights from another one, the teacher.
 

@@ -28,6 +28,19 @@ INNER = "network."
 FEED_FORWARD = ("intermediate_size", "hidden_dim", "n_inner")
 
 
+#: How a run folder is used, the labels and the tokenizer included.
+USAGE = """\
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+model = AutoModelForSequenceClassification.from_pretrained(".").eval()
+tokenizer = AutoTokenizer.from_pretrained(".")
+ids = tokenizer("your text", truncation=True, return_tensors="pt")["input_ids"]
+with torch.no_grad():
+    logits = model(input_ids=ids).logits
+answer = model.config.id2label[int(logits.argmax())]"""
+
+
 @dataclass(frozen=True)
 class Ends:
     """What a whole pass ends in. The parts of these models are not called one by one."""
@@ -108,6 +121,10 @@ class TextClassifier(nn.Module):
             "transformers_weights": weights,
         }
         return {"config.json": json.dumps(told, indent=1).encode()}
+
+    def usage_beside(self) -> dict[str, str]:
+        """Return how transformers loads the run folder and answers a text; run from the run folder."""
+        return {"title": "With transformers alone", "code": USAGE}
 
     # --- timm's interface ---------------------------------------------------------------------
 

@@ -16,9 +16,10 @@ import timm
 import torch
 import transformers
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 
 from kdzoo.contract.stage import ModelSpec
-from kdzoo.data.inputs import TokenIds
+from kdzoo.data.inputs import TokenIds, inputs_of
 from kdzoo.errors import KdzooError, ModelError
 from kdzoo.models.building import build_network
 from kdzoo.models.folding import fold_batchnorm
@@ -28,7 +29,9 @@ from kdzoo.storage.atomic import write_json
 from kdzoo_export.onnx_file import Onnx
 from kdzoo_text import checkpoints
 from kdzoo_text.classifier import SIZES, TextClassifier, models
+from kdzoo_text.clinc150 import Clinc150
 
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "data"
 TOKENS: dict[str, Any] = {"vocab_size": 40, "pad": 0, "unknown": 1, "seen": [0, 2, 3, 7, 20, 39]}
 SMALL = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24, "max_position_embeddings": 32}
 KINDS: dict[str, dict[str, Any]] = {
@@ -276,6 +279,29 @@ def test_transformers_loads_the_folder_of_a_run(kind: str, tmp_path: Path) -> No
     again = network(kind, weights=str(tmp_path / "student.safetensors"))
     assert all(map(torch.equal, again.model.state_dict().values(), net.model.state_dict().values()))
     assert load_file(tmp_path / "student.safetensors").keys() == loaded.state_dict().keys()
+
+
+def test_the_folder_of_a_run_is_whole_for_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    splits = Clinc150(Clinc150.Options(vocab_size=200, max_length=8)).load(FIXTURES)
+    spec = ModelSpec("text_classifier", args={"config": {"model_type": "bert", **SMALL, "num_hidden_layers": 1}})
+    net = build_network(spec, inputs=inputs_of(splits), num_classes=len(splits.classes), seed=0).eval()
+    build = SimpleNamespace(trained_network=lambda result: net, data=SimpleNamespace(classes=splits.classes))
+    folder = SimpleNamespace(
+        path=tmp_path.joinpath, write_json=lambda name, content: write_json(tmp_path / name, content)
+    )
+    usage = write_student(build, folder, SimpleNamespace(model=spec))  # type: ignore[arg-type]
+    assert usage["title"] == "With transformers alone"
+    monkeypatch.chdir(tmp_path)
+    text = "what is my balance, and when is the bill due"  # longer than max_length
+    answered: dict[str, Any] = {}
+    exec(usage["code"].replace("your text", text), answered)
+    tokenizer = Tokenizer.from_file("tokenizer/tokenizer.json")
+    with torch.no_grad():
+        expected = net.model(torch.tensor([tokenizer.encode(text).ids]))
+    assert torch.equal(answered["logits"], expected)
+    assert answered["answer"] == splits.classes[int(expected.argmax())]
+    classifier = transformers.pipeline("text-classification", model=".")
+    assert classifier("what is my balance")[0]["label"] in splits.classes
 
 
 def test_a_table_of_chosen_rows_is_not_offered_to_transformers(tmp_path: Path) -> None:
