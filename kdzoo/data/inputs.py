@@ -211,7 +211,7 @@ class Pixels(Inputs):
             import torch.nn.functional as F
 
             inputs = F.interpolate(inputs, self.size, mode="bilinear", antialias=True)
-        return (inputs - mean) / std
+        return (inputs - mean).div_(std)
 
     @property
     def shape_words(self) -> str:

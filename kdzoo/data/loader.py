@@ -189,8 +189,8 @@ class Loader:
             yield Batch(self._pixels(shown), reader.targets[index], index, view or 0)
 
     def _pixels(self, images: Tensor) -> Tensor:
-        pixels = images if images.dtype == torch.float32 else images.float().div_(255)
-        return pixels.contiguous(memory_format=self._format)
+        images = images.contiguous(memory_format=self._format)  # first, as bytes are moved four times as fast
+        return images if images.dtype == torch.float32 else images.float().div_(255)
 
     def _reader(self, split: SplitName) -> MemoryReader | FileReader | TokenReader:
         part = self.data.part(split)

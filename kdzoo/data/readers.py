@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from kdzoo.contract.extension_points import ArraySplit, FileSplit, TokenSplit
 from kdzoo.data.checking import read_sample
@@ -50,7 +51,10 @@ class TokenReader:
 
 
 class FileReader:
-    """A split that worker processes read and decode sample by sample; their number changes no bit."""
+    """A split that worker processes read and decode; their number changes no bit.
+
+    Workers stay for the next pass over the split. A pass that begins inside another one has workers of its own.
+    """
 
     def __init__(
         self,
@@ -64,36 +68,63 @@ class FileReader:
         self.samples = Samples(split, part.rows, decoder)
         self.targets = torch.from_numpy(part.targets).to(device)
         self.device, self.workers, self.timeout_s = device, workers, timeout_s
+        self._idle: list[DataLoader[Any]] = []  # with workers that wait for the next pass
 
     def batches(self, batches: Sequence[np.ndarray]) -> Iterator[Tensor]:
         """Yield uint8 (N, C, H, W) for each batch of indices; raise DataError for what cannot be read."""
-        loader = torch.utils.data.DataLoader(
-            self.samples,
-            batch_sampler=[rows.tolist() for rows in batches],
-            num_workers=self.workers,
-            timeout=self.timeout_s if self.workers else 0,
-            collate_fn=_stacked,
-            pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # its base seed must not come out of the global one
-        )
-        iterator = iter(loader)
+        loader = self._idle.pop() if self._idle else self._new()
+        assert isinstance(loader.batch_sampler, Order)
+        loader.batch_sampler.batches = [rows.tolist() for rows in batches]
+        answers = self._answers(loader)
         try:
-            while (images := self._next(iterator)) is not None:
+            for images in answers:
                 if isinstance(images, str):
                     raise DataError(images)
                 yield images.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
-        finally:
-            del iterator  # the workers end now, not when an error's traceback is collected
+        except DataError:
+            answers.close()
+            del loader  # the workers end now, not when an error's traceback is collected
+            raise
+        except GeneratorExit:  # a pass that is broken off
+            answers.close()
+        self._idle.append(loader)
 
-    def _next(self, iterator: Iterator[Tensor | str]) -> Tensor | str | None:
-        """The next batch, a problem, or None at the end."""
+    def _new(self) -> DataLoader[Any]:
+        return DataLoader(
+            self.samples,
+            batch_sampler=Order(),
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            timeout=self.timeout_s if self.workers else 0,
+            collate_fn=_as_it_is,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # its base seed must not come out of the global one
+        )
+
+    def _answers(self, loader: DataLoader[Any]) -> Generator[Tensor | str, None, None]:
+        """Yield batches; a problem comes last."""
         try:
-            return next(iterator, None)
+            yield from loader
+            return
         except RuntimeError as error:  # a worker that hangs or was killed
-            return (
+            problem = (
                 f"{self.workers} workers gave no batch within data.timeout_s: {self.timeout_s:g}, or died; set "
                 f"data.workers: 0 to see what hangs, or raise data.timeout_s\n  {error}"
             )
+        yield problem
+
+
+class Order(torch.utils.data.Sampler[list[int]]):
+    """The batches of the pass that comes next, for workers that stay."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
 
 
 class Samples(torch.utils.data.Dataset[Any]):
@@ -105,11 +136,19 @@ class Samples(torch.utils.data.Dataset[Any]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> np.ndarray | str:
-        return read_sample(self.split, int(self.rows[index]), self.decoder)
+    def __getitems__(self, indices: list[int]) -> Tensor | str:
+        """A batch of uint8 (N, H, W, C), or the first problem in it."""
+        batch: Tensor | None = None
+        for place, index in enumerate(indices):
+            image = read_sample(self.split, int(self.rows[index]), self.decoder)
+            if isinstance(image, str):
+                return image
+            if batch is None:
+                batch = torch.empty((len(indices), *image.shape), dtype=torch.uint8)
+            batch[place].numpy()[...] = image
+        assert batch is not None, "a batch of no samples"
+        return batch
 
 
-def _stacked(samples: list[np.ndarray | str]) -> Tensor | str:
-    """A batch of uint8 (N, H, W, C), or the first problem in it."""
-    problem = next((sample for sample in samples if isinstance(sample, str)), None)
-    return problem if problem is not None else torch.from_numpy(np.stack(samples))  # type: ignore[arg-type]
+def _as_it_is(batch: Any) -> Any:
+    return batch

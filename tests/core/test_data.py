@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import io
+import multiprocessing
 import os
 import time
 from dataclasses import replace
@@ -444,3 +446,29 @@ def test_the_root_is_the_recipe_s_then_the_environment_s(monkeypatch: pytest.Mon
     assert data_root(None) == Path("/elsewhere")
     monkeypatch.delenv("KDZOO_DATA")
     assert data_root(None) == Path("data")
+
+
+def worker_ids() -> set[int]:
+    return {process.pid or 0 for process in multiprocessing.active_children()}
+
+
+def test_workers_stay_for_the_next_pass_and_end_with_their_reader() -> None:
+    others = worker_ids()
+    loader = Loader(opened(as_files(array_splits())), CPU, 7, "crop_flip", seed=3, workers=2, timeout_s=60)
+    first = [batch.inputs for batch in loader.train_batches(0, 0)]
+    stayed = worker_ids() - others
+    assert len(stayed) == 2
+    broken_off = loader.train_batches(0, 0)
+    next(broken_off)
+    broken_off.close()
+    again = loader.train_batches(0, 0)
+    assert torch.equal(next(again).inputs, first[0])
+    assert worker_ids() - others == stayed
+    inner = [batch.inputs for batch in loader.train_batches(0, 0)]  # inside the pass above, with workers of its own
+    assert len(worker_ids() - others) == 4
+    rest = [batch.inputs for batch in again]
+    assert all(torch.equal(one, other) for one, other in zip(first[1:], rest, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(first, inner, strict=True))
+    del loader, broken_off, again
+    gc.collect()
+    assert worker_ids() == others
