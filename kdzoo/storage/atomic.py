@@ -21,7 +21,7 @@ from kdzoo.errors import OutputError
 
 if TYPE_CHECKING:
     from torch import Tensor
-from kdzoo.storage.owner import discard, discarded, temporary_in
+from kdzoo.storage.owner import discard, discarded, sweep, temporary_in
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -100,11 +100,15 @@ def append_line(path: Path, line: str) -> None:
 
 
 def probe_writable(folder: Path) -> None:
-    """Create ``folder`` and write, sync and rename a file in it; raise OutputError if it cannot be done."""
+    """Create ``folder`` and write, sync and rename a file in it; raise OutputError if it cannot be done.
+
+    What dead processes left half-written in it is removed.
+    """
     temporary = temporary_in(folder)
     target = temporary_in(folder)
     with writing(folder, 1), discarded(temporary), discarded(target):
         folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder)
         write_through(temporary, b"x")
         os.replace(temporary, target)
         target.unlink()

@@ -77,7 +77,6 @@ class RunFolder:
             raise ResumeError("--new and --resume exclude each other")
         parent = Path(out) / name
         probe_writable(parent)
-        sweep(parent)
         recipe = {"recipe_hash": recipe_hash, "recipe": json.loads(json.dumps(recipe_fields))}
         while True:
             runs = [] if new else runs_of_seed(parent, seed)

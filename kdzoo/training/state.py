@@ -43,6 +43,7 @@ def stage_state(
         **log.state(),
         "best": selection.state(),
         "optimizers": optimizers,
+        "teachers": [teacher.state() for teacher in job.teachers],
         "tensors": sorted(tensors),
     }
     return tensors, state
@@ -77,6 +78,8 @@ def restore_stage(
     for name, optimized in networks.optimized.items():
         optimized.restore(_below(tensors, f"optimizer/{name}/"), state["optimizers"][name])
     log.restore(state)
+    for teacher, saved in zip(job.teachers, state["teachers"], strict=True):
+        teacher.restore(saved)
     return int(state["step"])
 
 

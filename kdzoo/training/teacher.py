@@ -14,7 +14,7 @@ holds more than one in memory.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +88,13 @@ class Teacher:
         with self.precision.autocast(), evaluating(self.network):
             return self.network(inputs, levels=self.levels, pre_logits=self.pre_logits).float()
 
+    def state(self) -> dict[str, Any]:
+        """What a resumed stage goes on with; JSON."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``state`` returned."""
+
     def check_untouched(self, stage: str) -> None:
         """Raise when training changed a weight or a buffer."""
         if weights_sha256(self.network.model) != self.sha256:
@@ -147,6 +154,12 @@ class CachedTeacher(Teacher):
         }
         self._views: dict[int, MappedRows] = {}
         self._verified: set[tuple[int, int]] = set()  # (view, chunk)
+
+    def state(self) -> dict[str, Any]:
+        return asdict(self.hits)
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.hits = Hits(**state)
 
     def outputs(self, batch: Batch) -> Outputs:
         """Answer a training batch from the store. Raises CorruptError where a verified answer is wrong."""

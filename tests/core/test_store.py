@@ -197,6 +197,13 @@ def test_only_left_overs_of_dead_processes_are_swept(tmp_path):
     assert not remote.exists()
 
 
+def test_a_folder_that_is_written_to_is_swept_first(tmp_path):
+    dead, mine = forged(tmp_path, started=Owner.me().started - 1), forged(tmp_path)
+    atomic.probe_writable(tmp_path)
+    assert not dead.exists()
+    assert mine.exists()
+
+
 def test_a_process_is_known_by_its_start_time():
     me = Owner.me()
     assert me.fate() == "alive"

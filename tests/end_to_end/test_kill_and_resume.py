@@ -20,8 +20,10 @@ KILLS = 8
 EPOCHS, STEPS = 3, 28
 STAGES = ("teacher", "student")
 
-#: Everything a stage can have to remember: momenta, the best epoch so far, a moving average, half-done epochs.
+#: Everything a stage can have to remember: momenta, the best epoch so far, a moving average, half-done epochs, how many
+#: answers of the teacher came from the store.
 RECIPE: dict[str, Any] = {
+    "cache": {"views": 2},
     "data": {"augment": "crop_flip"},
     "train": {
         "epochs": EPOCHS,
