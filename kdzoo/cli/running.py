@@ -86,6 +86,7 @@ def verify(
     ] = None,
 ) -> None:
     """Re-run a recipe over its seeds and hold the result against its `expected`."""
+    from kdzoo.contract.classification import quality
     from kdzoo.errors import RecipeError, VerifyError
     from kdzoo.recipe.bundled import known_recipe
     from kdzoo.recipe.reading import load_recipe
@@ -101,7 +102,7 @@ def verify(
         if result is None:  # every process but the first only takes part
             continue
         results.append(result)
-        say(f"seed {seed}: student {result['student']['top1_percent']:.2f} %  ({folder})")
+        say(f"seed {seed}: student {quality(result['student']):.2f} %  ({folder})")
     if not results:
         return
     verdict = hold_against(expected, results)

@@ -28,8 +28,17 @@ NO_LABEL = -1
 
 
 def quality(metrics: Mapping[str, Any]) -> float:
-    """Return the quantity that a network is selected and judged by; more is better."""
-    return float(metrics[QUALITY])
+    """Return the quantity that a network is selected and judged by; more is better.
+
+    Where no test sample has a label, that is the agreement with the teacher.
+    """
+    found = metrics[QUALITY]
+    return float(metrics["agreement_percent"] if found is None else found)
+
+
+def have_labels(targets: np.ndarray) -> bool:
+    """Whether the samples of a test split have labels; either all or none do."""
+    return bool((targets != NO_LABEL).all())
 
 
 def validation_metrics(logits: np.ndarray, targets: np.ndarray, classes: np.ndarray) -> dict[str, float]:
@@ -170,16 +179,18 @@ def result_entry(
     MiB and 10^9 multiply-accumulates of one sample.
 
     The agreement is None without a teacher and top-5 without more than five classes; the latency is filled in when
-    all have been timed together. Nothing is rounded here, so that entries can be compared and re-checked.
+    all have been timed together. Where the samples have no label, nothing that compares with one is known. Nothing is
+    rounded here, so that entries can be compared and re-checked.
     """
+    known = have_labels(targets)
     return {
         "label": label,
         "model": model,
-        "top1_percent": top1_percent(logits, targets),
-        "top5_percent": top5_percent(logits, targets) if logits.shape[1] > 5 else None,
+        "top1_percent": top1_percent(logits, targets) if known else None,
+        "top5_percent": top5_percent(logits, targets) if known and logits.shape[1] > 5 else None,
         "agreement_percent": None if teacher_logits is None else agreement_percent(logits, teacher_logits),
-        "ece": ece(logits, targets),
-        "nll": nll(logits, targets),
+        "ece": ece(logits, targets) if known else None,
+        "nll": nll(logits, targets) if known else None,
         "params_m": parameters / 1e6,
         "size_mib": size_bytes / 2**20,
         "macs_g": macs / 1e9,

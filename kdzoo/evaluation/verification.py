@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from kdzoo import __version__
-from kdzoo.contract.classification import result_entry, top1_percent
+from kdzoo.contract.classification import have_labels, result_entry, top1_percent
 from kdzoo.contract.extension_points import Exporter
 from kdzoo.errors import ExportError
 from kdzoo.models.network import Network
@@ -87,7 +87,7 @@ def export_and_verify(
         contents = {name: (made.parent / name).read_bytes() for name in names}
     put(contents, write, rejected=bool(problems))
     outcome = {
-        "expected_top1_percent": top1_percent(student_logits, targets),
+        "expected_top1_percent": top1_percent(student_logits, targets) if have_labels(targets) else None,
         "file": f"{names[0]}.rejected" if problems else names[0],
         "rejected": problems,
     }
@@ -214,11 +214,14 @@ def check(
                 f"{where}: logits {average:.2g} of the largest away from the student's on average, "
                 f"at most {ROUNDING:g} is right; were the inputs prepared as in its evaluation?"
             )
+    right = "right"
+    if not have_labels(targets):  # what counts as right is then the student's own answer
+        right, targets = "as the student answers", student_logits.argmax(axis=1)
     ours, students = top1_percent(logits, targets), top1_percent(student_logits, targets)
     allowed = max(exporter.tolerance_points, 100.0 / len(targets))  # one sample may always tip over
     if students - ours > allowed + 1e-9:
         problems.append(
-            f"{where}: {ours:.2f} % right, the student {students:.2f} %, at most {allowed:.2f} points may be lost"
+            f"{where}: {ours:.2f} % {right}, the student {students:.2f} %, at most {allowed:.2f} points may be lost"
         )
     return problems, logits
 

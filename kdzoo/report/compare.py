@@ -87,7 +87,7 @@ def compared(folder: Path) -> dict[str, Any]:
         "teacher_top1_percent": teacher.top1_percent if teacher else None,
         "control_top1_percent": control.top1_percent if control else None,
         "top1_percent": student.top1_percent,
-        "gain_points": student.top1_percent - control.top1_percent if control else None,
+        "gain_points": student.quality - control.quality if control else None,
         "agreement_percent": student.agreement_percent,
         "ece": student.ece,
         "params_m": student.params_m,

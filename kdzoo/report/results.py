@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from kdzoo.contract.classification import QUALITY
+from kdzoo.contract.classification import QUALITY, quality
 from kdzoo.errors import ReportError, plain
 
 NetworkKind = Literal["teacher", "control", "student", "peer"]
@@ -83,14 +83,18 @@ class Entry(Measurements):
 
 
 class Network(Entry):
-    """A network, which is always measured."""
+    """A network, which is always measured: by its accuracy, or, without labels, by its agreement with the teacher."""
 
-    top1_percent: float
+    @model_validator(mode="after")
+    def _is_measured(self) -> Network:
+        if self.top1_percent is None and self.agreement_percent is None:
+            raise ValueError("has neither top1_percent nor agreement_percent")
+        return self
 
     @property
     def quality(self) -> float:
         """The quantity that a network is judged by; more is better."""
-        return float(getattr(self, QUALITY))
+        return quality({QUALITY: self.top1_percent, "agreement_percent": self.agreement_percent})
 
 
 class PerClass(Part):
@@ -106,6 +110,7 @@ class DataFacts(Part):
     name: str = ""
     test_samples: int | None = None
     most_common_class_percent: float | None = None
+    train: int | None = None
     labelled: int | None = None
 
 
@@ -226,7 +231,7 @@ class Results(Part):
 
     @property
     def best_teacher(self) -> Network | None:
-        return max(self.taught_by, key=lambda teacher: teacher.top1_percent, default=None)
+        return max(self.taught_by, key=lambda teacher: teacher.quality, default=None)
 
     def entries(self) -> Iterator[Entry]:
         """Every network in the order of the table, each with the files that were made from it."""

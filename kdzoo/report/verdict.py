@@ -71,14 +71,19 @@ def shortfall(percent: float, stated: float, by: str, samples: int) -> str:
 def judged_by_control(results: Results) -> Verdict:
     """Judge student against control, where there is one that it is meant to beat."""
     student, control = results.student, results.control
-    reached = reaches(results)
     ratios = tuple(compared_with_teacher(results))
+    if student.top1_percent is None:
+        return agreement(results, ratios)
+    reached = reaches(results)
     guess, samples = results.data.most_common_class_percent, samples_of(results)
     if guess is not None and samples and student.quality <= guess + chance(guess, samples):
         sentence = f"{reached}; naming the most common class each time would reach {guess:.2f} %."
         return Verdict("bad", "The student does not do better than guessing", sentence, ratios)
     if control is None:
-        sentence = f"{reached}. The run has no control, so it cannot say whether distillation helped."
+        why = "The run has no control, so it cannot say whether distillation helped."
+        if results.data.labelled == 0:
+            why = "No training sample has a label, so there is no control: labels alone would teach nothing."
+        sentence = f"{reached}. {why}"
         return Verdict("unknown", "No control, no verdict", sentence, ratios)
     gain = f"{student.quality - control.quality:+.2f}"
     if results.data_handed == "none":
@@ -96,12 +101,29 @@ def judged_by_control(results: Results) -> Verdict:
     return against_equal(results, control, reached, ratios)
 
 
+def agreement(results: Results, ratios: tuple[tuple[str, str], ...]) -> Verdict:
+    """Say what a run can tell where no test sample has a label."""
+    agreed = f"{results.student.quality:.2f} %"
+    samples = samples_of(results)
+    on = f" of {samples:,} test samples" if samples else " of the test samples"
+    sentence = (
+        f"The distilled student chooses the teacher's class on {agreed}{on}. None of them has a label, so the run "
+        "cannot say how often either of the two is right."
+    )
+    facts = ((agreed, "agreement with the teacher"), *ratios)
+    return Verdict("unknown", "Agreement with the teacher, not accuracy", sentence, facts)
+
+
 def against_equal(results: Results, control: Network, reached: str, ratios: tuple[tuple[str, str], ...]) -> Verdict:
     """Judge the student against a control that it is meant to beat: the same budget, the same data, no teacher."""
     gain = results.student.quality - control.quality
     network = "the same network" if results.same_network else "the recipe's student, another network,"
     facts = ((f"{gain:+.2f}", f"points against {network} trained alone"), *ratios)
     labels = "" if results.data.labelled is None else f" on {results.data.labelled:,} labels"
+    others = ""
+    if results.data.labelled and results.data.train and results.data_handed == "any":
+        number = results.data.train - results.data.labelled
+        others = f" The student also learned from {number:,} samples without a label."
     more = "more" if gain >= 0 else "less"
     than = f"{abs(gain):.2f} points {more} than {network} trained alone under the same budget{labels}"
     teacher, samples = results.best_teacher, samples_of(results)
@@ -121,7 +143,7 @@ def against_equal(results: Results, control: Network, reached: str, ratios: tupl
         far = bool(samples) and worse(teacher.quality, control.quality, samples or 1)
         tone, headline = ("bad" if far else tone), f"The teacher is {'worse' if far else 'no better'} than the control"
         sentence = f"{weak.strip()} {sentence}"
-    return Verdict(tone, headline, sentence, facts, caveat)
+    return Verdict(tone, headline, sentence + others, facts, caveat)
 
 
 def reaches(results: Results) -> str:
@@ -152,7 +174,9 @@ def compared_with_teacher(results: Results) -> Iterator[tuple[str, str]]:
     if teacher is None:
         return
     above = student.quality - teacher.quality
-    if above > 0 or not teacher.quality:
+    if student.top1_percent is None:
+        pass  # the agreement of a teacher with itself says nothing
+    elif above > 0 or not teacher.quality:
         yield f"{above:+.2f}", "points against the teacher"
     else:
         yield f"{100 * student.quality / teacher.quality:.1f} %", "of the teacher's accuracy"

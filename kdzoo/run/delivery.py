@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kdzoo.contract.classification import paired_counts, per_class_percent
+from kdzoo.contract.classification import have_labels, paired_counts, per_class_percent
 from kdzoo.contract.stage import StageResult
 from kdzoo.evaluation.measuring import measure_latency, network_entry, timed_forward
 from kdzoo.models.network import Network
@@ -69,13 +69,15 @@ class Delivery:
                 "top1_percent": {
                     label: per_class_percent(logits[label], targets)
                     for label in ("teacher", "control", "student")
-                    if label in logits
+                    if label in logits and have_labels(targets)
                 },
             },
             "data": {
                 "name": self.recipe.data.name,
                 "test_samples": len(targets),
-                "most_common_class_percent": 100 * float(np.bincount(targets).max()) / len(targets),
+                "most_common_class_percent": (
+                    100 * float(np.bincount(targets).max()) / len(targets) if have_labels(targets) else None
+                ),
                 **self.data.split_sizes,
             }
             | ({} if self.data.labelled is None else {"labelled": len(self.data.labelled)}),

@@ -64,25 +64,32 @@ class Rehearsal:
 
     def rehearse(self, taught: Sequence[Network] | None = None) -> tuple[Job, Pairing | None]:
         """Return the job of the first stage that the algorithm trains; ``taught`` are its teachers."""
+        taught = [self.build.network(spec) for spec in self.plan.teachers] if taught is None else list(taught)
+        unlabelled = self.build.data.labels == ()
+        if unlabelled:
+            self._check_without_labels([f"teacher {i}" for i in range(len(taught))])
+        job, pairing = self._first_job(taught)
+        if unlabelled and job.loader is not None and not Engine(job).taught_without_labels():
+            raise NeedsError(
+                f"{job.title}: none of its terms reads the student's logits, so nothing trains the classifier where no "
+                "training sample has a label; kd would be right"
+            )
+        return job, pairing
+
+    def _first_job(self, taught: Sequence[Network]) -> tuple[Job, Pairing | None]:
         plan, build = self.plan, self.build
-        taught = [build.network(spec) for spec in plan.teachers] if taught is None else list(taught)
         chosen = plan.delegate or plan.algorithm
         known = {f"teacher {i}": network for i, network in enumerate(taught)}
         first = self._first_stage(chosen.cls, known)
         if first is not None:
             of_others = [known.get(teacher.key) or build.network(teacher.model) for teacher in first.teachers]
             resolved = None if first.algorithm is None else resolve_choice(first.algorithm, self.zoo)
-            return self._checked(known, build.job(first, resolved, build.train_section(first), of_others))
+            return build.job(first, resolved, build.train_section(first), of_others)
         stage = Stage("student", plan.student, chosen.choice, peers=plan.peers)
         least, most = bounds(chosen.cls.needs.teachers)
         wanted = least if least == most else max(least, len(taught))
         teachers = (taught or [build.network(plan.student, "teacher")])[:wanted]
-        return self._checked(known, build.job(stage, chosen, build.train_section(stage), teachers))
-
-    def _checked(self, known: Collection[str], built: tuple[Job, Pairing | None]) -> tuple[Job, Pairing | None]:
-        if self.build.data.labels == ():
-            self._check_without_labels(known, built[0])
-        return built
+        return build.job(stage, chosen, build.train_section(stage), teachers)
 
     def _first_stage(self, cls: type[Algorithm], known: Collection[str]) -> Stage | None:
         """The first stage that ``cls`` trains, where it follows from the recipe alone; None where it does not.
@@ -122,17 +129,12 @@ class Rehearsal:
         finally:
             generator.close()
 
-    def _check_without_labels(self, known: Collection[str], job: Job) -> None:
-        """Raise NeedsError where no sample has a label, and a stage, or the student's classifier, needs one."""
+    def _check_without_labels(self, known: Collection[str]) -> None:
+        """Raise NeedsError where a stage reads every label, and no sample has one."""
         for stage, _ in self._stages(known):
             resolved = None if stage.algorithm is None else resolve_choice(stage.algorithm, self.zoo)
             if resolved is None or resolved.cls.needs.data == "labelled":
                 check_labels_of(stage, ())
-        if job.loader is not None and not Engine(job).taught_without_labels():
-            raise NeedsError(
-                f"{job.title}: none of its terms reads the student's logits, so nothing trains the classifier where no "
-                "training sample has a label; kd would be right"
-            )
 
     def check(self) -> list[str]:
         """Build everything, judge ready teachers, run one dry forward, and say what a run would do."""

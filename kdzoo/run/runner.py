@@ -161,6 +161,9 @@ class Runner:
         cls = self.plan.algorithm.cls
         if not self.ranks.first or not has_report_items(cls):
             return {"report_items": [], "variants": []}
+        if delivery.entries["student"]["top1_percent"] is None:
+            self._warn("no test sample has a label, so what else the algorithm measures on them is left out")
+            return {"report_items": [], "variants": []}
         self.control.announce("report_items", "what else the algorithm shows")
         run = DeliveredRun(
             self.build,

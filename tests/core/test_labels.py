@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 
+from kdzoo.api import Algorithm, ModelSpec, Needs, Paper, Stage
 from kdzoo.contract.classification import NO_LABEL, TaskLoss
 from kdzoo.contract.extension_points import ArraySplit, DataSource, DataSplits, OfferOptions
 from kdzoo.contract.step import Batch
@@ -19,7 +21,7 @@ from kdzoo.data.data_set import DataSet, open_data
 from kdzoo.data.loader import Loader
 from kdzoo.errors import DataError, KdzooError, NeedsError
 from kdzoo.recipe.sections import DataRecipe
-from kdzoo.testing.tiny import Stripes, tiny_runner
+from kdzoo.testing.tiny import TEACHER, Stripes, tiny_runner
 from kdzoo.training.engine import Engine
 from kdzoo.training.step_context import micro_batches
 from kdzoo.zoo.loading import load_zoo
@@ -246,3 +248,47 @@ def test_what_needs_labels_is_refused_without_them(
     zoo = load_zoo()
     given = {**changes, "data": {"validation": 0}}
     assert refusal(NeedsError, lambda: tiny_runner(zoo.algorithm(name), zoo, tmp_path, given)) == problem
+
+
+class WithLabelsAtTheEnd(Algorithm):
+    name, needs = "late", Needs(data="any")
+    paper = Paper("A paper", "An author", 2020, "https://example.org")
+    default_weights: ClassVar = {"task": 1.0, "match": 1.0}
+
+    def losses(self, ctx: Any) -> dict[str, Any]:
+        return {"match": (ctx.student.logits - ctx.teacher.logits).square().mean()}
+
+    @classmethod
+    def stages(cls, plan: Any) -> Any:
+        first = yield Stage("first", plan.student, plan.own, plan.teachers)
+        return (yield Stage("last", plan.student, start=first))
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("kd", None),
+        (
+            "fitnet",
+            "algorithm 'fitnet': none of its terms reads the student's logits, so nothing trains the classifier where "
+            "no training sample has a label; kd would be right",
+        ),
+        ("late", "stage 'last': trains on labels alone, and no training sample has one"),
+    ],
+)
+def test_without_labels_every_part_of_the_student_has_something_to_learn_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, problem: str | None
+) -> None:
+    zoo = load_zoo()
+    cls = WithLabelsAtTheEnd if name == "late" else zoo.algorithm(name)
+    network = tiny_runner(cls, zoo, tmp_path).build.network(ModelSpec("test_resnet", args=TEACHER))
+    save_file(network.model.state_dict(), tmp_path / "teacher.safetensors")
+    unlabelled_stripes(monkeypatch, 0, test=False)
+    ready = {"name": "test_resnet", "args": TEACHER, "weights": str(tmp_path / "teacher.safetensors")}
+    runner = tiny_runner(cls, zoo, tmp_path, {"models": {"teacher": ready, "teachers": []}, "train": {"epochs": 1}})
+    if problem is not None:
+        assert refusal(NeedsError, runner.run) == problem
+        return
+    results = runner.run()
+    assert [stage["name"] for stage in results["stages"]] == ["teacher", "student"]
+    assert (results["student"]["top1_percent"], results["student"]["agreement_percent"] > 0) == (None, True)

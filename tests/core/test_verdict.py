@@ -177,3 +177,34 @@ def test_the_verdict_says_that_the_control_had_few_labels():
         "points more than the same network trained alone under the same budget on 100 labels;"
         in judge(data=few).sentence
     )
+
+
+def test_the_verdict_says_what_the_student_learned_from_besides_labels():
+    others = {**RESULTS["data"], "labelled": 100, "train": 45_000}
+    judged = judge(data=others, data_handed="any")
+    assert judged.sentence.endswith(" points. The student also learned from 44,900 samples without a label.")
+
+
+def without_labels(entry):
+    return {**entry, "top1_percent": None, "ece": None, "agreement_percent": entry.get("agreement_percent") or 100.0}
+
+
+def test_without_labels_the_verdict_is_agreement_and_says_so():
+    student = {**without_labels(RESULTS["student"]), "agreement_percent": 93.1}
+    unknown = {"most_common_class_percent": None, "labelled": 0, "test_samples": 500}
+    given = {"student": student, "teacher": without_labels(RESULTS["teacher"]), "control": None, "paired": None}
+    judged = judge(**given, data={**RESULTS["data"], **unknown}, exports=[])
+    assert (judged.tone, judged.headline) == ("unknown", "Agreement with the teacher, not accuracy")
+    assert judged.sentence == (
+        "The distilled student chooses the teacher's class on 93.10 % of 500 test samples. None of them has a label, "
+        "so the run cannot say how often either of the two is right."
+    )
+    assert judged.facts[0] == ("93.10 %", "agreement with the teacher")
+    assert not any("accuracy" in what for _, what in judged.facts)
+
+
+def test_without_labels_to_train_on_there_is_no_control():
+    judged = judge(control=None, paired=None, data={**RESULTS["data"], "labelled": 0})
+    assert judged.sentence.endswith(
+        "No training sample has a label, so there is no control: labels alone would teach nothing."
+    )
