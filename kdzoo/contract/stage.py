@@ -12,10 +12,11 @@ from kdzoo.contract.step import Outputs
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model by name: ``weights`` is "train", "pretrained", "hf-hub:...", a file, or "teacher".
+    """A model by name: ``weights`` is "train", "pretrained", "hf-hub:...", a file, "teacher", or "answers:<folder>".
 
-    "teacher" starts from the first teacher's weights. A teacher whose weights are ready is used as it is, or, with
-    ``finetune``, trained from them; every other model is trained from them in any case.
+    "answers:" is for a teacher that is known by its stored answers only, so that no network of it is built. "teacher"
+    starts from the first teacher's weights. A teacher whose weights are ready is used as it is, or, with ``finetune``,
+    trained from them; every other model is trained from them in any case.
     """
 
     name: str
@@ -30,6 +31,11 @@ class ModelSpec:
     quantizer: str | None = None  # name of the quantizer that it trains in; None: float32
     quantizer_options: Mapping[str, Any] = field(default_factory=dict)
     weights_key: str | None = None  # below which key of the file the weights lie; None: the first known one
+
+    @property
+    def answers(self) -> str | None:
+        """The folder of stored answers in the place of this model's network; None for a network."""
+        return self.weights.removeprefix("answers:") if self.weights.startswith("answers:") else None
 
 
 @dataclass(frozen=True)

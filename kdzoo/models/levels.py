@@ -4,16 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from kdzoo.contract.declared import Level, ModelShapes, Shapes
+from kdzoo.contract.stage import ModelSpec
 from kdzoo.errors import NeedsError
-
-if TYPE_CHECKING:
-    from kdzoo.models.network import Network
 
 #: Levels that networks without common strides are paired at.
 BY_DEPTH = 4
+
+
+class Shaped(Protocol):
+    """What levels and shapes are read from: a network, or what is in its place."""
+
+    @property
+    def spec(self) -> ModelSpec: ...
+    @property
+    def levels(self) -> tuple[Level, ...]: ...
+    @property
+    def pre_logits_width(self) -> int: ...
+    @property
+    def num_classes(self) -> int: ...
+    @property
+    def mean(self) -> tuple[float, ...]: ...
+    @property
+    def std(self) -> tuple[float, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -69,21 +84,21 @@ def pair(named: Sequence[tuple[str, Sequence[Level]]]) -> Pairing:
     )
 
 
-def pair_levels(student: Network, others: Sequence[Network]) -> Pairing:
+def pair_levels(student: Shaped, others: Sequence[Shaped]) -> Pairing:
     """Pair the student's levels with those of every other network; see ``levels.pair``."""
     return pair([(network.spec.name, network.levels) for network in (student, *others)])
 
 
 def shapes_of(
-    student: Network,
-    teachers: Sequence[Network],
-    peers: Sequence[Network],
+    student: Shaped,
+    teachers: Sequence[Shaped],
+    peers: Sequence[Shaped],
     pairing: Pairing | None,
     num_samples: int,
     image: tuple[int, int, int],
 ) -> Shapes:
     """Return what an algorithm is built from; ``pairing`` covers student, teachers and peers, in this order."""
-    networks = [student, *teachers, *peers]
+    networks: list[Shaped] = [student, *teachers, *peers]
     levels = pairing.levels if pairing is not None else ((),) * len(networks)
     shapes = [
         ModelShapes(tuple(own), network.pre_logits_width, network.num_classes, network.mean, network.std)

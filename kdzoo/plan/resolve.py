@@ -6,7 +6,7 @@ What a recipe gets wrong comes out at once, in one RecipeError with the recipe's
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,7 +19,7 @@ from kdzoo.contract.extension_points import DataSource, Exporter, Offer, Quantiz
 from kdzoo.contract.stage import AlgorithmChoice, ModelSpec
 from kdzoo.errors import KdzooError, PluginError, RecipeError, UnknownName, shown
 from kdzoo.plan.schema import fits
-from kdzoo.plan.stored_answers import why_not_logits
+from kdzoo.plan.stored_answers import why_not_logits, why_not_without_network
 from kdzoo.recipe.problems import RecipeProblems, explain, unknown_key
 from kdzoo.recipe.reading import LoadedRecipe
 from kdzoo.recipe.sections import AlgorithmRecipe, DataRecipe, ExportRecipe, ModelRecipe, Recipe
@@ -104,6 +104,8 @@ def _parts(recipe: Recipe, zoo: Zoo, problems: RecipeProblems) -> Any:
         if problem:
             where = "cache.keep" if "only logits" in problem else "cache.keep.top_k"
             problems.add(where, f"{problem}; leave it out")
+    for path, message in _without_network(chosen, recipe) if chosen else ():
+        problems.add(path, message)
     source = _source(recipe.data, zoo, problems)
     exporters = _exporters(recipe, zoo, problems)
     trackers = [_lookup(zoo.tracker, name, f"trackers.{i}", problems.add) for i, name in enumerate(recipe.trackers)]
@@ -291,6 +293,14 @@ def unmet_needs(cls: type[Algorithm], recipe: Recipe) -> list[tuple[str, str]]:
             names = f"the recipe names {len(group) or 'none'}"
             unmet.append((path, f"'{cls.name}' takes {_count(least, most, kind)}, {names}"))
     return unmet
+
+
+def _without_network(chosen: Sequence[ResolvedAlgorithm | None], recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Yield (path, message) for a teacher that is known by its answers only, where an algorithm needs its network."""
+    reasons = [why_not_without_network(each.cls) for each in chosen if each is not None]
+    for path, model in recipe.models.each():
+        if model.is_answers and path.startswith("teacher"):
+            yield from ((f"models.{path}.weights", reason) for reason in dict.fromkeys(reasons) if reason)
 
 
 def _count(least: int, most: int | None, kind: str) -> str:

@@ -197,7 +197,9 @@ class ModelRecipe(_Section):
 
     name: Line = Field(description="Name of the model, as timm knows it once the plugins are loaded.")
     weights: PathText = Field(
-        "train", description="train, pretrained, hf-hub:..., a file, or teacher: start from the first teacher's."
+        "train",
+        description="train, pretrained, hf-hub:..., a file, or teacher: start from the first teacher's. For a teacher "
+        "also answers:<folder>: its stored answers, and no network.",
     )
     weights_key: Line | None = Field(
         None,
@@ -217,6 +219,11 @@ class ModelRecipe(_Section):
         None, description="Its own input size in pixels; null: the data set's."
     )
     modality: Line | None = Field(None, description="The modality it takes, if the data set has several.")
+
+    @property
+    def is_answers(self) -> bool:
+        """Whether it is known by its stored answers only."""
+        return self.weights.startswith("answers:")
 
     @model_validator(mode="after")
     def _normalisation_is_whole(self) -> ModelRecipe:
@@ -379,6 +386,12 @@ class Recipe(_Section):
         must = f"must be at most {most}, the number of epochs: further views would never be seen"
         return [("cache.views", f"{must}, got {self.cache.views}")]
 
+    @property
+    def views(self) -> int:
+        """How many views of each sample a run sees; without a cache each epoch has one of its own."""
+        taught = [model.train or {} for path, model in self.models.each() if not path.startswith("teacher")]
+        return self.cache.views if self.cache else max(self.train.epochs, *(t.get("epochs", 0) for t in taught))
+
     def _beginnings(self) -> list[tuple[str, str]]:
         """What is wrong with where models start from: each (path, message)."""
         problems = []
@@ -394,4 +407,22 @@ class Recipe(_Section):
                 problems.append((f"models.{path}.finetune", "is for teachers; any other model is trained anyway"))
             elif model.finetune and model.weights == "train":
                 problems.append((f"models.{path}.finetune", "needs ready weights to start from, got weights: train"))
+        return problems + self._without_network()
+
+    def _without_network(self) -> list[tuple[str, str]]:
+        """What is asked of a teacher that is known by its stored answers only: each (path, message)."""
+        problems = []
+        answered = {path: model for path, model in self.models.each() if model.is_answers}
+        for path, model in answered.items():
+            if not path.startswith("teacher"):
+                problems.append((f"models.{path}.weights", "only a teacher can be known by its stored answers"))
+            elif model.finetune:
+                problems.append((f"models.{path}.finetune", "stored answers cannot be trained; give weights"))
+        starts = [path for path, model in self.models.each() if model.weights == "teacher"]
+        if answered.keys() & {"teacher", "teachers.0"}:
+            only = "of which there are stored answers only"
+            problems += [(f"models.{path}.weights", f"starts from the first teacher, {only}") for path in starts]
+        if answered:
+            wanted = [index for index, export in enumerate(self.export) if export.teacher]
+            problems += [(f"export.{i}.teacher", "there is no network to export, but stored answers") for i in wanted]
         return problems

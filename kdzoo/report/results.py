@@ -146,6 +146,7 @@ class StageFacts(Part):
     logged_of: dict[str, str] = {}
     stated_top1_percent: float | None = None  # of ready weights, by the file ``stated_by``
     stated_by: str = ""
+    imported: str | None = None  # where ready weights, or stored answers, came from
     answers: list[Kept] = []  # what was kept of each teacher's answers, where it was less than all
 
 

@@ -21,6 +21,11 @@ SPREAD = (
     "spread evenly over all other classes: exact in its sum at temperature 1; above it the other classes weigh more "
     "than the teacher gave them, below it less."
 )
+#: The same of teachers that took no part in the run.
+ABSENT = (
+    "The teacher took no part in this run: its answers come from {folders}, and its accuracy was measured when it "
+    "answered."
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ def summarize(run: Run) -> RunSummary:
         variants=variants(results.variants) if results.variants else None,
         levels=tuple((stage, tuple(lines)) for stage, lines in results.pairing.items()),
         stages=stages(results.stages, best_kept=section(run.recipe, "train").get("select") == "best"),
-        answers=SPREAD if any(kept.top_k for stage in results.stages for kept in stage.answers) else "",
+        answers=answers(results.stages),
         time=duration(results.seconds) if results.seconds else "",
         provenance=grid(["what", "value"], list(leaves(run.provenance))),
         recipe_text=run.recipe_text,
@@ -107,6 +112,15 @@ def stages(found: list[StageFacts], best_kept: bool) -> Grid | None:
     known = {head: values for head, values in facts.items() if any(value is not None for value in values)}
     rows = [[NOTHING if value is None else value for value in row] for row in zip(*known.values(), strict=True)]
     return grid(list(known), rows) if rows else None
+
+
+def answers(found: list[StageFacts]) -> str:
+    """What it means that the teachers' answers were stored; empty where all of them were asked, or kept whole."""
+    imported = [stage.imported for stage in found if stage.imported]
+    folders = [text.removeprefix("answers:") for text in imported if text.startswith("answers:")]
+    spread = any(kept.top_k for stage in found for kept in stage.answers)
+    absent = [ABSENT.format(folders=" and ".join(folders))] if folders else []
+    return " ".join([*absent, *([SPREAD] if spread else [])])
 
 
 def best_epoch(stage: StageFacts) -> str | None:

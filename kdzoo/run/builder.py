@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -24,18 +23,16 @@ from kdzoo.models.levels import Pairing, pair_levels, shapes_of
 from kdzoo.models.network import Network
 from kdzoo.models.weights import start_from
 from kdzoo.plan.resolve import Plan, ResolvedAlgorithm
-from kdzoo.plan.stored_answers import why_not_logits
 from kdzoo.recipe.problems import explain
-from kdzoo.recipe.sections import CacheRecipe, Recipe, TrainRecipe
+from kdzoo.recipe.sections import Recipe, TrainRecipe
 from kdzoo.run.needs import check_labels, check_labels_of, check_needs, check_quantizer, stage_classes, task_classes
+from kdzoo.run.teachers import Taught, Teachers
 from kdzoo.storage.sealed import read_tensors
 from kdzoo.storage.store import Store
 from kdzoo.training.device import Precision, choose_precision, pick_device, set_threads
 from kdzoo.training.environment import environment_of_all
 from kdzoo.training.job import Job, Plain
-from kdzoo.training.kept_logits import KeptLogits
 from kdzoo.training.parallel import Ranks
-from kdzoo.training.teacher import CachedTeacher, Teacher
 from kdzoo.types import derive_seed
 
 #: Steps of an epoch for an algorithm that is handed no data, unless train.steps_per_epoch says otherwise.
@@ -68,6 +65,8 @@ class Builder:
             self.recipe.data.timeout_s,
             self._channels_last(),
         )
+        parts = self.recipe, self.data, self.loader, store, self.device, self.environment
+        self.teachers = Teachers(*parts, self.data_identity)
 
     def train_section(self, stage: Stage) -> TrainRecipe:
         """The recipe's train section with the model's and the stage's overrides."""
@@ -90,8 +89,23 @@ class Builder:
     def precision(self, network: Network) -> Precision:
         return choose_precision(self.recipe.precision, self.recipe.train.channels_last, network, self.device)
 
+    def taught(self, spec: ModelSpec) -> Taught:
+        """A teacher's network, or the answers in its place, before it is trained or its weights are stored."""
+        return self.network(spec) if spec.answers is None else self.teachers.answers(spec)
+
+    def _trained(self, teacher: StageResult) -> Taught:
+        return self.trained_network(teacher) if teacher.model.answers is None else self.teachers.answers(teacher.model)
+
+    def _precision_of(self, taught: Taught) -> Precision | None:
+        return self.precision(taught) if isinstance(taught, Network) else None
+
     def trained_network(self, result: StageResult, which: str = "student", spec: ModelSpec | None = None) -> Network:
         """The stored network of a stage, its weights checked against the store's manifest."""
+        if result.model.answers is not None:
+            raise ContractError(
+                f"algorithm '{self.plan.algorithm.cls.name}': asked for the network of '{result.name}', which is known "
+                "by its stored answers only; one that needs it declares needs.of_teacher = 'network'"
+            )
         network = self.network(spec or result.model, load=False)
         network.model.load_state_dict(read_tensors(result.weights[which]), strict=True)
         return network
@@ -126,7 +140,7 @@ class Builder:
         stage: Stage,
         chosen: ResolvedAlgorithm | None,
         train: TrainRecipe,
-        taught: Sequence[Network] | None = None,
+        taught: Sequence[Taught] | None = None,
     ) -> tuple[Job, Pairing | None]:
         """Everything one stage trains with, built and checked against what its algorithm declares.
 
@@ -138,7 +152,7 @@ class Builder:
         needs, handed = cls.needs, cls.needs.data != "none"
         student = self._student(stage, cls, taught)
         peers = [self.network(spec, f"{stage.salt}peer_{i}") for i, spec in enumerate(stage.peers)]
-        taught = [self.trained_network(teacher) for teacher in stage.teachers] if taught is None else taught
+        taught = [self._trained(teacher) for teacher in stage.teachers] if taught is None else taught
         pairing = pair_levels(student, [*taught, *peers]) if needs.features else None
         levels = pairing.indices if pairing else [()] * (1 + len(taught) + len(peers))
         image = (self.data.channels, self.data.size[0], self.data.size[1])
@@ -149,8 +163,8 @@ class Builder:
         if stage.model.quantizer is not None:  # half precision would round what the quantizer is to round
             student, precision = self.quantized(student, stage.model), Precision(self.device, None, False)
         teachers = [
-            self._teacher_object(network, levels[1 + i], cls, self._share // train.accumulate)
-            for i, network in enumerate(taught)
+            self.teachers.make(each, self._precision_of(each), levels[1 + i], cls, self.share // train.accumulate)
+            for i, each in enumerate(taught)
         ]
         loader = self._loader(stage, cls) if handed else None
         job = Job(
@@ -161,7 +175,7 @@ class Builder:
             precision=precision,
             train=train,
             seed=derive_seed(self.recipe.seed, "stage", stage.salt),
-            batch_size=self._share,
+            batch_size=self.share,
             steps_per_epoch=steps_per_epoch(loader, train.steps_per_epoch),
             loader=loader,
             teachers=teachers,
@@ -181,7 +195,7 @@ class Builder:
             torch.manual_seed(derive_seed(self.recipe.seed, "algorithm", salt))
             return cls(chosen.options if chosen else cls.Options(), shapes)
 
-    def _student(self, stage: Stage, cls: type[Algorithm], taught: Sequence[Network] | None) -> Network:
+    def _student(self, stage: Stage, cls: type[Algorithm], taught: Sequence[Taught] | None) -> Network:
         """The student with the weights that it starts from."""
         student = self.network(stage.model, stage.salt)
         if stage.start is not None and stage.model.weights == "teacher":
@@ -189,11 +203,12 @@ class Builder:
         elif stage.start is not None:
             cls.load_start(student.model, read_tensors(stage.start.weights["student"]))
         elif stage.model.weights == "teacher" and taught:  # a dry run, which has no stored teacher to start from
+            assert isinstance(taught[0], Network), "refused in the recipe"
             start_from(student, taught[0])
         return student
 
     @property
-    def _share(self) -> int:
+    def share(self) -> int:
         """Samples of a batch that this process trains on."""
         return self.recipe.data.batch_size // self.ranks.world
 
@@ -209,43 +224,6 @@ class Builder:
         if every and known is not None:
             return self.loader.only(known, None if stage.teaches else self.data.num_train)
         return self.loader.with_labels(known)
-
-    def _teacher_object(self, network: Network, levels: Sequence[int], cls: type[Algorithm], part: int) -> Teacher:
-        precision, cache, pre_logits = self.precision(network), self.recipe.cache, cls.needs.pre_logits
-        if cache is None or cls.needs.data == "none":
-            return Teacher(network, levels, pre_logits, precision)
-        kept = self._kept(cache, cls)
-        if os.environ.get("KDZOO_CACHE") == "off":  # the same bits, computed live
-            return Teacher(network, levels, pre_logits, precision, kept)
-        identity = {"data": self.data_identity(), "seed": self.recipe.seed, "environment": self.environment}
-        teacher = CachedTeacher(
-            network,
-            levels,
-            pre_logits,
-            precision,
-            store=self.store,
-            loader=self.loader,
-            identity=identity,
-            verify_fraction=cache.verify_fraction,
-            seed=self.recipe.seed,
-            batch_size=part,
-            kept=kept,
-        )
-        size = teacher.gib_of_a_view(self.data.num_train) * cache.views
-        if size > cache.max_gib:
-            raise NeedsError(
-                f"cache: {cache.views} views of the teacher's outputs take {size:.3g} GiB, above cache.max_gib: "
-                f"{cache.max_gib:g}; lower cache.views, raise cache.max_gib, or leave out the cache"
-            )
-        return teacher
-
-    def _kept(self, cache: CacheRecipe, cls: type[Algorithm]) -> KeptLogits | None:
-        """What the recipe keeps of a teacher's logits. Raises NeedsError where the algorithm needs more."""
-        if cache.keep is None:
-            return None
-        if problem := why_not_logits(cls, cache.keep.top_k):
-            raise NeedsError(f"cache.keep: {problem}; leave it out")
-        return KeptLogits.of_recipe(cache.keep, len(self.data.classes))
 
     def validator(
         self, precision: Precision, classes: Sequence[int] | None = None

@@ -55,14 +55,19 @@ def delivered_networks(
     """Return what a run measures, in the order of its results."""
     found = []
     for i, teacher in enumerate(teachers):
-        role = Role("teacher", i, "teacher" if len(teachers) == 1 else f"teacher {i}")
-        found.append(Delivered(role, teacher, "student", teacher.model))
+        if teacher.model.answers is None:
+            found.append(Delivered(teacher_role(i, len(teachers)), teacher, "student", teacher.model))
     if control is not None:
         found.append(Delivered(Role("control", 0, "control"), control, "student", control.model))
     found.append(Delivered(STUDENT, student, "student", student.model))
     for i, peer in enumerate(student.peers):
         found.append(Delivered(Role("peer", i, f"peer {i}"), student, f"peer_{i}", peer))
     return found
+
+
+def teacher_role(index: int, count: int) -> Role:
+    """One of ``count`` teachers."""
+    return Role("teacher", index, "teacher" if count == 1 else f"teacher {index}")
 
 
 def same_architecture(first: ModelSpec, second: ModelSpec) -> bool:

@@ -14,7 +14,7 @@ from kdzoo.contract.stage import StageResult
 from kdzoo.evaluation.measuring import measure_latency, network_entry, timed_forward
 from kdzoo.models.network import Network
 from kdzoo.run.builder import Builder
-from kdzoo.run.delivered import Delivered, Measured, delivered_networks, same_architecture
+from kdzoo.run.delivered import Delivered, Measured, delivered_networks, same_architecture, teacher_role
 from kdzoo.run.exporting import ExportedFile, Exporting
 from kdzoo.run.format_losses import format_losses
 from kdzoo.run.stored_logits import StoredLogits
@@ -44,6 +44,8 @@ class Delivery:
         taught = [label for label, each in measured.items() if each.role.network == "teacher"]
         self.reference = np.mean([measured[label].logits for label in taught], axis=0) if taught else None
         entries = {label: self._entry(stored[label], each, targets) for label, each in measured.items()}
+        entries = self._absent(teachers) | entries
+        of_teachers = [entry for entry in entries.values() if entry["network"] == "teacher"]
         files = self._export(measured, taught, targets, student)
         self._latency(measured, entries, files)
         first = self.build.ranks.first and self.folder is not None
@@ -53,8 +55,8 @@ class Delivery:
         self.entries = entries | accepted
         logits = {label: each.logits for label, each in measured.items()}
         return {
-            "teacher": entries[taught[0]] if taught else None,
-            "teachers": [entries[label] for label in taught] if len(taught) > 1 else [],
+            "teacher": of_teachers[0] if of_teachers else None,
+            "teachers": of_teachers if len(of_teachers) > 1 else [],
             "control": entries.get("control"),
             "student": entries["student"],
             "peers": [entry for entry in entries.values() if entry["network"] == "peer"],
@@ -101,6 +103,16 @@ class Delivery:
             logits, targets = self.logits.of(network)
             measured[label] = Measured(stored[label].role, network, logits)
         return measured, targets
+
+    def _absent(self, teachers: Sequence[StageResult]) -> dict[str, dict[str, Any]]:
+        """Entries of teachers that are known by their stored answers only: what they reached when they answered."""
+        entries = {}
+        for index, teacher in enumerate(teachers):
+            if teacher.model.answers is not None:
+                role = teacher_role(index, len(teachers))
+                entry = self.build.teachers.answers(teacher.model).entry()
+                entries[role.label] = role.entry(entry["model"]) | entry | {"label": role.label}
+        return entries
 
     def _entry(self, stored: Delivered, measured: Measured, targets: np.ndarray) -> dict[str, Any]:
         entry = network_entry(

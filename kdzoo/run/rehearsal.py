@@ -21,8 +21,10 @@ from kdzoo.report.verdict import CAUSES, chance, shortfall
 from kdzoo.run.builder import Builder
 from kdzoo.run.needs import check_labels_of
 from kdzoo.run.stage_plan import Planning
+from kdzoo.run.teachers import Taught
 from kdzoo.training.engine import Engine
 from kdzoo.training.job import Job
+from kdzoo.training.stored_answers import StoredAnswers
 from kdzoo.zoo.offered import Zoo
 
 
@@ -62,9 +64,9 @@ class Rehearsal:
     def __init__(self, build: Builder, zoo: Zoo) -> None:
         self.build, self.plan, self.zoo = build, build.plan, zoo
 
-    def rehearse(self, taught: Sequence[Network] | None = None) -> tuple[Job, Pairing | None]:
+    def rehearse(self, taught: Sequence[Taught] | None = None) -> tuple[Job, Pairing | None]:
         """Return the job of the first stage that the algorithm trains; ``taught`` are its teachers."""
-        taught = [self.build.network(spec) for spec in self.plan.teachers] if taught is None else list(taught)
+        taught = [self.build.taught(spec) for spec in self.plan.teachers] if taught is None else list(taught)
         unlabelled = self.build.data.labels == ()
         if unlabelled:
             self._check_without_labels([f"teacher {i}" for i in range(len(taught))])
@@ -76,7 +78,7 @@ class Rehearsal:
             )
         return job, pairing
 
-    def _first_job(self, taught: Sequence[Network]) -> tuple[Job, Pairing | None]:
+    def _first_job(self, taught: Sequence[Taught]) -> tuple[Job, Pairing | None]:
         plan, build = self.plan, self.build
         chosen = plan.delegate or plan.algorithm
         known = {f"teacher {i}": network for i, network in enumerate(taught)}
@@ -88,7 +90,7 @@ class Rehearsal:
         stage = Stage("student", plan.student, chosen.choice, peers=plan.peers)
         least, most = bounds(chosen.cls.needs.teachers)
         wanted = least if least == most else max(least, len(taught))
-        teachers = (taught or [build.network(plan.student, "teacher")])[:wanted]
+        teachers: list[Taught] = (list(taught) or [build.network(plan.student, "teacher")])[:wanted]
         return build.job(stage, chosen, build.train_section(stage), teachers)
 
     def _first_stage(self, cls: type[Algorithm], known: Collection[str]) -> Stage | None:
@@ -146,13 +148,17 @@ class Rehearsal:
         checked = build.data.check_form()
         if build.data.preprocessing is not None:
             lines.append(f"files     {build.data.preprocessing.sentence()}")
-        taught = [build.network(spec) for spec in plan.teachers]
-        named = [*((f"teacher {i}", n) for i, n in enumerate(taught)), ("student", build.network(plan.student))]
+        taught = [build.taught(spec) for spec in plan.teachers]
+        named: list[tuple[str, Taught]] = [(f"teacher {i}", each) for i, each in enumerate(taught)]
+        named.append(("student", build.network(plan.student)))
         for i, spec in enumerate(plan.assistants):
             named.append((f"assistant {i}", build.network(spec)))
         for i, spec in enumerate(plan.peers):
             named.append((f"peer {i}", build.network(spec)))
         for label, network in named:
+            if isinstance(network, StoredAnswers):
+                lines.append(f"{label:<9} {network.describe()}")
+                continue
             precision = build.precision(network)
             parameters = count_parameters(network.model)
             lines.append(
@@ -160,8 +166,9 @@ class Rehearsal:
                 f"{network.inputs.describe()}, {precision.name}{', channels last' if precision.channels_last else ''}"
             )
         for i, (spec, network) in enumerate(zip(plan.teachers, taught, strict=True)):
-            judged, warnings = self._judged(f"teacher {i}", spec, network)
-            lines = [*warnings, *lines, *judged]
+            if isinstance(network, Network):
+                judged, warnings = self._judged(f"teacher {i}", spec, network)
+                lines = [*warnings, *lines, *judged]
         job, pairing = self.rehearse(taught)
         lines += [f"paired    {line}" for line in (pairing.describe() if pairing else [])]
         lines.append(f"form      {checked}")

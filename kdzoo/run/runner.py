@@ -87,9 +87,7 @@ class Runner:
             self.folder.write_json("provenance.json", provenance(self.build))
         self.log.begin()
         try:
-            own = [self._teacher_stage(i, spec) for i, spec in enumerate(self.plan.teachers)]
-            self.side_by_side.train([stage for stage in own if stage is not None])
-            teachers = tuple(self._teacher(i, spec) for i, spec in enumerate(self.plan.teachers))
+            teachers = self.teachers()
             self.stage_runner.first_teacher = teachers[0] if teachers else None
             control = self.train(Stage("control", self.plan.student)) if self.recipe.control else None
             self._compare_with_control(teachers, control)
@@ -181,6 +179,12 @@ class Runner:
         return {"report_items": shown, "variants": run.variants}
 
     # --- teachers -----------------------------------------------------------------------------
+
+    def teachers(self) -> tuple[StageResult, ...]:
+        """Train the teachers, or take their weights, or what is in their place, as the recipe says."""
+        own = [self._teacher_stage(i, spec) for i, spec in enumerate(self.plan.teachers)]
+        self.side_by_side.train([stage for stage in own if stage is not None])
+        return tuple(self._teacher(i, spec) for i, spec in enumerate(self.plan.teachers))
 
     def _teacher_name(self, index: int) -> str:
         return "teacher" if len(self.plan.teachers) == 1 else f"teacher_{index}"

@@ -69,6 +69,8 @@ def _initial(build: Builder, stage: Stage) -> str | None:
 
     What a model for text is made of, its configuration and the pieces of its table, lies outside of both.
     """
+    if stage.model.answers is not None:
+        return build.teachers.answers(stage.model).key
     ready = stage.model.weights not in ("train", "teacher")
     if not ready and not build.data.inputs.shapes_the_model:
         return None

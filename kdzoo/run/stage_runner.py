@@ -25,6 +25,7 @@ from kdzoo.storage.atomic import write_json, write_tensors
 from kdzoo.storage.run_folder import RunFolder
 from kdzoo.training.engine import Engine, Progress
 from kdzoo.training.job import Job
+from kdzoo.training.stored_answers import AnsweringTeacher
 from kdzoo.training.teacher import CachedTeacher
 from kdzoo.types import stable_hash
 from kdzoo.zoo.offered import Zoo
@@ -89,7 +90,9 @@ class StageRunner:
             "precision": job.precision.name,
             "logged_of": engine.log.logged_of,
             "answers": [t.kept.record() for t in job.teachers if t.kept is not None],
-            "teacher_outputs": [asdict(t.hits) for t in job.teachers if isinstance(t, CachedTeacher)],
+            "teacher_outputs": [
+                asdict(t.hits) for t in job.teachers if isinstance(t, CachedTeacher | AnsweringTeacher)
+            ],
         }
         folder = None
         if self.ranks.first:
@@ -101,6 +104,8 @@ class StageRunner:
 
     def take_ready(self, name: str, spec: ModelSpec) -> StageResult:
         """Store a network whose weights come ready like a trained one, so that later stages treat it alike."""
+        if spec.answers is not None:
+            return self._take_answers(name, spec)
         network = self.build.network(spec)
         if network.fresh_head:
             raise ModelError(
@@ -134,6 +139,14 @@ class StageRunner:
         stated, samples = facts.get("stated_top1_percent"), self.build.data.split_sizes.get("validation", 0)
         short = "" if stated is None or top1 is None else shortfall(top1, stated, facts["stated_by"], samples)
         return f"{teacher.name} '{teacher.model.name}': {top1:.2f} % on the validation split, {short}" if short else ""
+
+    def _take_answers(self, name: str, spec: ModelSpec) -> StageResult:
+        """The result of a teacher that is known by its stored answers only: it has metrics, and no weights."""
+        answers = self.build.teachers.answers(spec)
+        result = StageResult(name, answers.key, spec, {}, answers.metrics, folder=answers.root)
+        self.trained.append(Trained(result, [], {"imported": spec.weights, "answers": [answers.kept.record()]}))
+        self.control.display.stage(name, f"stored answers of {answers.root}, {answers.views} views")
+        return result
 
     def started(self, stage: Stage) -> Stage:
         """A stage with the result that it starts from, where its model says that this is the teacher's."""

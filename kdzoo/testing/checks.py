@@ -194,12 +194,13 @@ def teacher_is_untouched(harness: Harness) -> None:
     engine = harness.engine()
     if not engine.job.teachers:
         raise Vacuous("it has no teacher")
-    before = [weights_sha256(teacher.network.model) for teacher in engine.job.teachers]
+    networks = engine.job.teacher_networks.values()
+    before = [weights_sha256(network.model) for network in networks]
     run_steps(engine, 3)
-    for teacher, sha256 in zip(engine.job.teachers, before, strict=True):
-        ensure(weights_sha256(teacher.network.model) == sha256, "the teacher's weights or buffers changed")
-        ensure(not any(p.grad is not None for p in teacher.network.parameters()), "the teacher received a gradient")
-        ensure(not any(m.training for m in teacher.network.modules()), "the teacher was left in training mode")
+    for network, sha256 in zip(networks, before, strict=True):
+        ensure(weights_sha256(network.model) == sha256, "the teacher's weights or buffers changed")
+        ensure(not any(p.grad is not None for p in network.parameters()), "the teacher received a gradient")
+        ensure(not any(m.training for m in network.modules()), "the teacher was left in training mode")
 
 
 def student_gets_gradient_from_distillation_alone(harness: Harness) -> None:

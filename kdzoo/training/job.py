@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kdzoo.models.network import Network
     from kdzoo.recipe.sections import TrainRecipe
     from kdzoo.training.device import Precision
+    from kdzoo.training.stored_answers import AnsweringTeacher
     from kdzoo.training.teacher import Teacher
 
 
@@ -47,7 +48,7 @@ class Job:
     batch_size: int
     steps_per_epoch: int
     loader: Loader | None
-    teachers: Sequence[Teacher] = ()
+    teachers: Sequence[Teacher | AnsweringTeacher] = ()
     peers: Sequence[Network] = ()
     student_levels: tuple[int, ...] = ()
     peer_levels: Sequence[tuple[int, ...]] = ()
@@ -60,6 +61,11 @@ class Job:
     def unlabelled(self) -> bool:
         """Whether no sample has a label, so that the task's loss is 0."""
         return self.loader is not None and self.loader.data.labels == ()
+
+    @property
+    def teacher_networks(self) -> dict[int, Network]:
+        """The teachers' networks by number, without those of teachers that are known by their answers only."""
+        return {i: teacher.network for i, teacher in enumerate(self.teachers) if teacher.network is not None}
 
     @property
     def steps(self) -> int:

@@ -15,6 +15,7 @@ from kdzoo.recipe.sections import KeepRecipe
 
 #: The most classes that two bytes can number.
 TWO_BYTES = 2**16
+DTYPES = {"float16": torch.float16, "float32": torch.float32}
 #: How far a rounded number may be from one that was rounded the other way, relative to it.
 ROUNDING = {torch.float16: 2e-3, torch.float32: 0.0}
 
@@ -40,7 +41,17 @@ class KeptLogits:
                 f"cache.keep.top_k: {keep.top_k} of {num_classes} classes leaves no rest; leave out top_k to keep all, "
                 f"or keep at most {num_classes - 1}"
             )
-        return cls(num_classes, keep.top_k, {"float16": torch.float16, "float32": torch.float32}[keep.dtype])
+        return cls(num_classes, keep.top_k, DTYPES[keep.dtype])
+
+    @classmethod
+    def all_of(cls, num_classes: int) -> KeptLogits:
+        """All logits, as they are."""
+        return cls(num_classes, None, torch.float32)
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> KeptLogits:
+        """What ``record`` says."""
+        return cls(record["classes"], record["top_k"], DTYPES[record["dtype"]])
 
     @property
     def _of_classes(self) -> torch.dtype:

@@ -66,8 +66,8 @@ class StepContexts:
             modules={
                 "student": job.student.model,
                 **{f"peer_{i}": peer.model for i, peer in enumerate(job.peers)},
-                **{f"teacher_{i}": teacher.network.model for i, teacher in enumerate(job.teachers)},
-                **({"teacher": job.teachers[0].network.model} if job.teachers else {}),
+                **{f"teacher_{i}": network.model for i, network in job.teacher_networks.items()},
+                **({"teacher": job.teacher_networks[0].model} if 0 in job.teacher_networks else {}),
             },
             note=values.note,
         )

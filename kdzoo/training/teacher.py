@@ -201,13 +201,17 @@ class CachedTeacher(Teacher):
         return max(1, most // self._batch_size)
 
     @property
+    def samples_of_a_shard(self) -> int:
+        return self.chunks_of_a_shard * self._batch_size
+
+    @property
     def shards(self) -> int:
         """How many shards a view has."""
-        return -(-self._loader.data.num_train // (self.chunks_of_a_shard * self._batch_size))
+        return -(-self._loader.data.num_train // self.samples_of_a_shard)
 
     def _open(self, view: int) -> MappedRows:
         files = [self._stored(view, shard) / "outputs.safetensors" for shard in range(self.shards)]
-        return MappedRows(files, self.chunks_of_a_shard * self._batch_size)
+        return MappedRows(files, self.samples_of_a_shard)
 
     def _stored(self, view: int, shard: int) -> Path:
         """The folder of a shard in the store, which it is put into if it is not there yet."""

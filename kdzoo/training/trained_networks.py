@@ -88,7 +88,7 @@ class TrainedNetworks:
     def _check_disjoint(self) -> None:
         """Raise ContractError where two optimizers train one parameter, or one trains a teacher's."""
         job = self._job
-        teachers = {id(p) for teacher in job.teachers for p in teacher.network.parameters()}
+        teachers = {id(p) for network in job.teacher_networks.values() for p in network.parameters()}
         seen: dict[int, str] = {}
         for name, optimized in self.optimized.items():
             for parameter in optimized.parameters:

@@ -98,6 +98,7 @@ def test_abilities_of_the_simplest() -> None:
         "Reads feature levels": "no",
         "Reads the embedding": "no",
         "Teacher cache": "yes",
+        "Stored answers of a teacher": "no; it needs the teacher itself",
         "Least number of classes": "2",
         "Least batch": "1",
         "Keeps a memory per sample": "no",
@@ -118,6 +119,7 @@ def test_abilities_follow_what_is_declared() -> None:
         "Reads feature levels": "yes; convnet and transformer levels are paired by stride",
         "Reads the embedding": "yes",
         "Teacher cache": "yes",
+        "Stored answers of a teacher": "no; it needs the teacher itself",
         "Least number of classes": "3",
         "Least batch": "2",
         "Keeps a memory per sample": "yes",
@@ -131,6 +133,14 @@ def test_the_cache_serves_whoever_is_handed_a_teacher_s_answers() -> None:
     assert needing(teachers=0)["Teacher cache"] == "no use"
     assert needing(data="none")["Teacher cache"] == "no use"
     assert needing(data="none")["Training data"] == "none at all"
+
+
+def test_stored_answers_serve_whoever_says_that_they_are_enough() -> None:
+    told = "Stored answers of a teacher"
+    assert needing(of_teacher="top_k")[told] == "yes; the likeliest classes are enough"
+    assert needing(of_teacher="logits")[told] == "yes, of all classes"
+    assert needing(of_teacher="logits", pre_logits=True)[told] == "no; it needs the teacher itself"
+    assert needing(of_teacher="top_k", teachers=0)[told] == "no use"
 
 
 def test_options_tell_kind_bounds_default_and_description() -> None:

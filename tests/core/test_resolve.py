@@ -267,6 +267,12 @@ def test_a_delegate_gets_what_is_not_the_algorithms_own():
             "kept; leave it out",
         ),
         (
+            RECIPE,
+            "models.teacher.weights='answers:x'",
+            "-o models.teacher.weights: 'soft' needs the teacher's network, not only its answers to the training "
+            "samples",
+        ),
+        (
             CHAIN,
             "cache={views: 1, keep: {top_k: 3}}",
             "-o cache.keep.top_k: 'soft' does not declare that the likeliest classes are enough for it, and only 3 are "
