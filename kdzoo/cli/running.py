@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,9 +26,16 @@ def run(
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")] = None,
     new: Annotated[bool, typer.Option("--new", help="Start a new run even if one waits to be resumed.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Resume, and refuse to start afresh.")] = False,
+    processes: Annotated[
+        int, typer.Option("--processes", min=1, max=1024, help="Processes of this machine that train together.")
+    ] = 1,
 ) -> None:
     """Train teacher, control and student, export, and write a report."""
-    folder, results = _run(recipe, all_overrides(override, device, seed), out, new, resume)
+    overrides = all_overrides(override, device, seed)
+    if processes > 1:
+        flags = [flag for flag, wanted in (("--new", new), ("--resume", resume)) if wanted]
+        raise typer.Exit(_launch(recipe, overrides, out, flags, processes))
+    folder, results = _run(recipe, overrides, out, new, resume)
     if results is None:
         return
     from kdzoo.report.compare import comparison_table
@@ -40,6 +49,25 @@ def run(
     check_rejected(results["exports"])  # last, as the run is whole without the file
 
 
+def _launch(recipe: Path, overrides: list[str], out: Path, flags: list[str], processes: int) -> int:
+    """Run the same command in several processes; return their exit code."""
+    from kdzoo.errors import RecipeError
+    from kdzoo.recipe.bundled import known_recipe
+    from kdzoo.recipe.reading import load_recipe
+    from kdzoo.run.launching import check_not_started, check_processes, run_processes
+
+    check_not_started()
+    try:
+        loaded = load_recipe(known_recipe(recipe), overrides)
+    except RecipeError:
+        loaded, _, _ = resolve(recipe, overrides)  # which raises with what the plugins know to be wrong, too
+    with loaded.located():
+        check_processes(loaded.recipe, processes)
+    keys = [part for override in overrides for part in ("-o", override)]
+    command = [sys.executable, "-m", "kdzoo", "run", str(recipe), *keys, "--out", str(out), *flags]
+    return run_processes(command, processes, warn)
+
+
 def _run(
     recipe: Path, overrides: list[str], out: Path, new: bool = False, resume: bool = False
 ) -> tuple[Path, dict[str, Any] | None]:
@@ -51,13 +79,18 @@ def _run(
         probe_writable(out)
     loaded, plan, zoo = resolve(recipe, overrides)
 
+    from kdzoo.run.launching import orphaned
     from kdzoo.run.running import run_plan
     from kdzoo.training.parallel import Ranks
 
     with loaded.located():
         ranks = Ranks(plan.recipe.device)
         display = Display(silent=not ranks.first)
-        with ranks.together(), stop_signals() as stop:
+        with ranks.together(), stop_signals() as asked:
+
+            def stop() -> int:
+                return asked() or (signal.SIGTERM if orphaned() else 0)
+
             folder, results, before = run_plan(plan, zoo, out, ranks, display, stop, new=new, resume=resume)
     if before and results is not None:
         say(f"already finished: {folder}; --new starts another run")

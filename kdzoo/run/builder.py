@@ -16,7 +16,7 @@ from kdzoo.contract.declared import Shapes
 from kdzoo.contract.stage import ModelSpec, Stage, StageResult
 from kdzoo.data.data_set import DataSet, open_data
 from kdzoo.data.loader import Loader
-from kdzoo.errors import ContractError, NeedsError, UnknownName, nearest
+from kdzoo.errors import ContractError, UnknownName, nearest
 from kdzoo.evaluation.measuring import predict
 from kdzoo.models.building import build_network
 from kdzoo.models.levels import Pairing, pair_levels, shapes_of
@@ -25,6 +25,7 @@ from kdzoo.models.weights import start_from
 from kdzoo.plan.resolve import Plan, ResolvedAlgorithm
 from kdzoo.recipe.problems import explain
 from kdzoo.recipe.sections import Recipe, TrainRecipe
+from kdzoo.run.launching import check_processes
 from kdzoo.run.needs import check_labels, check_labels_of, check_needs, check_quantizer, stage_classes, task_classes
 from kdzoo.run.teachers import Taught, Teachers
 from kdzoo.storage.sealed import read_tensors
@@ -45,11 +46,7 @@ class Builder:
     def __init__(self, plan: Plan, store: Store, ranks: Ranks) -> None:
         self.plan, self.store, self.ranks = plan, store, ranks
         self.recipe: Recipe = plan.recipe
-        if self.recipe.data.batch_size % ranks.world:
-            raise NeedsError(
-                f"data.batch_size: {self.recipe.data.batch_size} samples cannot be shared evenly by {ranks.world} "
-                "processes"
-            )
+        check_processes(self.recipe, ranks.world)
         self.device = pick_device(self.recipe.device)
         set_threads(self.recipe.threads)
         self.environment = environment_of_all(self.device, ranks)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from kdzoo.contract.stage import ModelSpec, Stage, StagePlan, StageResult
-from kdzoo.errors import ContractError, ModelError, NeedsError
+from kdzoo.errors import ContractError, ModelError
 from kdzoo.models.levels import Pairing
 from kdzoo.plan.resolve import Plan
 from kdzoo.recipe.reading import recipe_hash
@@ -52,11 +52,6 @@ class Runner:
         self.plan, self.zoo, self.folder, self.store = plan, zoo, folder, store
         self.recipe = plan.recipe
         self.ranks = ranks or Ranks()
-        if self.recipe.jobs > 1 and self.ranks.world > 1:
-            raise NeedsError(
-                f"jobs: {self.recipe.jobs} workers cannot be combined with the {self.ranks.world} processes of a "
-                "distributed run; set jobs: 1"
-            )
         self.control = Control(self.ranks, display, stop)
         self.build = Builder(plan, store, self.ranks)
         self.data, self.loader = self.build.data, self.build.loader

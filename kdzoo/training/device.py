@@ -152,10 +152,14 @@ def device_name(device: torch.device) -> str:
 def local_gpu(device: str, local_rank: int) -> torch.device | None:
     """The GPU of process ``local_rank`` of this machine, now its current one; None where a run of ``device`` uses none.
 
-    Raises DeviceError where there are more processes than GPUs.
+    Raises DeviceError where the processes cannot have a GPU each.
     """
-    if not torch.cuda.is_available() or device in ("cpu", "mps"):
+    if device == "mps" or (device == "auto" and not torch.cuda.is_available() and torch.backends.mps.is_available()):
+        raise DeviceError("device: several processes cannot train on MPS, which has one GPU; use 'cpu', or one process")
+    if not torch.cuda.is_available() or device == "cpu":
         return None
+    if ":" in device:
+        raise DeviceError(f"device: '{device}' is one GPU, and each process needs its own; use 'cuda', or one process")
     count = torch.cuda.device_count()
     if local_rank >= count:
         raise DeviceError(

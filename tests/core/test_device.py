@@ -208,6 +208,19 @@ def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch: pytest.Monk
     assert str(caught.value) == (
         "device: process 2 of this machine has no GPU of its own (2 found); start fewer processes, or use 'cpu'"
     )
+    with pytest.raises(DeviceError) as caught:
+        local_gpu("cuda:1", 0)
+    assert str(caught.value) == (
+        "device: 'cuda:1' is one GPU, and each process needs its own; use 'cuda', or one process"
+    )
+
+
+@pytest.mark.parametrize("device", ["auto", "mps"])
+def test_several_processes_do_not_share_mps(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    with pytest.raises(DeviceError, match="several processes cannot train on MPS"):
+        local_gpu(device, 0)
 
 
 def test_threads_are_fixed_on_request() -> None:

@@ -134,6 +134,26 @@ def test_torchrun_starts_a_run_with_stored_outputs(
     assert hits["samples"] == hits["verified"] == 10 * 16
 
 
+@pytest.mark.slow
+def test_kdzoo_starts_the_processes_itself_and_stops_them_together(
+    cli: CommandLine, trained: Trained, one_process: dict[str, torch.Tensor]
+) -> None:
+    path = cli.recipe(teacher_alone(trained))
+    save_each_step = ["-o", "train.checkpoint_seconds=0"]
+    kdzoo = [sys.executable, "-m", "kdzoo", "run", path, "--out", "out", "--processes", 2, *save_each_step]
+    running = cli.shell(*kdzoo, env={"CUDA_VISIBLE_DEVICES": ""})
+    until(lambda: "student: training" in running.err, "the training", 100)
+    running.signal(signal.SIGINT)
+    stopped = running.wait()
+    assert stopped.code == 130, stopped
+    assert stopped.err.count("stopped in stage 'student' at step ") == 1, stopped
+    whole = cli.shell(*kdzoo, env={"CUDA_VISIBLE_DEVICES": ""}).wait()
+    assert whole.code == 0, whole
+    assert "stage 'student' resumed at step " in whole.err
+    assert whole.out.count("run folder: out/tiny/0001-seed0") == 1
+    assert furthest(student(cli.place / "out"), one_process) < 1e-4
+
+
 @pytest.mark.parametrize("algorithm", ["crd", "adversarial_logits", "dafl", "fitnet"])
 def test_what_an_algorithm_trains_and_remembers_is_the_same_on_both(
     cli: CommandLine, trained: Trained, algorithm: str
