@@ -252,6 +252,8 @@ def kind(field: Mapping[str, Any]) -> str:
         return code(field["const"])
     if "enum" in field:
         return " or ".join(map(code, field["enum"]))
+    if "prefixItems" in field:
+        return f"list of {len(field['prefixItems'])}, each {kind(field['prefixItems'][0])}"
     if field.get("type") == "array":
         return f"list, each {kind(field['items'])}" if "$ref" not in field["items"] else "list of sections"
     if field.get("type") == "object":

@@ -10,7 +10,6 @@ from kdzoo.contract.extension_points import (
     Tokens,
     TokenSplit,
 )
-from kdzoo.contract.preprocessing import Preprocessing
 from kdzoo.errors import DataError
 
 __all__ = [
@@ -21,7 +20,6 @@ __all__ = [
     "DataSplits",
     "FileSplit",
     "OfferOptions",
-    "Preprocessing",
     "TokenSplit",
     "Tokens",
 ]

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from kdzoo.contract.preprocessing import Preprocessing
-
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
@@ -54,7 +52,7 @@ class FileSplit:
     """A split of encoded images, which the core decodes sample by sample in DataLoader workers.
 
     ``content(i)`` returns the bytes of an image file: JPEG, PNG, WebP or BMP. It is called in worker processes too. A
-    sample that cannot be read raises DataError and is never replaced. The data set has ``DataSplits.preprocessing``.
+    sample that cannot be read raises DataError and is never replaced. The source is ``encoded``.
     """
 
     names: tuple[str, ...]  # what to call each sample in an error, e.g. its path
@@ -94,6 +92,7 @@ Split = ArraySplit | FileSplit | TokenSplit
 class DataSplits:
     """A data set in its official splits. ``test`` is a callable so that nothing reads it too early.
 
+    Of encoded images, channels, size, mean and std are the recipe's to say, in ``data.preprocessing``; leave them out.
     Text has ``tokens`` and no pixels: one channel, a size of (L, 1), a mean of 0 and a std of 1. If a sample has
     several recordings, ``modalities`` name the channels of each, as (first, last + 1).
     """
@@ -101,10 +100,10 @@ class DataSplits:
     train: Split
     test: Callable[[], Split]
     classes: tuple[str, ...]
-    channels: int
-    size: tuple[int, int]  # (H, W) that models are fed with
-    mean: tuple[float, ...]  # a channel, of pixels in [0, 1]
-    std: tuple[float, ...]
+    channels: int = 0
+    size: tuple[int, int] = (0, 0)  # (H, W) that models are fed with
+    mean: tuple[float, ...] = ()  # a channel, of pixels in [0, 1]
+    std: tuple[float, ...] = ()
     validation: Split | None = None  # None: the core holds out a seeded share of train
     source: str = ""
     licence: str = ""
@@ -113,7 +112,6 @@ class DataSplits:
     #: Whether training samples may have no label, their target being NO_LABEL. Where none has one, the test split may
     #: have none either.
     unlabelled: bool = False
-    preprocessing: Preprocessing | None = None  # how files became pixels; None: pixels are as they are stored
 
 
 class Optioned(ABC):
@@ -129,6 +127,8 @@ class Optioned(ABC):
 
 class DataSource(Optioned):
     """A data set by name. ``load`` may read files below ``root``; it never replaces a bad sample."""
+
+    encoded: ClassVar[bool] = False  # whether its splits are FileSplits, which the recipe's data.preprocessing is for
 
     @abstractmethod
     def load(self, root: Path) -> DataSplits:
@@ -197,11 +197,12 @@ class Exporter(Optioned):
         Further files of the format are next to ``path``. N is at most ``largest_batch``.
         """
 
-    def usage(self, file: str, kind: str) -> Usage | None:
+    def usage(self, file: str, kind: str, pixels: Sequence[str] = ()) -> Usage | None:
         """Return code that loads ``file``, a path in the run folder, and answers one sample; None: there is none.
 
         ``kind`` says what a sample is: "image", "text" or "measurements". A text goes through the tokenizer in
-        tokenizer/tokenizer.json.
+        tokenizer/tokenizer.json. Where images come as files, ``pixels`` are lines of Python that end with ``pixels``,
+        float32 (1, C, H, W) in [0, 1]; they use numpy as np, and Image and ImageOps of PIL.
         """
         return None
 

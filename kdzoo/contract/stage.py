@@ -25,12 +25,14 @@ class ModelSpec:
     train: Mapping[str, Any] = field(default_factory=dict)  # overrides of the recipe's train section
     mean: tuple[float, ...] | None = None  # own input normalisation; None: the weights' or the data set's
     std: tuple[float, ...] | None = None
-    size: int | None = None  # own input size, pixels
+    size: int | tuple[int, int] | None = None  # own input size, pixels: one number, or (H, W)
     finetune: bool = False
     modality: str | None = None  # the modality it takes, of those that the data set declares
     quantizer: str | None = None  # name of the quantizer that it trains in; None: float32
     quantizer_options: Mapping[str, Any] = field(default_factory=dict)
     weights_key: str | None = None  # below which key of the file the weights lie; None: the first known one
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)  # further own steps from a file, by their keys
+    as_is: bool = False  # a teacher that is used with its ready weights; it has its own steps from a file to pixels
 
     @property
     def answers(self) -> str | None:

@@ -74,7 +74,9 @@ class FormCheck:
         if isinstance(split, ArraySplit):
             self._array(where, split, samples)
         if isinstance(split, FileSplit) and self.decoder is None:
-            raise DataError(f"{where}: encoded images need DataSplits.preprocessing, which says how to decode them")
+            raise DataError(
+                f"{where}: encoded images, but another split has arrays or text; one kind in all splits would be right"
+            )
         targets = np.asarray(split.targets)
         if targets.shape != (samples,) or targets.dtype.kind not in "iu":
             raise DataError(f"{where}: targets are {targets.dtype} {targets.shape}; int64 {(samples,)} would be right")

@@ -7,13 +7,15 @@ until its gate is opened, once, when nothing is left to select; its form is chec
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from kdzoo.contract.classification import NO_LABEL
-from kdzoo.contract.extension_points import DataSource, DataSplits, Split, TokenSplit
+from kdzoo.contract.extension_points import DataSource, DataSplits, FileSplit, Split, TokenSplit
+from kdzoo.contract.preprocessing import Preprocessing
 from kdzoo.data.checking import FormCheck
 from kdzoo.data.digests import digests, samples_of, split_hash
 from kdzoo.data.file_records import FileRecords
@@ -34,14 +36,21 @@ def data_root(root: str | None) -> Path:
     return Path(root or os.environ.get("KDZOO_DATA") or "data").expanduser()
 
 
-def open_data(source: DataSource, recipe: DataRecipe, seed: int) -> DataSet:
+def open_data(
+    source: DataSource, recipe: DataRecipe, seed: int, config: Callable[[], Preprocessing] = Preprocessing
+) -> DataSet:
     """Load a data set's training side and check it; its test split is not read.
+
+    ``config`` returns the steps from an image file to pixels of which the recipe's ``data.preprocessing`` changes some.
 
     A validation split is carved out of the training split, stratified and seeded, where the source has none of its
     own. Raises DataError, saying what would be right, when the data is missing, unreadable or inconsistent.
     """
     root = data_root(recipe.root)
-    return DataSet(source, source.load(root), recipe, seed, FileRecords(root))
+    splits, preprocessing = source.load(root), None
+    if isinstance(splits.train, FileSplit):
+        preprocessing = config().changed(recipe.preprocessing.given() if recipe.preprocessing else {})
+    return DataSet(source, splits, recipe, seed, FileRecords(root), preprocessing)
 
 
 class TestGate:
@@ -68,19 +77,26 @@ class DataSet:
     """A data set: its classes, shape and normalisation, its splits, and what was noticed about them."""
 
     def __init__(
-        self, source: DataSource, splits: DataSplits, recipe: DataRecipe, seed: int, records: FileRecords
+        self,
+        source: DataSource,
+        splits: DataSplits,
+        recipe: DataRecipe,
+        seed: int,
+        records: FileRecords,
+        preprocessing: Preprocessing | None = None,
     ) -> None:
+        """``preprocessing`` are the steps from an image file to pixels; None where samples live in memory."""
         self.name = source.name
         self.classes = tuple(splits.classes)
         #: The form of its samples: pixels, measurements or ids of tokens.
-        self.inputs = inputs_of(splits)
+        self.inputs = inputs_of(splits, preprocessing)
         self.channels, self.size = self.inputs.channels, self.inputs.size
         self.mean, self.std = self.inputs.mean, self.inputs.std
         self.modalities = dict(splits.modalities)
         self.source, self.licence = splits.source, splits.licence
-        self.preprocessing = splits.preprocessing
+        self.preprocessing, self._max_megapixels = preprocessing, recipe.max_megapixels
         #: Makes pixels of encoded images; None where samples live in memory.
-        self.decoder = Decoder(splits.preprocessing, recipe.max_megapixels) if splits.preprocessing else None
+        self.decoder = self.decoder_of(preprocessing)
         self.notes: list[str] = []
         self.test_gate = TestGate(self)
         self._digests: dict[str, list[str]] = {}
@@ -126,6 +142,10 @@ class DataSet:
         absent = sorted(set(range(len(self.classes))) - set(whole.targets.tolist()))
         if absent and len(whole.labelled):
             self.notes.append(f"no training sample of: {', '.join(self.classes[k] for k in absent)}")
+
+    def decoder_of(self, preprocessing: Preprocessing | None) -> Decoder | None:
+        """Return what makes pixels of encoded images by other steps than the data set's own."""
+        return None if preprocessing is None else Decoder(preprocessing, self._max_megapixels)
 
     @property
     def num_train(self) -> int:

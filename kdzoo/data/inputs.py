@@ -17,6 +17,7 @@ import numpy as np
 
 from kdzoo.contract.extension_points import ArraySplit, DataSplits
 from kdzoo.contract.preprocessing import Preprocessing
+from kdzoo.data.image_code import image_code
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,6 +49,11 @@ class Inputs(ABC):
     shapes_the_model: ClassVar[bool] = False
     #: How many test samples are timed one after the other.
     timed_samples: ClassVar[int] = 1
+
+    @property
+    def steps(self) -> Preprocessing | None:
+        """The steps from an image file to pixels; None where samples come otherwise."""
+        return None
 
     @property
     def pad(self) -> int | None:
@@ -130,6 +136,10 @@ class Inputs(ABC):
         """
         return {}
 
+    def image_code(self) -> list[str]:
+        """Return lines of Python that turn an image file into ``pixels``; none where samples come otherwise."""
+        return []
+
     @abstractmethod
     def sentence(self) -> str:
         """Say in one sentence what a user feeds the delivered student with."""
@@ -171,6 +181,10 @@ class Pixels(Inputs):
     values: ClassVar[str] = "pixels scaled to [0, 1]"
 
     @property
+    def steps(self) -> Preprocessing | None:
+        return self.preprocessing
+
+    @property
     def modality(self) -> str | None:
         return None if self.read is None else self.read[0]
 
@@ -184,10 +198,24 @@ class Pixels(Inputs):
         mean, std = self.mean[first:last], self.std[first:last]
         return replace(self, channels=last - first, mean=mean, std=std, read=(name, (first, last, self.channels)))
 
-    def of_model(self, channels: int, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]) -> Pixels:
-        """Return these inputs as one network takes them."""
+    def of_model(
+        self,
+        channels: int,
+        size: tuple[int, int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        preprocessing: Preprocessing | None = None,
+    ) -> Pixels:
+        """Return these inputs as one network takes them; ``preprocessing`` are its own steps from a file."""
         return replace(
-            self, channels=channels, size=size, mean=tuple(mean), std=tuple(std), modalities={}, stored_size=self.size
+            self,
+            channels=channels,
+            size=size,
+            mean=tuple(mean),
+            std=tuple(std),
+            modalities={},
+            stored_size=self.size,
+            preprocessing=preprocessing,
         )
 
     def example(self, samples: int) -> Tensor:
@@ -219,6 +247,9 @@ class Pixels(Inputs):
 
     def describe(self) -> str:
         size = f"{self.size[0]}x{self.size[1]}" + (f" of {self.modality}" if self.modality else "")
+        if self.preprocessing is not None:
+            steps = self.preprocessing
+            size += f" ({steps.resize}, crop share {steps.crop_share:.4g}, {steps.interpolation}, {steps.color_mode})"
         size += " (resized again, bilinear)" if self._resized_again else ""
         return f"input {size}, mean {_few(self.mean)}, std {_few(self.std)}"
 
@@ -234,18 +265,22 @@ class Pixels(Inputs):
         if self.modality is not None:
             entry["modality"] = self.modality
         if self.preprocessing is not None:
-            entry["image"] = self.preprocessing.record()
+            entry["image"] = self.preprocessing.decoding()
         if self._resized_again:
             entry["resize_again"] = {"size": list(self.size), "interpolation": "bilinear", "antialias": True}
         return entry
 
     @property
     def _resized_again(self) -> bool:
-        return self.stored_size not in (None, self.size)
+        """Whether samples of the data set are resized for the network; of files it has its own steps instead."""
+        return self.preprocessing is None and self.stored_size not in (None, self.size)
 
     def record(self) -> dict[str, Any]:
         modality = {"modality": self.modality} if self.modality else {}
         return super().record() | modality | {"preprocessing": self.metadata()}
+
+    def image_code(self) -> list[str]:
+        return [] if self.preprocessing is None else image_code(self.preprocessing, self.channels)
 
     def sentence(self) -> str:
         modality = f" of the modality {self.modality}" if self.modality else ""
@@ -264,18 +299,23 @@ class Pixels(Inputs):
         given = {key: tuple(value) if isinstance(value, list) else value for key, value in args.items()}
         given.setdefault("num_classes", len(classes))
         arguments = "".join(f", {key}={value!r}" for key, value in given.items())
+        files = self.image_code()
+        loaded = [*files, "pixels = torch.from_numpy(pixels)"]
+        made_up = [f"pixels = torch.rand{(1, self.channels, *self.size)}  # your images, scaled to [0, 1]"]
         return "\n".join(
             [
                 *([f"import {imports}  # makes the network known to timm"] if imports else []),
+                *(["import numpy as np"] if files else []),
                 "import timm",
                 "import torch",
+                *(["from PIL import Image, ImageOps"] if files else []),
                 "from safetensors.torch import load_file",
                 "",
                 f"model = timm.create_model({model!r}{arguments})",
                 'model.load_state_dict(load_file("student.safetensors"))',
                 "model.eval()",
                 "",
-                f"pixels = torch.rand{(1, self.channels, *self.size)}  # your images, scaled to [0, 1]",
+                *(loaded if files else made_up),
                 f"mean = torch.tensor({list(self.mean)}).view(1, -1, 1, 1)",
                 f"std = torch.tensor({list(self.std)}).view(1, -1, 1, 1)",
                 "with torch.no_grad():",
@@ -414,8 +454,11 @@ def encoding_code() -> list[str]:
     ]
 
 
-def inputs_of(splits: DataSplits) -> Inputs:
-    """Return the form of a data set's samples."""
+def inputs_of(splits: DataSplits, preprocessing: Preprocessing | None = None) -> Inputs:
+    """Return the form of a data set's samples; ``preprocessing`` are the steps from an image file to pixels."""
+    if preprocessing is not None:
+        steps = preprocessing
+        return Pixels(steps.channels, steps.size, steps.mean, steps.std, dict(splits.modalities), preprocessing=steps)
     channels, size = splits.channels, (int(splits.size[0]), int(splits.size[1]))
     mean, std = tuple(splits.mean), tuple(splits.std)
     tokens = splits.tokens
@@ -423,7 +466,7 @@ def inputs_of(splits: DataSplits) -> Inputs:
         return TokenIds(channels, size, mean, std, tokens.vocab_size, tokens.pad, tokens.unknown, dict(tokens.files))
     floats = isinstance(splits.train, ArraySplit) and splits.train.images.dtype == np.float32
     kind = Measurements if floats else Pixels
-    return kind(channels, size, mean, std, dict(splits.modalities), preprocessing=splits.preprocessing)
+    return kind(channels, size, mean, std, dict(splits.modalities))
 
 
 def _few(numbers: Sequence[float]) -> str:

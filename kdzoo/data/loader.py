@@ -15,6 +15,8 @@ from kdzoo.contract.extension_points import ArraySplit, TokenSplit
 from kdzoo.contract.step import Batch
 from kdzoo.data.augmentation import Augment, augment
 from kdzoo.data.data_set import DataSet, SplitName
+from kdzoo.data.images import Decoder
+from kdzoo.data.inputs import Inputs
 from kdzoo.data.readers import FileReader, MemoryReader, TokenReader
 from kdzoo.errors import ContractError, DataError
 from kdzoo.types import derive_seed
@@ -57,7 +59,7 @@ class Loader:
         self._augment, self._seed = augment, seed
         self._workers, self._timeout_s = workers, timeout_s
         self._format = torch.channels_last if channels_last else torch.contiguous_format
-        self._readers: dict[str, MemoryReader | FileReader | TokenReader] = {}
+        self._readers: dict[tuple[str, Decoder | None], MemoryReader | FileReader | TokenReader] = {}
         self._rows: np.ndarray | None = None
         self._epoch_samples: int | None = None
         self._labelled: np.ndarray | None = None  # (training samples,) bool; None: all have a label
@@ -164,11 +166,23 @@ class Loader:
             yield Batch(batch.inputs, batch.targets[:count], batch.index[:count], view)
 
     def eval_batches(
-        self, split: SplitName, batch_size: int, samples: Sequence[int] | np.ndarray | None = None
+        self,
+        split: SplitName,
+        batch_size: int,
+        samples: Sequence[int] | np.ndarray | None = None,
+        inputs: Inputs | None = None,
     ) -> Iterator[Batch]:
-        """Yield a split, or some rows of it, in order, without augmentation; the last batch may be short."""
+        """Yield a split, or some rows of it, in order, without augmentation; the last batch may be short.
+
+        ``inputs`` are those of the network that is evaluated: image files become pixels as it takes them. None: as the
+        data set has them.
+        """
         rows = np.arange(len(self.data.part(split))) if samples is None else np.asarray(samples, dtype=np.int64)
-        return self._batches(split, np.split(rows, range(batch_size, len(rows), batch_size)), None)
+        batches = np.split(rows, range(batch_size, len(rows), batch_size))
+        own = None if inputs is None else inputs.steps
+        if own is None or self.data.preprocessing is None or own.same_pixels(self.data.preprocessing):
+            return self._batches(split, batches, None)
+        return self._batches(split, batches, None, decoder=self.data.decoder_of(own))
 
     def _batches(
         self,
@@ -176,8 +190,10 @@ class Loader:
         batches: Sequence[np.ndarray],
         view: int | None,
         widths: Sequence[int] | None = None,
+        decoder: Decoder | None = None,
     ) -> Iterator[Batch]:
-        reader = self._reader(split)
+        """Yield batches of rows; ``decoder`` None is the data set's own."""
+        reader = self._reader(split, decoder)
         if isinstance(reader, TokenReader):
             for ids, rows in zip(reader.batches(batches, widths), batches, strict=True):
                 index = torch.from_numpy(rows).to(self.device)
@@ -192,19 +208,16 @@ class Loader:
         images = images.contiguous(memory_format=self._format)  # first, as bytes are moved four times as fast
         return images if images.dtype == torch.float32 else images.float().div_(255)
 
-    def _reader(self, split: SplitName) -> MemoryReader | FileReader | TokenReader:
-        part = self.data.part(split)
-        if split not in self._readers:
+    def _reader(self, split: SplitName, decoder: Decoder | None = None) -> MemoryReader | FileReader | TokenReader:
+        part, key = self.data.part(split), (split, decoder or self.data.decoder)
+        if key not in self._readers:
             if isinstance(part.split, TokenSplit):
                 pad = self.data.inputs.pad
                 assert pad is not None, "checked when the data set was opened"
-                self._readers[split] = TokenReader(part, part.split, pad, self.device)
+                self._readers[key] = TokenReader(part, part.split, pad, self.device)
             elif isinstance(part.split, ArraySplit):
-                self._readers[split] = MemoryReader(part, part.split, self.device)
+                self._readers[key] = MemoryReader(part, part.split, self.device)
             else:
-                decoder = self.data.decoder
-                assert decoder is not None, "checked when the data set was opened"
-                self._readers[split] = FileReader(
-                    part, part.split, decoder, self.device, self._workers, self._timeout_s
-                )
-        return self._readers[split]
+                assert key[1] is not None, "checked when the data set was opened"
+                self._readers[key] = FileReader(part, part.split, key[1], self.device, self._workers, self._timeout_s)
+        return self._readers[key]

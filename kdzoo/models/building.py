@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ import torch
 from timm.models import PretrainedCfg, load_model_config_from_hf
 from torch import nn
 
+from kdzoo.contract.preprocessing import Preprocessing
 from kdzoo.contract.stage import ModelSpec
 from kdzoo.data.inputs import Inputs, Pixels
 from kdzoo.errors import ModelError, UnknownName, in_words, nearest
 from kdzoo.models.network import Network
+from kdzoo.models.preprocessing import timm_preprocessing, written_preprocessing
 from kdzoo.models.weights import load_weights
 
 #: A network takes at least the room of this many of its inputs.
@@ -81,12 +83,15 @@ def build_network(
 
 def _image_network(spec: ModelSpec, inputs: Pixels, num_classes: int, origin: Origin, seed: int, load: bool) -> Network:
     """Build a network that takes maps (N, C, H, W), in the channels, size and normalisation that suit its weights."""
-    size = inputs.size if spec.size is None else (spec.size, spec.size)
-    _check_room(spec, inputs.channels, size)
     settings = origin.settings
     ready = settings if origin.ready else None
+    steps = _own_steps(spec, inputs, settings)
+    size = steps.size if steps is not None else inputs.size if spec.size is None else _pair(spec.size)
+    _check_room(spec, inputs.channels, size)
     # Ready weights see grey images as three equal channels; a fresh network has as many channels as the data.
     own_channels = ready.input_size[0] if ready is not None and inputs.channels == 1 else inputs.channels
+    if steps is not None and (spec.as_is or "color_mode" in spec.preprocessing):
+        own_channels = steps.channels
     args = {"in_chans": own_channels, **origin.args, **spec.args, "num_classes": num_classes}
     if settings is not None and settings.fixed_input_size:
         args.setdefault("img_size", size)
@@ -97,6 +102,8 @@ def _image_network(spec: ModelSpec, inputs: Pixels, num_classes: int, origin: Or
             f"model '{spec.name}': takes {in_chans} channels, the data has {inputs.channels}; leave out in_chans"
         )
     mean, std = spec.mean, spec.std
+    if steps is not None and spec.as_is:
+        mean, std = steps.mean, steps.std
     if mean is None or std is None:
         use_own = ready is not None and len(ready.mean) == in_chans
         mean, std = (ready.mean, ready.std) if ready is not None and use_own else (inputs.mean, inputs.std)
@@ -105,10 +112,53 @@ def _image_network(spec: ModelSpec, inputs: Pixels, num_classes: int, origin: Or
             f"model '{spec.name}': takes {in_chans} channels, its mean has {len(mean)} numbers and its std {len(std)}"
         )
     repeat = in_chans // len(mean)
-    taken = inputs.of_model(in_chans, size, tuple(mean) * repeat, tuple(std) * repeat)
+    if steps is not None:
+        steps = replace(steps, mean=tuple(mean)[: steps.channels], std=tuple(std)[: steps.channels])
+    taken = inputs.of_model(in_chans, size, tuple(mean) * repeat, tuple(std) * repeat, steps)
     network = Network(model, spec, inputs=taken, num_classes=num_classes, create_args=args)
     network.fresh_head = ready is not None and ready.num_classes != num_classes
     return network
+
+
+def data_preprocessing(student: ModelSpec) -> Preprocessing:
+    """Return the steps from an image file to pixels that a data set takes over from its student's timm config."""
+    _check_spec(student)
+    return timm_preprocessing(student, _origin(student).settings)
+
+
+def own_preprocessing(teacher: ModelSpec) -> Preprocessing:
+    """Return the steps of a teacher that is used with its ready weights, where its spec says nothing else."""
+    _check_spec(teacher)
+    return written_preprocessing(teacher) or timm_preprocessing(teacher, _origin(teacher).settings)
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
+
+
+def _own_steps(spec: ModelSpec, inputs: Pixels, settings: PretrainedCfg | None) -> Preprocessing | None:
+    """Return the steps from an image file to what a network takes; None where samples come otherwise.
+
+    Those of a teacher that is used as it is are its weights' own; any other network is trained on the data's.
+    """
+    if inputs.preprocessing is None:
+        if spec.preprocessing:
+            raise ModelError(
+                f"model '{spec.name}': preprocessing.{next(iter(spec.preprocessing))} is for image files, and the data "
+                "set has none"
+            )
+        return None
+    steps = inputs.preprocessing
+    if spec.as_is:
+        steps = written_preprocessing(spec) or timm_preprocessing(spec, settings)
+    given = {"size": spec.size, "mean": spec.mean, "std": spec.std}
+    steps = steps.changed({**spec.preprocessing, **{key: value for key, value in given.items() if value is not None}})
+    if steps.channels != inputs.channels and inputs.channels != 1:
+        raise ModelError(
+            f"model '{spec.name}': takes {steps.color_mode}, and data.preprocessing.color_mode is "
+            f"{inputs.preprocessing.color_mode}; in training all networks see the same images, so both must be one"
+        )
+    return steps
 
 
 def _check_room(spec: ModelSpec, channels: int, size: tuple[int, int]) -> None:

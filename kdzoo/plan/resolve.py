@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,9 +18,10 @@ from kdzoo.contract.declared import bounds
 from kdzoo.contract.extension_points import DataSource, Exporter, Offer, Quantizer, Tracker
 from kdzoo.contract.stage import AlgorithmChoice, ModelSpec
 from kdzoo.errors import KdzooError, PluginError, RecipeError, UnknownName, shown
+from kdzoo.plan.preprocessing import fill_preprocessing
 from kdzoo.plan.schema import fits
 from kdzoo.plan.stored_answers import why_not_logits, why_not_without_network
-from kdzoo.recipe.problems import RecipeProblems, explain, unknown_key
+from kdzoo.recipe.problems import PREPROCESSING, RecipeProblems, explain, unknown_key
 from kdzoo.recipe.reading import LoadedRecipe
 from kdzoo.recipe.sections import AlgorithmRecipe, DataRecipe, ExportRecipe, ModelRecipe, Recipe
 from kdzoo.zoo.cards import Card, plans_stages
@@ -77,7 +78,7 @@ def resolve(loaded: LoadedRecipe, zoo: Zoo) -> Plan:
         algorithm=chosen[0],
         delegate=chosen[1],
         student=spec_of(models.student),
-        teachers=tuple(map(spec_of, models.all_teachers)),
+        teachers=tuple(map(teacher_spec, models.all_teachers)),
         assistants=tuple(map(spec_of, models.assistants)),
         peers=tuple(map(spec_of, models.peers)),
         source=source,
@@ -180,7 +181,7 @@ def _section(model: type[Section], content: Any) -> Section | None:
 
 
 def filled(recipe: Recipe, zoo: Zoo) -> Recipe:
-    """Return a recipe with the defaults of its plugins' options and loss weights written out.
+    """Return a recipe with the defaults of its plugins' options, its loss weights and its preprocessing written out.
 
     ``zoo`` may be one of cards. What it does not offer stays as it is written.
     """
@@ -203,6 +204,8 @@ def filled(recipe: Recipe, zoo: Zoo) -> Recipe:
             defaults = _defaults(zoo.exporters[export["format"]].thing)
             defaults.pop("quantize", None)  # it is written next to the options
             export["options"] = {**defaults, **export["options"]}
+    if recipe.data.name in zoo.datasets and zoo.datasets[recipe.data.name].thing.encoded:
+        fill_preprocessing(data, recipe)
     return Recipe.model_validate(data)
 
 
@@ -322,7 +325,17 @@ def _unmet_batch(cls: type[Algorithm], recipe: Recipe) -> list[tuple[str, str]]:
 
 def _source(data: DataRecipe, zoo: Zoo, problems: RecipeProblems) -> DataSource | None:
     cls = _lookup(zoo.dataset, data.name, "data.name", problems.add)
-    return _made(cls, data.options, _below("data", problems)) if cls is not None else None
+    if cls is None:
+        return None
+    options = dict(data.options)
+    if cls.encoded:
+        for key in PREPROCESSING:
+            if key in options and key not in cls.Options.model_fields:
+                problems.add(f"data.options.{key}", f"is 'data.preprocessing.{key}' now")
+                del options[key]
+    elif data.preprocessing is not None:
+        problems.add("data.preprocessing", f"is for image files, and '{data.name}' has none")
+    return _made(cls, options, _below("data", problems))
 
 
 def _exporters(recipe: Recipe, zoo: Zoo, problems: RecipeProblems) -> list[Exporter]:
@@ -408,9 +421,25 @@ def _below_export(path: str, problems: RecipeProblems) -> Report:
 
 def spec_of(model: ModelRecipe) -> ModelSpec:
     """A recipe's model as stages and algorithms know it."""
-    train = model.train or {}
-    settings = model.mean, model.std, model.size, model.finetune, model.modality
-    return ModelSpec(model.name, model.weights, model.args, train, *settings, weights_key=model.weights_key)
+    steps = model.preprocessing.given() if model.preprocessing else {}
+    return ModelSpec(
+        model.name,
+        model.weights,
+        model.args,
+        model.train or {},
+        mean=steps.pop("mean", None),
+        std=steps.pop("std", None),
+        size=steps.pop("size", None),
+        finetune=model.finetune,
+        modality=model.modality,
+        weights_key=model.weights_key,
+        preprocessing=steps,
+    )
+
+
+def teacher_spec(model: ModelRecipe) -> ModelSpec:
+    """A recipe's teacher as stages and algorithms know it."""
+    return replace(spec_of(model), as_is=model.weights != "train" and not model.finetune)
 
 
 def _provenance(recipe: Recipe, chosen: tuple[ResolvedAlgorithm | None, ...], zoo: Zoo) -> dict[str, dict[str, str]]:

@@ -174,12 +174,16 @@ def explain(error: ValidationError, model: type[BaseModel], data: Any) -> list[t
 
 #: Keys of recipes that have another name since: old -> new.
 RENAMED = {"reads": "modality"}
+#: Keys that a section of their own has now.
+PREPROCESSING = ("size", "crop_share", "mean", "std")
 
 
 def unknown_key(key: str, known: Sequence[str], what: str = "key") -> str:
     """Say that ``key`` is none of ``known``."""
     if RENAMED.get(key) in known:
         return f"unknown {what}; it is called '{RENAMED[key]}' now"
+    if key in PREPROCESSING and "preprocessing" in known:
+        return f"unknown {what}; it is 'preprocessing.{key}' now"
     close = nearest(key, list(known)) if len(key) <= 64 else ""
     return f"unknown {what}{close or '; known: ' + (', '.join(known) or 'none')}"
 

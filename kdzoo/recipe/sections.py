@@ -192,6 +192,44 @@ else:
     ]
 
 
+Numbers = tuple[Annotated[Real, Field(ge=-1000, le=1000)], ...]
+Spreads = tuple[Annotated[Real, Field(gt=0, le=1000)], ...]
+Side = Annotated[Whole, Field(ge=1, le=16_384)]
+
+
+class PreprocessingRecipe(_Section):
+    """How an image file becomes what a network takes. What is null comes from the model's own timm config."""
+
+    size: Side | tuple[Side, Side] | None = Field(
+        None, description="Input size in pixels: one number, or [height, width]."
+    )
+    crop_share: Annotated[Real, Field(gt=0, le=1)] | None = Field(
+        None, description="Share of the resized image, by its sides, that the centre crop keeps: timm's crop_pct."
+    )
+    resize: Literal["center", "squash", "border"] | None = Field(
+        None,
+        description="center keeps the shape and cuts, squash changes the shape, border keeps all: timm's crop_mode.",
+    )
+    interpolation: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] | None = Field(
+        None, description="How Pillow resizes, antialiased except for nearest."
+    )
+    color_mode: Literal["L", "RGB", "RGBA"] | None = Field(
+        None, description="Grey, colour, or colour with alpha: 1, 3 or 4 channels."
+    )
+    mean: Numbers | None = Field(None, description="Normalisation, one number per channel, of pixels in [0, 1].")
+    std: Spreads | None = Field(None, description="Standard deviations, with mean.")
+
+    @model_validator(mode="after")
+    def _normalisation_is_whole(self) -> PreprocessingRecipe:
+        if len(self.mean or ()) != len(self.std or ()):
+            raise misfits(("mean", "mean and std must have one number a channel each, or both be left out"))
+        return self
+
+    def given(self) -> dict[str, Any]:
+        """Return the keys that have a value."""
+        return {key: value for key, value in self if value is not None}
+
+
 class ModelRecipe(_Section):
     """One model."""
 
@@ -209,14 +247,10 @@ class ModelRecipe(_Section):
     finetune: Flag = Field(False, description="For a teacher: train it from its ready weights, not only use them.")
     args: Options = Field({}, description="Arguments of the model, e.g. its depth.")
     train: TrainOverrides | None = Field(None, description="Keys of train with other values for this model.")
-    mean: tuple[Annotated[Real, Field(ge=-1000, le=1000)], ...] | None = Field(
-        None, description="Its own normalisation, one number per channel, of pixels in [0, 1]; null: the data set's."
-    )
-    std: tuple[Annotated[Real, Field(gt=0, le=1000)], ...] | None = Field(
-        None, description="Standard deviations, with mean."
-    )
-    size: Annotated[Whole, Field(ge=1, le=16_384)] | None = Field(
-        None, description="Its own input size in pixels; null: the data set's."
+    preprocessing: PreprocessingRecipe | None = Field(
+        None,
+        description="Its own, where it differs from the data's. Left out, a teacher of ready weights takes that of its "
+        "timm config, and any other network the data's. Of data in memory: size, mean and std.",
     )
     modality: Line | None = Field(None, description="The modality it takes, if the data set has several.")
 
@@ -224,12 +258,6 @@ class ModelRecipe(_Section):
     def is_answers(self) -> bool:
         """Whether it is known by its stored answers only."""
         return self.weights.startswith("answers:")
-
-    @model_validator(mode="after")
-    def _normalisation_is_whole(self) -> ModelRecipe:
-        if len(self.mean or ()) != len(self.std or ()):
-            raise misfits(("mean", "mean and std must have one number a channel each, or both be left out"))
-        return self
 
 
 class ModelsRecipe(_Section):
@@ -270,6 +298,9 @@ class DataRecipe(_Section):
     batch_size: Annotated[Whole, Field(ge=1, le=65_536)] = Field(128, description="Samples in a training batch.")
     eval_batch_size: Annotated[Whole, Field(ge=1, le=65_536)] = Field(
         512, description="Samples in an evaluation batch."
+    )
+    preprocessing: PreprocessingRecipe | None = Field(
+        None, description="How image files become pixels; null, as a key: by the timm config of the student's model."
     )
     augment: Literal["none", "flip", "crop_flip"] = Field("none", description="Augmentation of the training split.")
     validation: Annotated[Real, Field(ge=0, lt=1)] | Annotated[Whole, Field(ge=0, le=1_000_000_000)] = Field(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,13 @@ from kdzoo.contract.algorithm import Algorithm
 from kdzoo.contract.classification import validation_metrics
 from kdzoo.contract.declared import Shapes
 from kdzoo.contract.stage import ModelSpec, Stage, StageResult
+from kdzoo.contract.step import Batch
 from kdzoo.data.data_set import DataSet, open_data
+from kdzoo.data.inputs import Inputs
 from kdzoo.data.loader import Loader
 from kdzoo.errors import ContractError, UnknownName, nearest
 from kdzoo.evaluation.measuring import predict
-from kdzoo.models.building import build_network
+from kdzoo.models.building import build_network, data_preprocessing
 from kdzoo.models.levels import Pairing, pair_levels, shapes_of
 from kdzoo.models.network import Network
 from kdzoo.models.weights import start_from
@@ -50,7 +53,9 @@ class Builder:
         self.device = pick_device(self.recipe.device)
         set_threads(self.recipe.threads)
         self.environment = environment_of_all(self.device, ranks)
-        self.data: DataSet = open_data(plan.source, self.recipe.data, self.recipe.seed)
+        self.data: DataSet = open_data(
+            plan.source, self.recipe.data, self.recipe.seed, partial(data_preprocessing, plan.student)
+        )
         check_labels(plan, self.data)
         self.loader = Loader(
             self.data,
@@ -235,11 +240,15 @@ class Builder:
 
         def validate(network: Network) -> dict[str, float]:
             precision.place(network)
-            batches = self.loader.eval_batches("validation", self.recipe.data.eval_batch_size, rows)
+            batches = self.loader.eval_batches("validation", self.recipe.data.eval_batch_size, rows, network.inputs)
             logits, targets = predict(network, batches, precision.autocast)
             return validation_metrics(logits, targets, known)
 
         return validate
+
+    def test_batches(self, inputs: Inputs | None = None, rows: Sequence[int] | None = None) -> Iterator[Batch]:
+        """The test split, or some rows of it, as a network with ``inputs`` takes it; None: as the data set has it."""
+        return self.loader.eval_batches("test", self.recipe.data.eval_batch_size, rows, inputs)
 
     def data_identity(self) -> dict[str, Any]:
         data = self.recipe.data

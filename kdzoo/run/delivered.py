@@ -80,8 +80,17 @@ def delivered_spec(written: Mapping[str, Any]) -> ModelSpec:
     """The network that student.json describes. It is not the recipe's student where an algorithm chose another."""
     args = {name: value for name, value in written["args"].items() if name not in RESERVED}
     height, width = written["size"]
-    size = height if height == width else None  # only data are not square, and then the size is theirs
     if written.get("tokens"):
         return ModelSpec(written["model"], args=args)
-    mean, std = tuple(written["mean"]), tuple(written["std"])
-    return ModelSpec(written["model"], args=args, mean=mean, std=std, size=size, modality=written.get("modality"))
+    image = written.get("preprocessing", {}).get("image", {})
+    return ModelSpec(
+        written["model"],
+        args=args,
+        mean=tuple(written["mean"]),
+        std=tuple(written["std"]),
+        size=height if height == width else (height, width),
+        modality=written.get("modality"),
+        preprocessing={
+            key: image[key] for key in ("crop_share", "resize", "interpolation", "color_mode") if key in image
+        },
+    )

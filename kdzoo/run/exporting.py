@@ -88,8 +88,7 @@ class Exporting:
         assert result is not None, "it has a quantizer"
         network = self.build.quantized_network(result)
         Precision(self.build.device, None, False).place(network)
-        batches = self.build.loader.eval_batches("test", self.build.recipe.data.eval_batch_size)
-        rounded, _ = predict(network, batches)
+        rounded, _ = predict(network, self.build.test_batches(network.inputs))
         assert network.quantizer is not None, "it is prepared"
         converted = network.with_model(network.quantizer.convert(network.model))
         files = self._files(Measured(STUDENT, converted, rounded), [exporter], targets, reference)
@@ -148,14 +147,15 @@ class Exporting:
         if entry["rejected"]:
             self.say(f"export {label}", f"rejected: {'; '.join(entry['rejected'])}")
             return ExportedFile(entry | {"usage": None}, of.network, None)
-        usage = exporter.usage(f"export/{entry['file']}", of.network.inputs.kind)
+        pixels = of.network.inputs.image_code()
+        usage = exporter.usage(f"export/{entry['file']}", of.network.inputs.kind, *([pixels] if pixels else []))
         entry["usage"] = None if usage is None else asdict(usage)
         answer = exporter.load(self.folder.path("export") / entry["file"], torch.get_num_threads())
         return ExportedFile(entry, of.network, answer)
 
     def _test_inputs(self, network: Network) -> np.ndarray:
         """The whole test split as the model takes it."""
-        batches = self.build.loader.eval_batches("test", self.build.recipe.data.eval_batch_size)
+        batches = self.build.test_batches(network.inputs)
         return network.inputs.joined([network.preprocess(batch.inputs.cpu()).numpy() for batch in batches])
 
 

@@ -83,8 +83,9 @@ class DeliveredRun:
     def predict(self, module: nn.Module) -> tuple[np.ndarray, np.ndarray]:
         if isinstance(module, Network) and module.quantizer is None:
             return self._logits.of(module)
-        batches = self._build.loader.eval_batches("test", self._build.recipe.data.eval_batch_size)
-        return predict(Answering(module), batches)
+        network = module.network if isinstance(module, Reading) else module
+        inputs = network.inputs if isinstance(network, Network) else None
+        return predict(Answering(module), self._build.test_batches(inputs))
 
     def measure(self, modules: Mapping[str, nn.Module]) -> list[dict[str, Any]]:
         sample = next(iter(self._build.loader.eval_batches("test", 1))).inputs

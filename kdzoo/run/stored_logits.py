@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from kdzoo.contract.step import Batch
+from kdzoo.data.inputs import Inputs
 from kdzoo.errors import CorruptError, OutputError
 from kdzoo.evaluation.measuring import predict
 from kdzoo.models.folding import fold_batchnorm
@@ -88,12 +89,12 @@ class StoredLogits:
         return AT_ONCE if self.build.device.type == "cpu" and network.inputs.has_channels else None
 
     def _predict(self, fast: Network, precision: Precision, rows: Sequence[int] | None = None) -> np.ndarray:
-        return predict(fast, self._batches(precision, rows), at_once=self._at_once(fast))[0]
+        return predict(fast, self._batches(fast.inputs, precision, rows), at_once=self._at_once(fast))[0]
 
-    def _batches(self, precision: Precision, rows: Sequence[int] | None) -> Iterator[Batch]:
+    def _batches(self, inputs: Inputs, precision: Precision, rows: Sequence[int] | None) -> Iterator[Batch]:
         """The test split in one layout, as other kernels run on another and give other bits."""
         layout = torch.channels_last if precision.channels_last else torch.contiguous_format
-        for batch in self.build.loader.eval_batches("test", self.build.recipe.data.eval_batch_size, rows):
+        for batch in self.build.test_batches(inputs, rows):
             yield replace(batch, inputs=batch.inputs.contiguous(memory_format=layout))
 
     def _publish(self, key: str, logits: np.ndarray) -> None:

@@ -13,7 +13,7 @@ from kdzoo.contract.algorithm import Algorithm
 from kdzoo.contract.declared import Count, bounds
 from kdzoo.contract.extension_points import ArraySplit, DataSource, DataSplits, OfferOptions
 from kdzoo.contract.stage import AlgorithmChoice, ModelSpec, StagePlan
-from kdzoo.plan.resolve import Plan, resolve_algorithm, spec_of
+from kdzoo.plan.resolve import Plan, resolve_algorithm, spec_of, teacher_spec
 from kdzoo.recipe.reading import recipe_hash
 from kdzoo.recipe.sections import Recipe
 from kdzoo.run.runner import Runner
@@ -134,7 +134,7 @@ def tiny_runner(
         algorithm=chosen,
         delegate=delegate,
         student=spec_of(recipe.models.student),
-        teachers=tuple(map(spec_of, recipe.models.all_teachers)),
+        teachers=tuple(map(teacher_spec, recipe.models.all_teachers)),
         assistants=tuple(map(spec_of, recipe.models.assistants)),
         peers=tuple(map(spec_of, recipe.models.peers)),
         source=Stripes(Stripes.Options(**_stripes(changes))),

@@ -38,6 +38,7 @@ class Card:
     fields: tuple[str, ...] = ()  # names of the options
     schema: Mapping[str, Any] = field(default_factory=dict)  # JSON Schema of the options
     open: bool = False  # whether names of options that are not in ``fields`` may be right too
+    encoded: bool = False  # of a data set: whether its samples are image files
 
     @cached_property
     def Options(self) -> type[BaseModel]:  # noqa: N802 as the class has it
@@ -83,6 +84,7 @@ def card_of(kind: str, thing: Any) -> Any:
         "description": getattr(thing, "description", ""),
         "doc": doc,
         "text": _text_of(thing),
+        "encoded": getattr(thing, "encoded", False),
     }
     if options := getattr(thing, "Options", None):
         about |= _options_of(thing.name, options)

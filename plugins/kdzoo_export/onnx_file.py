@@ -119,9 +119,9 @@ class Onnx(Exporter):
 
         return run
 
-    def usage(self, file: str, kind: str) -> Usage:
+    def usage(self, file: str, kind: str, pixels: Sequence[str] = ()) -> Usage:
         alone = "onnxruntime and tokenizers" if kind == "text" else "onnxruntime alone"
-        code = text_snippet(file, self.whole_range) if kind == "text" else snippet(file, kind, self.whole_range)
+        code = text_snippet(file, self.whole_range) if kind == "text" else snippet(file, kind, self.whole_range, pixels)
         return Usage(f"With {alone}; the file itself says how to feed it", code)
 
 

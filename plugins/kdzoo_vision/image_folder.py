@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from kdzoo.api.data import NO_LABEL, DataError, DataSource, DataSplits, FileSplit, OfferOptions, Preprocessing
+from kdzoo.api.data import NO_LABEL, DataError, DataSource, DataSplits, FileSplit, OfferOptions
 from kdzoo_vision.files import Files, check_link, image_file, images_below, real_path, visible, within
 
 #: Folder of more training images, without labels, where the recipe names none.
@@ -32,23 +32,16 @@ class ImageFolder(DataSource):
     they lie in any folders below train, or below ``folder`` where ``test_share`` divides them, and test may hold images
     without class folders too.
 
-    Every image is turned as its EXIF says, converted to RGB, cut to a central square, whose side is ``crop_share`` of
-    its shorter side, and resized to ``size``. What cannot be read is an error that names the file; no sample is ever
-    left out or replaced. Hidden files are not looked at.
+    How an image becomes pixels, the recipe says in ``data.preprocessing``. What cannot be read is an error that names
+    the file; no sample is ever left out or replaced. Hidden files are not looked at.
     """
 
     name = "image_folder"
     description = "your own images, a folder a class"
+    encoded = True
 
     class Options(OfferOptions):
         folder: str = Field("", description="Folder of the splits, below the data root.")
-        size: int = Field(224, ge=1, le=4096, description="Height and width, pixels.")
-        crop_share: float = Field(
-            0.875,
-            gt=0,
-            le=1,
-            description="Side of the central square that is kept, as a share of the shorter side; 1: all of it.",
-        )
         train: str = Field("train", description="Folder of the training split.")
         validation: str | None = Field(
             None,
@@ -72,8 +65,6 @@ class ImageFolder(DataSource):
             description="The teacher's classes, their number or names, where no training image has a label; null: the "
             "names of the folders.",
         )
-        mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="Of pixels in [0, 1]; ImageNet's.")
-        std: tuple[float, float, float] = Field((0.229, 0.224, 0.225), description="Of pixels in [0, 1]; ImageNet's.")
 
     def __init__(self, options: OfferOptions) -> None:
         super().__init__(options)
@@ -101,13 +92,8 @@ class ImageFolder(DataSource):
             test=lambda: splits["test"],
             validation=splits.get("validation"),
             classes=classes,
-            channels=3,
-            size=(options.size, options.size),
-            mean=options.mean,
-            std=options.std,
             source="own images",
             unlabelled=bool((splits["train"].targets == NO_LABEL).any()),
-            preprocessing=Preprocessing((options.size, options.size), options.crop_share),
         )
 
     def _more(self, base: str) -> tuple[str, ...]:

@@ -79,8 +79,8 @@ def image_folder(place: Path, rng: random.Random) -> dict[str, Any]:
     data, kind = picture(rng)
     victim = place / "data" / rng.choice(("train", "test")) / rng.choice(("cat", "dog")) / f"odd.{kind}"
     victim.write_bytes(damaged(data, rng) if rng.random() < 0.7 else data)
-    options = {"size": 12}
-    return {"name": "image_folder", "options": options, "root": "data", "batch_size": 2, "validation": 0.2}
+    steps = {"size": 12}
+    return {"name": "image_folder", "preprocessing": steps, "root": "data", "batch_size": 2, "validation": 0.2}
 
 
 def arrays(place: Path, rng: random.Random) -> dict[str, Any]:

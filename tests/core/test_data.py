@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ class Given(DataSource):
 
 def opened(splits: DataSplits | None = None, seed: int = 0, **changes: object) -> DataSet:
     recipe = DataRecipe.model_validate({"name": "given", "validation": 8, **changes})
-    return open_data(Given(splits or array_splits()), recipe, seed)
+    return open_data(Given(splits or array_splits()), recipe, seed, partial(Preprocessing, (6, 5), 1.0))
 
 
 def as_files(splits: DataSplits) -> DataSplits:
@@ -67,7 +68,7 @@ def as_files(splits: DataSplits) -> DataSplits:
     names = tuple(f"{i}.png" for i in range(len(train.targets)))
     encoded = tuple(png(image) for image in train.images)
     files = FileSplit(names, train.targets, encoded.__getitem__)
-    return replace(splits, train=files, preprocessing=Preprocessing(splits.size, crop_share=1))
+    return replace(splits, train=files)
 
 
 def png(image: np.ndarray) -> bytes:
@@ -393,7 +394,7 @@ def faulty(how: str) -> DataSet:
     reader = Faulty(how)
     names = tuple(f"{i}.png" for i in range(40))
     files = FileSplit(names, np.arange(40) % 4, reader)
-    data = opened(broken(train=files, preprocessing=Preprocessing((6, 5), crop_share=1)), validation=0)
+    data = opened(broken(train=files), validation=0)
     reader.bad = True
     return data
 
@@ -415,9 +416,11 @@ def test_a_sample_that_cannot_be_read_is_an_error_and_never_replaced(how: str, t
     assert str(caught.value).startswith(text)
 
 
-def test_encoded_images_need_the_steps_that_decode_them() -> None:
-    with pytest.raises(DataError, match=r"split train: encoded images need DataSplits\.preprocessing"):
-        opened(replace(as_files(array_splits()), preprocessing=None))
+def test_splits_of_arrays_and_of_files_do_not_mix() -> None:
+    names = ("0.png",)
+    files = FileSplit(names, np.zeros(1, dtype=int), lambda i: b"")
+    with pytest.raises(DataError, match="split validation: encoded images, but another split has arrays"):
+        opened(replace(array_splits(), validation=files))
 
 
 @pytest.mark.parametrize("how", ["hang", "die"])

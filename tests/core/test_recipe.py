@@ -43,7 +43,7 @@ algorithm:
 models:
   teachers:
     - {name: cifar_resnet110, weights: train, train: {epochs: 3, optimizer: {lr: 0.2}}}
-    - {name: cifar_resnet56, weights: a/file.safetensors, mean: [0.5], std: [0.25], size: 64}
+    - {name: cifar_resnet56, weights: a/file.safetensors, preprocessing: {mean: [0.5], std: [0.25], size: 64}}
   assistants: [{name: cifar_resnet20, args: {depth: 20}}]
   student: {name: cifar_resnet8}
 data: {name: cifar10, root: /data, batch_size: 64, augment: crop_flip, validation: 5000}
@@ -196,7 +196,9 @@ def test_a_full_recipe():
     assert recipe.description == "Two lines\nof text.\n"
     assert recipe.models.all_teachers == recipe.models.teachers
     assert recipe.models.teachers[0].train == {"epochs": 3, "optimizer": {"lr": 0.2}}
-    assert recipe.models.teachers[1].mean == (0.5,)
+    own = recipe.models.teachers[1].preprocessing
+    assert own is not None
+    assert own.given() == {"mean": (0.5,), "std": (0.25,), "size": 64}
     assert recipe.train.optimizer.lr == 0.1
     assert recipe.train.schedule.milestones == (80, 120)
     assert recipe.data.validation == 5000
@@ -238,7 +240,7 @@ def test_positions():
     positions = parse_recipe(FULL.encode(), Path("x.yaml"), ["train.epochs=4", "cache.max_gib=1"]).positions
     assert positions.where("algorithm.options.temperature") == "line 9"
     assert positions.at("algorithm.options.temperature") == (9, 27)
-    assert positions.where("models.teachers.1.mean.0") == "line 14"
+    assert positions.where("models.teachers.1.preprocessing.mean.0") == "line 14"
     assert positions.where("models.student.weights") == "line 16", "what is not written stands at its parent"
     assert positions.where("train.epochs") == "-o train.epochs"
     assert positions.where("cache.max_gib") == "-o cache.max_gib"

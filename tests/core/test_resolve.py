@@ -133,7 +133,7 @@ version: 1
 name: x
 algorithm: {name: soft}
 models:
-  teacher: {name: tiny_1, weights: file.pt, mean: [0.5], std: [0.2], size: 32}
+  teacher: {name: tiny_1, weights: file.pt, preprocessing: {mean: [0.5], std: [0.2], size: 32}}
   student: {name: small, args: {depth: 8}, train: {epochs: 3}}
 data: {name: dots}
 trackers: [diary]
@@ -164,7 +164,7 @@ def test_a_plan():
     assert found.algorithm.offer is ZOO.algorithms["soft"]
     assert found.delegate is None
     assert found.student == ModelSpec("small", "train", {"depth": 8}, {"epochs": 3})
-    assert found.teachers == (ModelSpec("tiny_1", "file.pt", {}, {}, (0.5,), (0.2,), 32),)
+    assert found.teachers == (ModelSpec("tiny_1", "file.pt", {}, {}, (0.5,), (0.2,), 32, as_is=True),)
     assert found.assistants == found.peers == found.exporters == ()
     assert isinstance(found.source, Dots)
     assert found.source.options.noise == 0.5

@@ -823,7 +823,7 @@ def test_a_file_of_weights_is_imported_and_taught_from(
 def test_an_imported_teacher_keeps_its_own_normalisation(ready: Mapping[str, torch.Tensor], place: Place) -> None:
     path = place.root / "teacher.pt"
     torch.save(dict(ready), path)
-    own = {"mean": [0.3, 0.4, 0.5], "std": [0.2, 0.2, 0.2]}
+    own = {"preprocessing": {"mean": [0.3, 0.4, 0.5], "std": [0.2, 0.2, 0.2]}}
     usual, other = (place.run(**with_weights(path, **settings)) for settings in ({}, own))
     assert usual.results["teacher"]["ece"] != other.results["teacher"]["ece"]
     first, second = (ran.runner.stages[0].result for ran in (usual, other))

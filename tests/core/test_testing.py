@@ -115,7 +115,8 @@ def test_a_tiny_runner_takes_the_options_of_the_algorithm_s_own_tiny_recipe(tmp_
 
 
 def test_a_tiny_runner_takes_options_and_a_model_s_own_settings(tmp_path: Path) -> None:
-    own = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "size": 24, "train": {"epochs": 3}}
+    steps = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "size": 24}
+    own = {"preprocessing": steps, "train": {"epochs": 3}}
     changes = {"models": {"student": own}, "data": {"options": {"samples": 40, "classes": 3}}}
     runner = tiny_runner(load_zoo().algorithm("kd"), load_zoo(), tmp_path, changes, options={"temperature": 2.5})
     assert runner.plan.algorithm.options.temperature == 2.5

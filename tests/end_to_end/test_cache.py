@@ -138,8 +138,8 @@ def test_another_question_is_never_answered_from_the_store(cli: CommandLine, tra
     assert stored_after(cache={"views": 2}, train={"epochs": 2, "steps_per_epoch": 2}) == 1, "one view more"
     different: dict[str, dict[str, Any]] = {
         "weights": {"models": {"teacher": {**teacher, "weights": str(cli.place / "other.safetensors")}}},
-        "normalisation": {"models": {"teacher": {**teacher, "mean": [0.3], "std": [0.4]}}},
-        "input size": {"models": {"teacher": {**teacher, "size": 16}}},
+        "normalisation": {"models": {"teacher": {**teacher, "preprocessing": {"mean": [0.3], "std": [0.4]}}}},
+        "input size": {"models": {"teacher": {**teacher, "preprocessing": {"size": 16}}}},
         "seed": {"seed": 1},
         "augmentation": {"data": {"augment": "crop_flip"}},
         "samples": {"data": {"augment": "flip", "train_limit": 512}},

@@ -357,7 +357,7 @@ def test_control_characters_never_reach_the_terminal(cli: CommandLine, command: 
 def test_control_characters_of_a_class_never_reach_the_terminal(cli: CommandLine) -> None:
     for folder in ("train/a\x1b[31m", "train/b", "test/a\x1b[31m", "test/b"):
         (cli.place / "images" / folder).mkdir(parents=True)
-    data = {"name": "image_folder", "root": str(cli.place / "images"), "options": {"size": 8}}
+    data = {"name": "image_folder", "root": str(cli.place / "images"), "preprocessing": {"size": 8}}
     ended = cli("check", cli.recipe({"data": data}))
     assert ended.code == 8, ended
     assert "\x1b" not in ended.out + ended.err

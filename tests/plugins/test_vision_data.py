@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from pydantic import ValidationError
 
-from kdzoo.api.data import NO_LABEL, ArraySplit, DataError, DataSplits, FileSplit, Preprocessing
+from kdzoo.api.data import NO_LABEL, ArraySplit, DataError, DataSplits, FileSplit
+from kdzoo.contract.preprocessing import Preprocessing
 from kdzoo.data import file_records
 from kdzoo.data.data_set import DataSet, open_data
 from kdzoo.data.digests import digests
@@ -222,7 +223,7 @@ def test_arrays_that_are_not_right(tmp_path: Path) -> None:
 
 
 def test_options_are_checked() -> None:
-    for cls, options in ((Arrays, {"trian": "x"}), (ImageFolder, {"size": 0}), (Cifar10, {"download": "often"})):
+    for cls, options in ((Arrays, {"trian": "x"}), (ImageFolder, {"size": 8}), (Cifar10, {"download": "often"})):
         with pytest.raises(ValidationError):
             cls.Options(**options)
 
@@ -237,10 +238,9 @@ def picture(path: Path, size: tuple[int, int] = (40, 30), mode: str = "RGB", **s
     return path
 
 
-def read_image(path: Path, size: int, crop_share: float = 1.0, max_megapixels: float = 1.0) -> np.ndarray:
-    return Decoder(Preprocessing((size, size), crop_share), max_megapixels).pixels(
-        Files((str(path),)).content(0), str(path)
-    )
+def read_image(path: Path, size: int, max_megapixels: float = 1.0, **steps) -> np.ndarray:
+    own = Preprocessing().changed({"size": size, "crop_share": 1.0, **steps})
+    return Decoder(own, max_megapixels).pixels(Files((str(path),)).content(0), str(path))
 
 
 @pytest.fixture
@@ -256,15 +256,15 @@ def test_a_folder_of_images_is_a_data_set(folder: Path) -> None:
     picture(folder / "train" / "cat" / "grey.png", mode="L")
     picture(folder / "train" / "cat" / "palette.png", mode="P")
     (folder / "train" / "cat" / ".hidden").write_text("not looked at")
-    splits = load(ImageFolder, folder, size=16)
-    assert (splits.classes, splits.channels, splits.size) == (("cat", "dog"), 3, (16, 16))
+    splits = load(ImageFolder, folder)
+    assert splits.classes == ("cat", "dog")
     assert splits.validation is None
     assert splits.train.targets.tolist() == [0] * 6 + [1] * 4
     for i in range(10):
         assert splits.train.content(i) == Path(splits.train.names[i]).read_bytes()
     data = open_data(
-        ImageFolder(ImageFolder.Options(size=16)),
-        DataRecipe(name="image_folder", root=str(folder), validation=2, workers=1),
+        ImageFolder(ImageFolder.Options()),
+        DataRecipe(name="image_folder", root=str(folder), validation=2, workers=1, preprocessing={"size": 16}),
         0,
     )
     data.test_gate.open()
@@ -381,18 +381,6 @@ def test_images_without_labels_that_are_not_right(folder: Path) -> None:
     assert "is no image by its name" in refusal(ImageFolder, folder)
 
 
-def test_the_centre_is_kept_and_scaled(tmp_path: Path) -> None:
-    image = np.zeros((20, 40, 3), np.uint8)
-    image[:, 10:30] = 255  # the central square is white
-    Image.fromarray(image).save(tmp_path / "x.png")
-    read = read_image(tmp_path / "x.png", 10)
-    assert (read[:, 1:-1] == 255).all()  # the outermost pixels mix with their neighbours
-    assert (read[:, (0, -1)] > 200).all()
-    image[5:15, 15:25] = 7
-    Image.fromarray(image).save(tmp_path / "x.png")
-    assert (read_image(tmp_path / "x.png", 5, crop_share=0.5)[1:-1, 1:-1] < 10).all()
-
-
 def test_images_are_turned_as_their_exif_says(tmp_path: Path) -> None:
     image = np.zeros((16, 16, 3), np.uint8)
     image[:8] = 255
@@ -434,7 +422,7 @@ def test_files_that_cannot_be_read_are_named(folder: Path) -> None:
 def test_a_bad_file_stops_the_batch_it_is_in(folder: Path) -> None:
     bad = folder / "train" / "dog" / "9.jpg"
     bad.write_text("no image at all")
-    data = open_data(ImageFolder(ImageFolder.Options(size=8)), DataRecipe(name="x", root=str(folder), validation=0), 0)
+    data = open_data(ImageFolder(ImageFolder.Options()), DataRecipe(name="x", root=str(folder), validation=0), 0)
     with pytest.raises(DataError, match=r"9\.jpg: cannot be read as an image: "):
         list(Loader(data, torch.device("cpu"), 3, workers=1).canonical_batches(0))
 
@@ -530,34 +518,12 @@ def test_names_that_no_file_can_have(folder: Path) -> None:
     assert refusal(Arrays, folder, train="a\0b.npz").endswith("is no path: embedded null byte")
 
 
-# --- what decides the pixels ----------------------------------------------------------------
-
-
-def test_who_follows_the_preprocessing_of_a_file_gets_its_pixels(tmp_path: Path) -> None:
-    paths = [picture(tmp_path / f"{i}.png", (40, 30)) for i in range(3)]
-    paths += [picture(tmp_path / "tall.jpg", (31, 77)), picture(tmp_path / "grey.png", (50, 50), mode="L")]
-    for crop_share in (0.875, 0.9, 1.0):
-        told = Preprocessing((24, 24), crop_share).record()
-        for path in paths:
-            assert np.array_equal(read_image(path, 24, crop_share), service(path, told))
-    assert not np.array_equal(read_image(paths[0], 24, 1.0), service(paths[0], told | {"crop_share": 0.875}))
-
-
-def service(path: Path, told: dict) -> np.ndarray:
-    """What the user of a student makes of an image, knowing nothing but the exported file's metadata."""
-    image = ImageOps.exif_transpose(Image.open(path)).convert(told["color_mode"])
-    side = told["crop_share"] * min(image.size)
-    left, top = ((length - side) / 2 for length in image.size)
-    method = Image.Resampling[told["interpolation"].upper()]
-    return np.asarray(image.resize(told["resize"][::-1], method, box=(left, top, left + side, top + side)))
-
-
 # --- what is found before training ----------------------------------------------------------
 
 
 def opened(folder: Path, **changes) -> DataSet:
     recipe = DataRecipe(name="image_folder", root=str(folder), validation=2, **changes)
-    return open_data(ImageFolder(ImageFolder.Options(size=8)), recipe, 0)
+    return open_data(ImageFolder(ImageFolder.Options()), recipe, 0)
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
