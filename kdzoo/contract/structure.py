@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import types
+from collections import OrderedDict
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any
@@ -15,6 +16,10 @@ from torch import Tensor, nn
 
 #: The methods of a model that are called on it.
 CALLED = ("forward", "forward_features", "forward_intermediates", "forward_head")
+
+#: Values of these types are equal only where they are the same in every way; of floats, 0.0 equals -0.0.
+PLAIN = frozenset({type(None), bool, int, str, bytes})
+EMPTY = frozenset({dict, OrderedDict, set, list, tuple})
 
 
 class UnknownValue(Exception):
@@ -64,23 +69,26 @@ def _described(value: Tensor) -> tuple[Any, ...]:
 
 def _comparable(value: Any, modules: Mapping[int, int]) -> Any:
     """A value as something with a hash, equal for equal values of one type only."""
-    of = functools.partial(_comparable, modules=modules)
-    if value is None or isinstance(
-        value, bool | int | float | complex | str | bytes | torch.dtype | torch.device | Enum
-    ):
-        return (type(value), repr(value))
+    kind = type(value)
+    if kind in PLAIN:  # most attributes by far, so these come first
+        return (kind, value)
+    if kind in EMPTY and not value:
+        return (kind, ())
+    if isinstance(value, bool | int | float | complex | str | bytes | torch.dtype | torch.device | Enum):
+        return (kind, repr(value))
     if isinstance(value, tuple | list):
-        return (type(value), tuple(map(of, value)))
+        return (kind, tuple(_comparable(part, modules) for part in value))
     if isinstance(value, set | frozenset):
-        return (type(value), frozenset(map(of, value)))
+        return (kind, frozenset(_comparable(part, modules) for part in value))
     if isinstance(value, dict):
-        return (type(value), tuple((of(key), of(content)) for key, content in value.items()))
+        items = value.items()
+        return (kind, tuple((_comparable(key, modules), _comparable(content, modules)) for key, content in items))
     if isinstance(value, type | types.FunctionType | types.BuiltinFunctionType):
         return value
     if isinstance(value, functools.partial):
-        return (type(value), of(value.func), of(value.args), of(value.keywords))
+        return (kind, tuple(_comparable(part, modules) for part in (value.func, value.args, value.keywords)))
     if isinstance(value, types.MethodType) and id(value.__self__) in modules:
         return (value.__func__, modules[id(value.__self__)])
     if dataclasses.is_dataclass(value):
-        return (type(value), of(vars(value)))
-    raise UnknownValue(type(value).__name__)
+        return (kind, _comparable(vars(value), modules))
+    raise UnknownValue(kind.__name__)
