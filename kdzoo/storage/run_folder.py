@@ -20,8 +20,8 @@ from kdzoo.storage.manifest import Manifest
 from kdzoo.storage.metric_log import MetricLog
 from kdzoo.storage.owner import Owner, sweep
 from kdzoo.storage.recipe_changes import check_same_recipe, differs_in_exports_alone
-from kdzoo.storage.runs import Record, create_run, existing_run, read_run_record, runs_of_seed, stage_folder
-from kdzoo.storage.sealed import read_recorded, write_sealed
+from kdzoo.storage.runs import Record, RunRecord, create_run, existing_run, read_run_record, runs_of_seed, stage_folder
+from kdzoo.storage.sealed import read_recorded
 
 Outcome = Literal["new", "resumed", "finished", "viewed"]
 
@@ -44,7 +44,7 @@ class RunFolder:
     ) -> None:
         self.root, self.outcome, self.log = root, outcome, MetricLog(root / "metrics.jsonl")
         self.warnings: list[str] = []
-        self._record, self._lock, self._tell, self._owner = record, lock, warn, owner
+        self._record, self._lock, self._tell, self._owner = RunRecord(root, record), lock, warn, owner
         self._before: tuple[Record, bytes] | None = None  # record and recipe of a finished run that was reopened
 
     # --- opening ------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ class RunFolder:
             folder._before = (dict(record), read_file(folder.path("recipe.yaml"))) if finished else None
             folder.log.drop_torn_line()
             if record["recipe_hash"] != recipe["recipe_hash"]:  # other exports were asked for
-                folder._update(**recipe, status="running")
+                folder._record.update(**recipe, status="running")
             folder.write_text("recipe.yaml", recipe_text)
         return folder
 
@@ -223,7 +223,7 @@ class RunFolder:
             self.run_id,
             warn=self._warn,
             expected=stage in self._record["checkpointed"],
-            begun=lambda: self._mark(stage),
+            begun=lambda: self._record.mark(stage, True, self._alone),
             commit=self._commit,
         )
 
@@ -233,18 +233,8 @@ class RunFolder:
 
     def drop_checkpoints(self, stage: str) -> None:
         """Forget the checkpoints of a stage whose result is stored."""
-        self._mark(stage, False)
+        self._record.mark(stage, False, self._alone)
         remove_folder(stage_folder(self.root, stage), self._commit)
-
-    def _mark(self, stage: str, begun: bool = True) -> None:
-        """Record whether a stage has checkpoints; workers of this run may do so at the same time."""
-        if begun and stage in self._record["checkpointed"]:
-            return
-        with self._alone():
-            self._record = {**self._record, "checkpointed": read_run_record(self.root)["checkpointed"]}
-            if begun != (stage in self._record["checkpointed"]):
-                others = [name for name in self._record["checkpointed"] if name != stage]
-                self._update(checkpointed=[*others, stage] if begun else others)
 
     # --- the end ------------------------------------------------------------------------------
 
@@ -256,7 +246,7 @@ class RunFolder:
             if planning.is_dir() and not any(planning.iterdir()):
                 planning.rmdir()  # most algorithms have nothing to remember
         self._manifest.create()
-        self._update(status="finished", result_key=result_key, training_key=training_key)
+        self._record.update(status="finished", result_key=result_key, training_key=training_key)
 
     def abandon(self) -> None:
         """Remove a run that began just now and did nothing, or leave a finished one as it was before it went on."""
@@ -265,7 +255,7 @@ class RunFolder:
         elif self._before is not None:
             record, recipe = self._before
             self.write_bytes("recipe.yaml", recipe)
-            self._update(**{key: record[key] for key in ("recipe", "recipe_hash", "status")})
+            self._record.update(**{key: record[key] for key in ("recipe", "recipe_hash", "status")})
 
     def verify(self, leave_out: Collection[str] = ()) -> int:
         """Compare each file of a finished run, but ``leave_out``, with the manifest; return how many were compared.
@@ -280,12 +270,7 @@ class RunFolder:
 
     @property
     def _manifest(self) -> Manifest:
-        return Manifest(self.root, self._record)
-
-    def _update(self, **changes: Any) -> None:
-        record = {key: value for key, value in self._record.items() if key not in ("schema_version", "kdzoo")}
-        write_sealed(self.path("run.json"), record | changes)
-        self._record |= changes
+        return Manifest(self.root, self._record.content)
 
     def _warn(self, text: str) -> None:
         self.warnings.append(text)

@@ -32,6 +32,33 @@ def read_run_record(root: Path) -> Record:
     return record
 
 
+class RunRecord:
+    """What run.json of one run holds, and how it changes."""
+
+    def __init__(self, root: Path, content: Record) -> None:
+        self.root, self.content = root, content
+
+    def __getitem__(self, name: str) -> Any:
+        return self.content[name]
+
+    def update(self, **changes: Any) -> None:
+        """Replace some fields, in the file too."""
+        written = {key: value for key, value in self.content.items() if key not in ("schema_version", "kdzoo")}
+        write_sealed(self.root / "run.json", written | changes)
+        self.content |= changes
+
+    def mark(self, stage: str, begun: bool, alone: Callable[[], contextlib.AbstractContextManager[None]]) -> None:
+        """Record whether a stage has checkpoints; within ``alone()`` no other process of the run does so."""
+        if begun and stage in self["checkpointed"]:
+            return
+        with alone():
+            now = read_run_record(self.root)["checkpointed"]
+            self.content = {**self.content, "checkpointed": now}
+            if begun != (stage in now):
+                others = [name for name in now if name != stage]
+                self.update(checkpointed=[*others, stage] if begun else others)
+
+
 def existing_run(root: Path) -> Path:
     """Return ``root`` if it is a run folder, whole or damaged; raise ReportError if it is none."""
     try:
