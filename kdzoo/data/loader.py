@@ -53,11 +53,12 @@ class Loader:
         workers: int = 0,
         timeout_s: float = 120.0,
         channels_last: bool = False,
+        pinned: bool = False,
     ) -> None:
-        """``batch_size`` is that of all processes together."""
+        """``batch_size`` is that of all processes together; ``pinned`` batches from files reach the device faster."""
         self.data, self.device, self.batch_size = data, device, batch_size
         self._augment, self._seed = augment, seed
-        self._workers, self._timeout_s = workers, timeout_s
+        self._workers, self._timeout_s, self._pinned = workers, timeout_s, pinned
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         self._readers: dict[tuple[str, Decoder | None], MemoryReader | FileReader | TokenReader] = {}
         self._rows: np.ndarray | None = None
@@ -219,5 +220,7 @@ class Loader:
                 self._readers[key] = MemoryReader(part, part.split, self.device)
             else:
                 assert key[1] is not None, "checked when the data set was opened"
-                self._readers[key] = FileReader(part, part.split, key[1], self.device, self._workers, self._timeout_s)
+                self._readers[key] = FileReader(
+                    part, part.split, key[1], self.device, self._workers, self._timeout_s, self._pinned
+                )
         return self._readers[key]

@@ -64,10 +64,11 @@ class FileReader:
         device: torch.device,
         workers: int,
         timeout_s: float,
+        pinned: bool = False,
     ) -> None:
         self.samples = Samples(split, part.rows, decoder)
         self.targets = torch.from_numpy(part.targets).to(device)
-        self.device, self.workers, self.timeout_s = device, workers, timeout_s
+        self.device, self.workers, self.timeout_s, self.pinned = device, workers, timeout_s, pinned
         self._idle: list[DataLoader[Any]] = []  # with workers that wait for the next pass
 
     def batches(self, batches: Sequence[np.ndarray]) -> Iterator[Tensor]:
@@ -97,7 +98,7 @@ class FileReader:
             persistent_workers=self.workers > 0,
             timeout=self.timeout_s if self.workers else 0,
             collate_fn=_as_it_is,
-            pin_memory=self.device.type == "cuda",
+            pin_memory=self.pinned,
             generator=torch.Generator(),  # its base seed must not come out of the global one
         )
 

@@ -68,12 +68,12 @@ def network_entry(
 
 def timed_forward(model: nn.Module, inputs: torch.Tensor) -> Callable[[], None]:
     """One forward pass as ``measure_latency`` takes it: it does not return before its work is done."""
+    synchronize = torch.get_device_module(inputs.device).synchronize  # on the CPU it does nothing
 
     def forward() -> None:
         with torch.inference_mode():
             model(inputs)
-        if inputs.device.type == "cuda":
-            torch.cuda.synchronize()
+        synchronize()
 
     return forward
 

@@ -33,7 +33,7 @@ from kdzoo.run.needs import check_labels, check_labels_of, check_needs, check_qu
 from kdzoo.run.teachers import Taught, Teachers
 from kdzoo.storage.sealed import read_tensors
 from kdzoo.storage.store import Store
-from kdzoo.training.device import Precision, choose_precision, pick_device, set_threads
+from kdzoo.training.device import Precision, choose_precision, pick_device, set_threads, takes_pinned_memory
 from kdzoo.training.environment import environment_of_all
 from kdzoo.training.job import Job, Plain
 from kdzoo.training.parallel import Ranks
@@ -66,6 +66,7 @@ class Builder:
             self.recipe.data.workers,
             self.recipe.data.timeout_s,
             self._channels_last(),
+            takes_pinned_memory(self.device),
         )
         parts = self.recipe, self.data, self.loader, store, self.device, self.environment
         self.teachers = Teachers(*parts, self.data_identity)

@@ -1,4 +1,4 @@
-"""Devices, precision and threads. No other module names a device."""
+"""Devices, precision and threads. No other module names a device but the CPU."""
 
 from __future__ import annotations
 
@@ -142,6 +142,11 @@ def bf16_instructions() -> list[str]:
     query = getattr(torch.cpu, "get_capabilities", None)  # torch 2.12 and later
     capabilities = query() if query is not None else {}
     return [name for name in ("avx512_bf16", "amx_bf16", "arm_bf16") if capabilities.get(name)]
+
+
+def takes_pinned_memory(device: torch.device) -> bool:
+    """Whether copies to a device are faster from pages that the system may not move."""
+    return device.type == "cuda"
 
 
 def device_name(device: torch.device) -> str:

@@ -53,6 +53,8 @@ WRITING_METHODS = {*OF_PATHS.split(), "tofile", "savefig", "save_pretrained"}
 MODES = {"open": 1, "io.open": 1, "gzip.open": 1, "bz2.open": 1, "lzma.open": 1, "tarfile.open": 1, "os.fdopen": 1}
 MODES |= {"zipfile.ZipFile": 1, "codecs.open": 1}
 
+ACCELERATOR = re.compile(r"(cuda|mps|xpu|hpu)(:\d+)?")
+
 READING = re.compile(r"r?[btU]?(:.*|\|.*)?")
 
 
@@ -78,6 +80,24 @@ def full_name(node: ast.expr, names: dict[str, str]) -> str | None:
     if isinstance(node, ast.Name) and (node.id in names or not parts):
         return ".".join([names.get(node.id, node.id), *reversed(parts)])
     return f".{parts[0]}" if parts else None
+
+
+def accelerators(source: str) -> Iterator[tuple[int, str]]:
+    """(line, what) of each place that names an accelerator: a constant, a part of torch, a question to a tensor.
+
+    The CPU is not one: it is where everything is read from and written to.
+    """
+    tree = ast.parse(source)
+    names = full_names(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and ACCELERATOR.fullmatch(node.value):
+            yield node.lineno, node.value
+        elif isinstance(node, ast.Attribute) and node.attr in ("is_cuda", "is_mps", "is_xpu", "cuda", "xpu"):
+            yield node.lineno, full_name(node, names) or f".{node.attr}"
+        elif isinstance(node, ast.Attribute) and full_name(node, names) == "torch.mps":
+            yield node.lineno, "torch.mps"
+        elif isinstance(node, ast.ImportFrom) and re.match(r"torch\.(backends\.)?(cuda|mps|xpu)\b", node.module or ""):
+            yield node.lineno, str(node.module)
 
 
 def unsafe(source: str) -> Iterator[tuple[int, str]]:

@@ -8,7 +8,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
-from source_duties import unsafe, writers
+from source_duties import accelerators, unsafe, writers
 
 ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "kdzoo"
@@ -211,6 +211,12 @@ MAY_NAME = {
     "kdzoo/models/weight_files.py": ({"pickle"}, "the error that torch raises for a file with more than weights")
 }
 
+#: What may name an accelerator besides training/device, and why.
+MAY_NAME_A_DEVICE = {
+    "kdzoo/training/batch_norm.py": ({".is_cuda"}, "fused kernels that torch has for this device alone"),
+    "kdzoo/zoo/process_state.py": ({"torch.backends.cuda"}, "switches of torch that a plugin must not turn"),
+}
+
 SOURCES = [*sources(CORE), *sources(PLUGINS)]
 
 
@@ -236,8 +242,18 @@ def test_no_pickle_no_shell_and_no_code_from_data(path):
         assert what in allowed, f"{told(path)}:{line}: {what}"
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=told)
+def test_only_training_device_names_a_device(path):
+    if path == CORE / "training" / "device.py":
+        assert list(accelerators(path.read_text())), "the search finds nothing"
+        return
+    allowed, _ = MAY_NAME_A_DEVICE.get(told(path), (set(), ""))
+    for line, what in accelerators(path.read_text()):
+        assert what in allowed, f"{told(path)}:{line}: {what}; let training/device decide, and hand on what it says"
+
+
 def test_every_exemption_is_used_and_has_a_reason():
-    for exemptions, found in ((MAY_WRITE, writers), (MAY_NAME, unsafe)):
+    for exemptions, found in ((MAY_WRITE, writers), (MAY_NAME, unsafe), (MAY_NAME_A_DEVICE, accelerators)):
         for name, (allowed, reason) in exemptions.items():
             assert len(reason.split()) >= 4, name
             used = {what for _, what in found((ROOT / name).read_text())}
@@ -292,16 +308,30 @@ HARMLESS = """
 open("f"); open("f", "rb"); open("f", encoding="utf-8"); path.open(); path.open("rb"); archive.open("data.txt")
 import os, io, json, yaml, torch, re, subprocess, shutil; os.open("f", os.O_RDONLY); json.dumps({}); yaml.dump({})
 model.eval(); re.compile("x"); torch.load("f", weights_only=True); subprocess.run(["ls"], shell=False)
+x.to("cpu"); x.to(x.device); "auto, cpu, cuda or mps"
 text.replace("a", "b"); shutil.disk_usage("."); "pickle, torch.save, eval("
 """
 
 
-def test_each_kind_of_writing_and_of_running_is_seen():
-    for text, found in ((WRITING, writers), (RUNNING, unsafe)):
+NAMING = """
+device.type == "cuda"
+torch.device("cuda:1")
+x.to("mps")
+import torch; torch.cuda.synchronize()
+import torch; torch.mps.manual_seed(0)
+from torch.cuda import synchronize
+from torch.backends.mps import is_available
+x.is_cuda
+x.cuda()
+"""
+
+
+def test_each_kind_of_writing_of_running_and_of_naming_is_seen():
+    for text, found in ((WRITING, writers), (RUNNING, unsafe), (NAMING, accelerators)):
         lines = {line for line, _ in found(text)}
         missed = [told for number, told in enumerate(text.splitlines(), 1) if told and number not in lines]
         assert not missed
-    assert [*writers(HARMLESS), *unsafe(HARMLESS)] == []
+    assert [*writers(HARMLESS), *unsafe(HARMLESS), *accelerators(HARMLESS)] == []
 
 
 def test_families_are_registered():

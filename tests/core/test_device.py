@@ -27,6 +27,7 @@ from kdzoo.training.device import (
     pick_device,
     seed_generators,
     set_threads,
+    takes_pinned_memory,
 )
 
 CPU = torch.device("cpu")
@@ -221,6 +222,11 @@ def test_several_processes_do_not_share_mps(monkeypatch: pytest.MonkeyPatch, dev
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     with pytest.raises(DeviceError, match="several processes cannot train on MPS"):
         local_gpu(device, 0)
+
+
+def test_pinned_memory_is_for_gpus() -> None:
+    assert takes_pinned_memory(torch.device("cuda", 1))
+    assert not any(map(takes_pinned_memory, map(torch.device, ("cpu", "mps"))))
 
 
 def test_threads_are_fixed_on_request() -> None:
