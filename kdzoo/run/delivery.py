@@ -13,8 +13,9 @@ from kdzoo.contract.classification import have_labels, paired_counts, per_class_
 from kdzoo.contract.stage import StageResult
 from kdzoo.evaluation.measuring import measure_latency, network_entry, timed_forward
 from kdzoo.models.network import Network
+from kdzoo.run.absent_teachers import AbsentTeachers
 from kdzoo.run.builder import Builder
-from kdzoo.run.delivered import Delivered, Measured, delivered_networks, same_architecture, teacher_role
+from kdzoo.run.delivered import Delivered, Measured, delivered_networks, same_architecture
 from kdzoo.run.exporting import ExportedFile, Exporting
 from kdzoo.run.format_losses import format_losses
 from kdzoo.run.stored_logits import StoredLogits
@@ -42,9 +43,10 @@ class Delivery:
         stored = {each.role.label: each for each in delivered_networks(teachers, control, student)}
         measured, targets = self._answers(stored)
         taught = [label for label, each in measured.items() if each.role.network == "teacher"]
-        self.reference = np.mean([measured[label].logits for label in taught], axis=0) if taught else None
+        absent = AbsentTeachers(teachers, self.build)
+        self.reference = absent.reference([measured[label].logits for label in taught])
         entries = {label: self._entry(stored[label], each, targets) for label, each in measured.items()}
-        entries = self._absent(teachers) | entries
+        entries = absent.entries() | entries
         of_teachers = [entry for entry in entries.values() if entry["network"] == "teacher"]
         files = self._export(measured, taught, targets, student)
         self._latency(measured, entries, files)
@@ -62,9 +64,10 @@ class Delivery:
             "peers": [entry for entry in entries.values() if entry["network"] == "peer"],
             "exports": exports,
             "usage": usage,
-            "warnings": format_losses(
-                entries["student"], entries.get("control"), list(accepted.values()), len(targets)
-            ),
+            "warnings": [
+                *absent.warnings,
+                *format_losses(entries["student"], entries.get("control"), list(accepted.values()), len(targets)),
+            ],
             "paired": paired_counts(logits["student"], logits["control"], targets) if control is not None else None,
             "per_class": {
                 "classes": list(self.data.classes),
@@ -103,16 +106,6 @@ class Delivery:
             logits, targets = self.logits.of(network)
             measured[label] = Measured(stored[label].role, network, logits)
         return measured, targets
-
-    def _absent(self, teachers: Sequence[StageResult]) -> dict[str, dict[str, Any]]:
-        """Entries of teachers that are known by their stored answers only: what they reached when they answered."""
-        entries = {}
-        for index, teacher in enumerate(teachers):
-            if teacher.model.answers is not None:
-                role = teacher_role(index, len(teachers))
-                entry = self.build.teachers.answers(teacher.model).entry()
-                entries[role.label] = role.entry(entry["model"]) | entry | {"label": role.label}
-        return entries
 
     def _entry(self, stored: Delivered, measured: Measured, targets: np.ndarray) -> dict[str, Any]:
         entry = network_entry(

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from kdzoo.contract.stage import StageResult
 from kdzoo.errors import KdzooError, NeedsError
 from kdzoo.evaluation.measuring import network_entry
@@ -151,8 +153,11 @@ class _Answering:
             model=self.result.model.name,
             logits=logits,
             targets=targets,
-            teacher_logits=None,
+            teacher_logits=logits,
             network=network,
             size_bytes=self.result.weights["student"].stat().st_size,
         )
-        self.folder.finish({"teacher": self.folder.facts["teacher"] | {"entry": entry}})
+        chosen = torch.from_numpy(logits.argmax(axis=1)).to(torch.int32)
+        self.folder.add(self.folder.test, {"chosen": chosen})
+        told = {"entry": entry, "test_split": build.data.test_fingerprint}
+        self.folder.finish({"teacher": self.folder.facts["teacher"] | told})

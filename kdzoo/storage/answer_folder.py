@@ -101,6 +101,9 @@ class AnswerFolder:
         """Name of the file that holds what the teacher saw of a view's first samples."""
         return f"view_{view:05d}/seen.safetensors"
 
+    #: Name of the file that holds the classes that the teacher chose on the test split.
+    test = "test.safetensors"
+
     def of_views(self, views: int) -> list[str]:
         """Names of all files of the first ``views`` views."""
         return [name for view in range(views) for name in (*self.shards(view), self.seen(view))]

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -66,16 +67,24 @@ class StoredAnswers:
 
     def entry(self) -> dict[str, Any]:
         """What the teacher reached on the test split when it answered; how fast it is belongs to that machine."""
-        return {**self.folder.facts["teacher"]["entry"], "agreement_percent": None, "latency_ms": None}
+        return {**self.folder.facts["teacher"]["entry"], "latency_ms": None}
+
+    def chosen(self, test_split: str) -> np.ndarray | None:
+        """The classes (N,) that the teacher chose on the test split; None where it was another than ``test_split``."""
+        if self.folder.facts["teacher"]["test_split"] != test_split:
+            return None
+        sha256 = self.folder.files[self.folder.test]["sha256"]
+        return read_tensors(self.root / self.folder.test, sha256)["chosen"].numpy()
 
     def describe(self) -> str:
         """On one line, as `kdzoo check` prints it."""
         kept, samples = self.kept, self.folder.facts["identity"]["training samples"]
         what = "all" if kept.top_k is None else f"the {kept.top_k} likeliest of"
         top1 = self.folder.facts["teacher"]["entry"]["top1_percent"]
+        reached = "" if top1 is None else f"; {top1:.2f} % on the test split when it answered"
         return (
             f"{self.spec.name}: stored answers, {self.views} views of {samples} samples, {what} {kept.num_classes} "
-            f"classes, {kept.bytes_of_a_sample} bytes each; {top1:.2f} % on the test split when it answered"
+            f"classes, {kept.bytes_of_a_sample} bytes each{reached}"
         )
 
     def check(self, identity: Mapping[str, Any], views: int, keep: Mapping[str, Any] | None) -> None:
@@ -97,7 +106,7 @@ class StoredAnswers:
                 f"{self._title}: answers another question than the recipe asks{listed(wrong)}\nchange the recipe, or "
                 "let the teacher answer again: kdzoo teacher answer RECIPE --out <another folder>"
             )
-        if damaged := self.folder.problems(self.folder.of_views(views)):
+        if damaged := self.folder.problems([*self.folder.of_views(views), self.folder.test]):
             raise CorruptError(
                 f"{self._title}: damaged{listed(damaged)}\n`kdzoo teacher answer` writes these files again, where the "
                 "teacher is"

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kdzoo.api import Needs, StepContext
 from kdzoo.contract.step import Batch
+from kdzoo.data.data_set import DataSet
 from kdzoo.errors import ContractError, CorruptError, Interrupted, KdzooError, ModelError, NeedsError
 from kdzoo.recipe.problems import explain
 from kdzoo.recipe.sections import Recipe
@@ -127,8 +128,21 @@ def test_its_teacher_is_shown_as_it_was_measured_when_it_answered(answered: Path
     there, here = runner(answered.parent / "runs").run(), runner(tmp_path, answered).run()
     for name in ("label", "network", "model", "top1_percent", "nll", "params_m", "macs_g", "size_mib"):
         assert here["teacher"][name] == there["teacher"][name]
-    assert (here["teacher"]["agreement_percent"], here["teacher"]["latency_ms"]) == (None, None)
-    assert here["student"]["top1_percent"] == there["student"]["top1_percent"]
+    assert here["teacher"]["latency_ms"] is None
+    for name in ("top1_percent", "agreement_percent"):
+        assert here["student"][name] == there["student"][name]
+    assert (here["teacher"]["agreement_percent"], here["warnings"]) == (100.0, there["warnings"])
+
+
+def test_another_test_split_than_the_teachers_is_told(
+    answered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DataSet, "test_fingerprint", "another")
+    results = runner(tmp_path, answered).run()
+    assert results["student"]["agreement_percent"] is None
+    assert "the test split is another than the one on which the teacher was measured when it answered" in str(
+        results["warnings"]
+    )
 
 
 def test_a_check_says_what_the_folder_holds(answered: Path, tmp_path: Path) -> None:
