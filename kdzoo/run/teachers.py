@@ -68,6 +68,7 @@ class Teachers:
             "seed": recipe.seed,
             "number of classes": len(self.data.classes),
             "training samples": self.data.num_train,
+            "data.preprocessing": None if self.data.preprocessing is None else self.data.preprocessing.record(),
             "content of the data": identity["fingerprint"],
         }
         return dict(json.loads(json.dumps(asked)))

@@ -144,6 +144,7 @@ class CachedTeacher(Teacher):
             "std": network.std,
             "size": network.size,
             "window": network.inputs.window,
+            "inputs": network.inputs.record(),
             "levels": self.levels,
             "pre_logits": pre_logits,
             "precision": precision.name,
