@@ -17,6 +17,7 @@ from kdzoo.cli import authoring, looking, run_folders, running, teacher
 from kdzoo.terminal import say, warn
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning barriers are far slower beside a busy neighbour
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch takes large tensors in huge pages: far fewer page faults
 
 app = typer.Typer(
     name="kdzoo",
