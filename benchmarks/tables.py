@@ -117,12 +117,33 @@ def text_speed(result: Mapping[str, Any]) -> str:
     return source(result) + table(["loop", "sentences a second", "times the Trainer's"], rows)
 
 
+def processes(result: Mapping[str, Any]) -> str:
+    texts = [source(result) + f"Other work on the machine when it began: a load of {result['load_before']:.1f}."]
+    for pair in result["pairs"]:
+        one = pair["median"]["one"]
+        rows = [
+            [
+                result["arms"][name],
+                f"{of['wall_ms']:.4g}",
+                f"{pair['times_one_process'][name]:.2f}",
+                f"{of['processor_ms']:.4g}",
+                f"{of['processor_ms'] / one['processor_ms']:.2f}",
+                f"{of['collectives']:g}",
+            ]
+            for name, of in pair["median"].items()
+        ]
+        head = [pair["pair"], "ms a step", "times one", "processor ms", "times one's", "collectives a step"]
+        texts.append(table(head, rows))
+    return "\n\n".join(texts)
+
+
 TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "step_time": step_time,
     "variants": variants,
     "precision_speed": precision_speed,
     "precision_accuracy": precision_accuracy,
     "text_speed": text_speed,
+    "processes": processes,
 }
 
 
