@@ -10,6 +10,8 @@ from kdzoo.contract.extension_points import (
     Tokens,
     TokenSplit,
 )
+from kdzoo.contract.labels import numbered_classes, read_label
+from kdzoo.contract.tables import table_rows
 from kdzoo.errors import DataError
 
 __all__ = [
@@ -22,4 +24,7 @@ __all__ = [
     "OfferOptions",
     "TokenSplit",
     "Tokens",
+    "numbered_classes",
+    "read_label",
+    "table_rows",
 ]

@@ -62,6 +62,8 @@ class FileSplit:
     #: The file of each sample, as an absolute path, where each has one: what is found out about a file is remembered
     #: until it changes. Empty: nothing is remembered.
     files: tuple[str, ...] = ()
+    #: Which part of its file each sample is, where files hold several; empty: a file is a sample.
+    members: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

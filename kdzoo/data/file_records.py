@@ -70,9 +70,10 @@ class FileRecords:
 
     def digests(self, split: FileSplit) -> list[str]:
         """Return the digest of each file of a split. Raises DataError for one that cannot be read."""
-        known, empty = self._load(), ""
-        states = [_state(path) for path in split.files]
-        records = [known.get(path, empty) for path in split.files]
+        known, empty, keys = self._load(), "", _keys(split)
+        of_file = {path: _state(path) for path in dict.fromkeys(split.files)}
+        states = [of_file[path] for path in split.files]
+        records = [known.get(key, empty) for key in keys]
         same = [i for i, record in enumerate(records) if record.startswith(states[i])]
         if same:
             count = min(len(same), max(RECHECKED_LEAST, int(RECHECKED_SHARE * len(same))))
@@ -88,25 +89,26 @@ class FileRecords:
         if len(same) < len(states):
             fresh = sorted(set(range(len(states))).difference(same))
             for i, digest in zip(fresh, files_hashed(split, fresh), strict=True):
-                known[split.files[i]] = records[i] = f"{states[i]}{digest} {UNREAD}"
+                known[keys[i]] = records[i] = f"{states[i]}{digest} {UNREAD}"
             self._changed = True
-        self._seen.update(split.files)
+        self._seen.update(keys)
         return [_digest(record) for record in records]
 
     def unread(self, split: FileSplit, rules: str) -> list[int]:
         """Return the samples that are not known to be readable under ``rules``. Raises DataError as above."""
         if not split.files:
             return list(range(len(split.names)))
-        if not self._seen.issuperset(split.files):
+        keys = _keys(split)
+        if not self._seen.issuperset(keys):
             self.digests(split)
         known, short = self._load(), _short(rules)
-        return [i for i, path in enumerate(split.files) if not known[path].endswith(short)]
+        return [i for i, key in enumerate(keys) if not known[key].endswith(short)]
 
     def mark_readable(self, split: FileSplit, i: int, rules: str) -> None:
         """Remember that a file can be read under ``rules``."""
         if split.files:
-            known, path = self._load(), split.files[i]
-            known[path] = known[path][: -len(UNREAD)] + _short(rules)
+            known, key = self._load(), _key(split, i)
+            known[key] = known[key][: -len(UNREAD)] + _short(rules)
             self._changed = True
 
     def save(self) -> None:
@@ -114,8 +116,8 @@ class FileRecords:
         if self._place is None or not self._changed:
             return
         known, now = self._load(), time.time_ns()
-        others = [path for path in known if path not in self._seen][:MOST_OTHERS]
-        kept = {path: known[path] for path in (*others, *self._seen) if now - _changed_ns(known[path]) > SETTLED_NS}
+        others = [key for key in known if key not in self._seen][:MOST_OTHERS]
+        kept = {key: known[key] for key in (*others, *self._seen) if now - _changed_ns(known[key]) > SETTLED_NS}
         self._changed = False
         if kept:
             with contextlib.suppress(OSError, KdzooError):
@@ -130,6 +132,15 @@ class FileRecords:
                 if isinstance(content, dict) and all(map(RECORD.fullmatch, content.values())):
                     self._known = content
         return self._known
+
+
+def _key(split: FileSplit, i: int) -> str:
+    """Under which name a sample is remembered."""
+    return f"{split.files[i]}\0{split.members[i]}" if split.members else split.files[i]
+
+
+def _keys(split: FileSplit) -> Sequence[str]:
+    return [_key(split, i) for i in range(len(split.files))] if split.members else split.files
 
 
 def _state(path: str) -> str:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import os
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
-from kdzoo.api.data import DataError, DataSource, DataSplits
+from kdzoo.api.data import DataError, DataSource, DataSplits, table_rows
 from kdzoo_text.tokenizing import TextOptions, below, has_surrogates, splits_of
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
@@ -63,65 +59,16 @@ class TextFiles(DataSource):
 
 def read(path: Path, text: str, label: str) -> list[tuple[str, str]]:
     """Read (text, class) of every row; DataError names the file, the line and what is wrong with it."""
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text: {error}") from error
-    rows = json_lines(path, content) if path.suffix == ".jsonl" else table(path, content)
     found = []
-    for line, row in rows:
+    for where, row in table_rows(path):
         for key in (text, label):
             value = row.get(key)
             if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
                 known = ", ".join(str(name) for name in row) or "nothing"
-                raise DataError(f"{path}: line {line}: no text in '{key}'; the row has {known}")
+                raise DataError(f"{path}: {where}: no text in '{key}'; the row has {known}")
             if has_surrogates(str(value)):
-                raise DataError(f"{path}: line {line}: '{key}' holds half of a surrogate pair, which is no character")
+                raise DataError(f"{path}: {where}: '{key}' holds half of a surrogate pair, which is no character")
         found.append((str(row[text]), str(row[label])))
     if not found:
         raise DataError(f"{path}: holds no rows")
     return found
-
-
-def table(path: Path, content: str) -> list[tuple[int, dict[str, Any]]]:
-    """Return the rows of a table, each with the number of its last line."""
-    lines = io.StringIO(content, newline="")  # a text may hold what only Unicode takes for the end of a line
-    reader = csv.DictReader(lines, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
-    rows: list[tuple[int, dict[str, Any]]] = []
-    hint = "a text with a comma, a tab or a quote in it belongs in quotes, and its own quotes are doubled"
-    begun = 1  # the line that the row under way begins in
-    try:
-        begun += len(reader.fieldnames or ()) > 0
-        twice = [name for name, count in Counter(reader.fieldnames or ()).items() if count > 1]
-        if twice:
-            raise DataError(f"{path}: line 1: names the column '{twice[0]}' twice; each column needs its own name")
-        for row in reader:
-            if extra := row.get(None):  # type: ignore[call-overload]  # where csv puts what has no column
-                columns = len(row) - 1
-                raise DataError(
-                    f"{path}: line {reader.line_num}: {columns + len(extra)} columns, the first row names {columns}; "
-                    f"{hint}"
-                )
-            rows.append((reader.line_num, row))
-            begun = reader.line_num + 1
-    except csv.Error as error:
-        raise DataError(f"{path}: line {begun}: {error}; {hint}") from error
-    return rows
-
-
-def json_lines(path: Path, content: str) -> list[tuple[int, dict[str, Any]]]:
-    """Return the objects of a file, each with its line number; empty lines are left out."""
-    rows = []
-    for number, line in enumerate(content.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{path}: line {number}: is not JSON: {error}") from error
-        except RecursionError as error:
-            raise DataError(f"{path}: line {number}: is nested too deeply") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{path}: line {number}: is no JSON object")
-        rows.append((number, row))
-    return rows

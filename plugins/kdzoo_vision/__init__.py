@@ -39,7 +39,8 @@ def register_datasets(register: Callable[[type], Any]) -> None:
     from kdzoo_vision.arrays import Arrays
     from kdzoo_vision.digits import Digits
     from kdzoo_vision.image_folder import ImageFolder
+    from kdzoo_vision.image_list import ImageList
     from kdzoo_vision.standard_sets import Cifar10, Cifar100, FashionMnist, Mnist
 
-    for source in (Arrays, Cifar10, Cifar100, Digits, FashionMnist, ImageFolder, Mnist):
+    for source in (Arrays, Cifar10, Cifar100, Digits, FashionMnist, ImageFolder, ImageList, Mnist):
         register(source)
