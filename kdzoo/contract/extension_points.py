@@ -154,6 +154,8 @@ class Exporter(Optioned):
     suffix: ClassVar[str]  # of the file, e.g. ".onnx"
     #: Suffixes of further files that the format writes next to it, under the same name, e.g. a file of weights.
     further_suffixes: ClassVar[tuple[str, ...]] = ()
+    #: Kinds of samples that a file can take. A recipe with other data is refused before training.
+    takes: ClassVar[tuple[str, ...]] = ("image", "measurements", "text")
 
     @property
     def label(self) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from kdzoo.contract.algorithm import Algorithm
 from kdzoo.contract.classification import NO_LABEL
+from kdzoo.contract.extension_points import Exporter
 from kdzoo.contract.stage import Stage
 from kdzoo.data.data_set import DataSet
 from kdzoo.errors import ContractError, DistributedError, NeedsError
@@ -33,6 +34,15 @@ def check_needs(cls: type[Algorithm], train: TrainRecipe, recipe: Recipe, data: 
         raise NeedsError(
             f"algorithm '{cls.name}': needs at least {needs.min_classes} classes, the data set has {len(data.classes)}"
         )
+
+
+def check_formats(exporters: Sequence[Exporter], kind: str) -> None:
+    """Raise NeedsError where an export format cannot take samples of this kind."""
+    for exporter in exporters:
+        if kind not in exporter.takes:
+            raise NeedsError(
+                f"export format '{exporter.name}': takes {' and '.join(exporter.takes)}; the data set has {kind}"
+            )
 
 
 def check_labels(plan: Plan, data: DataSet) -> None:

@@ -19,7 +19,7 @@ from kdzoo.models.weights import count_parameters
 from kdzoo.plan.resolve import resolve_choice
 from kdzoo.report.verdict import CAUSES, chance, shortfall
 from kdzoo.run.builder import Builder
-from kdzoo.run.needs import check_labels_of
+from kdzoo.run.needs import check_formats, check_labels_of
 from kdzoo.run.stage_plan import Planning
 from kdzoo.run.teachers import Taught
 from kdzoo.training.engine import Engine
@@ -66,6 +66,7 @@ class Rehearsal:
 
     def rehearse(self, taught: Sequence[Taught] | None = None) -> tuple[Job, Pairing | None]:
         """Return the job of the first stage that the algorithm trains; ``taught`` are its teachers."""
+        check_formats(self.plan.exporters, self.build.data.inputs.kind)
         taught = [self.build.taught(spec) for spec in self.plan.teachers] if taught is None else list(taught)
         unlabelled = self.build.data.labels == ()
         if unlabelled:

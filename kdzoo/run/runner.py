@@ -19,6 +19,7 @@ from kdzoo.run.delivered import STUDENT, Measured, delivered_spec
 from kdzoo.run.delivery import Delivery
 from kdzoo.run.exporting import Exporting
 from kdzoo.run.finished_run import DeliveredRun
+from kdzoo.run.needs import check_formats
 from kdzoo.run.provenance import provenance
 from kdzoo.run.rehearsal import Rehearsal
 from kdzoo.run.report_item_json import as_json
@@ -233,6 +234,7 @@ class Runner:
     def export_again(self) -> list[dict[str, Any]]:
         """Export the delivered student of a finished run folder, verified on the whole test split."""
         assert self.folder is not None
+        check_formats(self.build.plan.exporters, self.data.inputs.kind)
         student = self.folder.read_json("student.json")
         network = self.build.network(delivered_spec(student), load=False)
         path = self.folder.path("student.safetensors")

@@ -38,6 +38,7 @@ WRITES = {
     "json.dump",
     "onnx.save",
     "onnx.save_model",
+    "openvino.save_model",
     "safetensors.torch.save_file",
     "safetensors.numpy.save_file",
     "torch.utils.tensorboard.SummaryWriter",

@@ -195,11 +195,19 @@ MAY_WRITE = {
     "kdzoo/testing/scaffold.py": ({".mkdir"}, "the folder that storage writes a new plugin into"),
     "kdzoo/zoo/cache.py": ({".mkdir", ".unlink"}, "the user's cache, which storage writes"),
     "kdzoo/zoo/survey.py": ({"os.write"}, "the pipe to the process that asked"),
+    "plugins/kdzoo_executorch/executorch_file.py": (
+        {".write_bytes"},
+        "an exporter writes the path that it is handed",
+    ),
     "plugins/kdzoo_export/onnx_file.py": (
         {"onnx.save"},
         "an exporter writes the path that it is handed",
     ),
     "plugins/kdzoo_nas/search.py": ({".unlink"}, "a killed search's journal, which optuna writes"),
+    "plugins/kdzoo_openvino/openvino_file.py": (
+        {"openvino.save_model"},
+        "an exporter writes the path that it is handed",
+    ),
     "plugins/kdzoo_tensorboard/tensorboard.py": (
         {"torch.utils.tensorboard.SummaryWriter"},
         "a tracker writes the folder that it is handed",

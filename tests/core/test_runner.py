@@ -571,6 +571,19 @@ def test_a_rejected_file_costs_that_file_alone(place: Place, monkeypatch: pytest
         check_rejected(ran.results["exports"])
 
 
+def test_a_format_that_does_not_take_such_data_is_refused_before_training(place: Place) -> None:
+    class ForText(Written):
+        takes = ("text", "measurements")
+
+    def prepare(run: Runner) -> None:
+        run.build.plan = dataclasses.replace(run.plan, exporters=[ForText(ForText.Options())])
+        run.rehearse()
+
+    with pytest.raises(NeedsError) as caught:
+        place.run(prepare=prepare)
+    assert str(caught.value) == "export format 'written': takes text and measurements; the data set has image"
+
+
 def test_every_network_says_what_it_is(crowd: Ran) -> None:
     results = crowd.results
     entries = [*results["teachers"], results["student"]]
