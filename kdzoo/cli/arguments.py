@@ -13,7 +13,7 @@ def possible_path(value: Any) -> Any:
     """Refuse a path that no file can have; of several, the first such one."""
     from kdzoo.errors import KdzooError, plain
 
-    for path in value if isinstance(value, list) else [value]:
+    for path in value if isinstance(value, list) else [] if value is None else [value]:
         longest = max((len(os.fsencode(part)) for part in Path(path).parts), default=0)
         if longest > 255:
             raise KdzooError(f"{plain(str(path), 100)}: a file's name has at most 255 bytes, got {longest}")

@@ -71,9 +71,34 @@ def new_recipe(
     where: Annotated[
         Path, typer.Option("--in", metavar="DIR", callback=possible_path, help="The folder to write into.")
     ] = Path("."),
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="DIR", callback=possible_path, help="Your images: train and test, or classes."),
+    ] = None,
+    teacher: Annotated[str, typer.Option("--teacher", metavar="MODEL", help="With --data: timm's name of it.")] = "",
+    weights: Annotated[
+        str, typer.Option("--weights", metavar="FILE", help="The teacher's: a file, pretrained, hf-hub:... or train.")
+    ] = "train",
+    student: Annotated[str, typer.Option("--student", metavar="MODEL", help="With --data: timm's name of it.")] = "",
+    student_weights: Annotated[
+        str, typer.Option("--student-weights", metavar="FILE", help="As --weights, of the student.")
+    ] = "train",
 ) -> None:
-    """Write a recipe that runs as it is."""
-    from kdzoo.recipe.bundled import recipes_root
-    from kdzoo.testing.scaffold import write_recipe
+    """Write a recipe that runs as it is: for your own images and models with --data, or else for digits."""
+    if data is None and (teacher or student or weights != "train"):
+        raise typer.BadParameter(
+            "needs --data, the folder of your images", param_hint="--teacher, --weights, --student"
+        )
+    if data is None:
+        from kdzoo.recipe.bundled import recipes_root
+        from kdzoo.testing.scaffold import write_recipe
 
-    say(write_recipe(name, algorithm, where, recipes_root()))
+        say(write_recipe(name, algorithm, where, recipes_root()))
+        return
+    if not teacher or not student:
+        raise typer.BadParameter("needs --teacher and --student", param_hint="--data")
+    from kdzoo.testing.own_recipe import Wanted, write_own_recipe
+
+    wanted = Wanted(name, data, teacher, weights, student, student_weights, algorithm)
+    for path in write_own_recipe(wanted, where):
+        say(path)

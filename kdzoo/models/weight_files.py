@@ -14,7 +14,7 @@ import sys
 import types
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,8 @@ class WeightFile:
     key: str = ""  # below which the tensors lie, e.g. "state_dict_ema"; empty: the file holds nothing else
     prefix: str = ""  # that was taken off the names, e.g. "module."
     architecture: str | None = None
+    steps: Mapping[str, Any] = field(default_factory=dict)  # preprocessing of its training, by a recipe's keys
+    by_timm: bool = False  # whether timm's training script wrote it
     top1_percent: float | None = None  # that is stated of these weights
     stated_by: str = ""  # the name of the file that states it: this one, or a model card or results next to it
 
@@ -125,15 +127,22 @@ def _torch_file(path: Path) -> Any:
         with torch.serialization.safe_globals(allowed):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if not zipfile.is_zipfile(path) and "GLOBAL" not in str(error):
-            raise ModelError(
-                f"{path}: cannot be read as weights: neither torch.save nor safetensors writes such a file"
-            ) from error
+        if "GLOBAL" not in str(error) and not _begins_as_zip(path):
+            raise _neither(path) from error
         raise ModelError(
             f"{path}: holds more than tensors, so it could run code and was not read; save model.state_dict() instead"
         ) from error
     except Exception as error:  # a damaged file makes the readers fail in many ways
-        raise _unreadable(path, error) from error
+        raise (_unreadable(path, error) if _begins_as_zip(path) else _neither(path)) from error
+
+
+def _begins_as_zip(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(2) == b"PK"
+
+
+def _neither(path: Path) -> ModelError:
+    return ModelError(f"{path}: cannot be read as weights: neither torch.save nor safetensors writes such a file")
 
 
 def _unreadable(path: Path, error: Exception) -> ModelError:
@@ -216,6 +225,7 @@ def _described(path: Path, content: Any, key: str | None) -> WeightFile:
         tensors[bare] = value
     tensors.pop("n_averaged", None)  # torch's AveragedModel counts what it averaged
     architecture = top.get("arch")
+    settings = vars(top["args"]) if isinstance(top.get("args"), argparse.Namespace) else {}
     stated, by = _stated_top1(top), path.name
     if stated is None:
         stated, by = _stated_next_to(path)
@@ -225,6 +235,8 @@ def _described(path: Path, content: Any, key: str | None) -> WeightFile:
         below,
         max(prefixes, key=len),
         architecture if isinstance(architecture, str) else None,
+        _stated_steps(settings),
+        "eval_metric" in settings,
         stated,
         by if stated is not None else "",
     )
@@ -255,6 +267,26 @@ def _bare(name: str) -> str:
         for prefix in PREFIXES:
             name = name.removeprefix(prefix)
     return name
+
+
+def _stated_steps(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The preprocessing that the settings of timm's training script name, by a recipe's keys."""
+    steps: dict[str, Any] = {}
+    size = settings.get("img_size")
+    if isinstance(settings.get("input_size"), list | tuple) and len(settings["input_size"]) == 3:
+        size = list(settings["input_size"][1:])
+    for key, value in {
+        "size": size,
+        "crop_share": settings.get("crop_pct"),
+        "resize": settings.get("crop_mode"),
+        "mean": settings.get("mean"),
+        "std": settings.get("std"),
+    }.items():
+        if isinstance(value, str if key == "resize" else int | float | list | tuple) and value:
+            steps[key] = list(value) if isinstance(value, tuple) else value
+    if settings.get("interpolation") in ("nearest", "bilinear", "bicubic", "lanczos"):
+        steps["interpolation"] = settings["interpolation"]
+    return steps
 
 
 def _stated_top1(top: Mapping[Any, Any]) -> float | None:

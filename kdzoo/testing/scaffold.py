@@ -119,12 +119,7 @@ def write_recipe(name: str, algorithm: str, where: Path, bundled: Path) -> Path:
 
     Raises RecipeError for a name that no recipe may have and OutputError when the file is there already.
     """
-    if not re.fullmatch(NAME, name):
-        raise RecipeError(
-            f"new recipe: '{plain(name, 100)}' cannot name a recipe; use lower-case letters, digits, '_', '.', '-'"
-        )
-    name = name.removesuffix(".yaml")
-    path = where / f"{name}.yaml"
+    name, path = recipe_place(name, where)
     if algorithm:
         from kdzoo.zoo.catalogue import catalogue
 
@@ -137,8 +132,18 @@ def write_recipe(name: str, algorithm: str, where: Path, bundled: Path) -> Path:
     text = re.sub(r"(?m)^name: .*$", f"name: {_quoted(name)}", text, count=1)
     text = re.sub(r"(?m)^expected:.*\n?", "", text)  # the published result belongs to the recipe it was measured with
     text = re.sub(r"Run: kdzoo run \S+", f"Run: kdzoo run {path.name}", text)
-    _write_new(path, text)
+    write_new(path, text)
     return path
+
+
+def recipe_place(name: str, where: Path) -> tuple[str, Path]:
+    """Return a recipe's name and its file; raise RecipeError for a name that no recipe may have."""
+    if not re.fullmatch(NAME, name):
+        raise RecipeError(
+            f"new recipe: '{plain(name, 100)}' cannot name a recipe; use lower-case letters, digits, '_', '.', '-'"
+        )
+    name = name.removesuffix(".yaml")
+    return name, where / f"{name}.yaml"
 
 
 def _quoted(name: str) -> str:
@@ -197,11 +202,12 @@ def write_algorithm(name: str, where: Path) -> list[Path]:
             raise OutputError(f"{path}: exists already; nothing was written")
     for path, text in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_new(path, text)
+        write_new(path, text)
     return list(files)
 
 
-def _write_new(path: Path, text: str) -> None:
+def write_new(path: Path, text: str) -> None:
+    """Write a file; raise OutputError where it is there already."""
     if path.exists():
         raise OutputError(f"{path}: exists already; nothing was written")
     write_bytes(path, text.encode())

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -57,6 +58,10 @@ class ImageFolder(DataSource):
         )
         validation_share: float = Field(0.1, ge=0, lt=1, description="The same for validation, with test_share.")
         split_seed: int = Field(0, ge=0, description="Which images test_share takes; independent of the recipe's seed.")
+        class_order: Literal["name", "natural"] = Field(
+            "name",
+            description="How folders become numbers of classes: name as Python sorts, natural as timm: 2 before 10.",
+        )
         unlabelled: str | None = Field(
             None, description="Folder of more training images without labels; null: unlabelled, if there is one."
         )
@@ -211,10 +216,12 @@ class ImageFolder(DataSource):
         """Return the classes in a folder, the paths of its images and their classes' numbers (N,)."""
         if not os.path.isdir(folder):
             raise DataError(f"data set 'image_folder': no folder '{folder}'; each of its folders would be a class")
+        options: Any = self.options
         classes: list[str] = []
         paths: list[str] = []
         targets: list[int] = []
-        for child in visible(folder):
+        natural = options.class_order == "natural"
+        for child in sorted(visible(folder), key=lambda entry: _natural(entry.name)) if natural else visible(folder):
             check_link(child, base)
             if not child.is_dir() and not _has_folders(folder):
                 raise DataError(
@@ -234,6 +241,12 @@ class ImageFolder(DataSource):
         if not classes:
             raise DataError(f"{folder}: has no folders; each would be a class")
         return tuple(classes), tuple(paths), np.array(targets)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sort as timm does: digits as numbers, letters without their case."""
+    parts = re.split(r"(\d+)", name.lower())
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
 
 def _no_files() -> Listed:

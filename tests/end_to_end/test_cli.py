@@ -95,6 +95,11 @@ def test_a_mistake_in_a_recipe_is_said_in_a_moment_and_without_torch(cli: Comman
         assert ended.code == 2, ended
         assert message in ended.err
         assert seconds < 1, f"{case}: {seconds:.2f} processor seconds"
+    typed = "new recipe mine --data nowhere --teacher resnet18 --student resnet10t"
+    ended, seconds = timed(cli, *typed.split())
+    assert ended.code == 8, ended
+    assert "error: nowhere: no such folder" in ended.err
+    assert seconds < 1, f"{seconds:.2f} processor seconds"
 
 
 def timed(cli: CommandLine, *arguments: object) -> tuple[Any, float]:
