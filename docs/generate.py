@@ -26,7 +26,8 @@ from kdzoo import api, cli, errors, losses
 from kdzoo.contract.algorithm import Algorithm
 from kdzoo.contract.extension_points import Offer
 from kdzoo.recipe.reading import load_recipe
-from kdzoo.recipe.sections import Recipe
+from kdzoo.recipe.sections import ExpectedRecipe, Recipe
+from kdzoo.study.expected import can_be_reproduced
 from kdzoo.testing import card
 from kdzoo.zoo.finding import BUILT_IN
 from kdzoo.zoo.loading import load_zoo
@@ -479,7 +480,18 @@ def _result(recipe: Recipe, here: str) -> str:
         found.shown(),
         f"In short: {found.summary()}.",
         f"Measured by `{found.command}` at commit `{found.commit}` on {prose(found.hardware)} ({raw}). "
-        + ("`kdzoo verify` re-checks it." if recipe.expected else ""),
+        + _how_to_re_check(recipe.expected),
+    )
+
+
+def _how_to_re_check(expected: ExpectedRecipe | None) -> str:
+    if expected is None:
+        return ""
+    if can_be_reproduced(expected):
+        return "`kdzoo verify` re-checks it."
+    return (
+        f"`kdzoo verify` trains it again, but its answer is at best *undecided*: with a standard deviation of "
+        f"{expected.std:g} points over {expected.seeds} seeds, means that far apart say nothing."
     )
 
 

@@ -36,6 +36,17 @@ class Reproduction:
     problem: str
 
 
+def tolerance_of(expected: ExpectedRecipe, spread: float, seeds: int) -> float:
+    """How many points below the published mean a mean over ``seeds`` with a standard deviation ``spread`` may be."""
+    error = (expected.std**2 / expected.seeds + max(spread, expected.std) ** 2 / seeds) ** 0.5
+    return max(STANDARD_ERRORS * error, LEAST_TOLERANCE)
+
+
+def can_be_reproduced(expected: ExpectedRecipe) -> bool:
+    """Whether as many seeds as were published, of the same spread, can decide anything."""
+    return tolerance_of(expected, expected.std, expected.seeds) <= MOST_TOLERANCE
+
+
 def hold_against(expected: ExpectedRecipe, results: Sequence[Mapping[str, Any]]) -> Reproduction:
     """Compare the mean top-1 over seeds with the published mean; better than published also counts.
 
@@ -44,8 +55,7 @@ def hold_against(expected: ExpectedRecipe, results: Sequence[Mapping[str, Any]])
     """
     students = [quality(result["student"]) for result in results]
     mean, spread = statistics.fmean(students), statistics.stdev(students) if len(students) > 1 else expected.std
-    error = (expected.std**2 / expected.seeds + max(spread, expected.std) ** 2 / len(students)) ** 0.5
-    tolerance = max(STANDARD_ERRORS * error, LEAST_TOLERANCE)
+    tolerance = tolerance_of(expected, spread, len(students))
     below = expected.top1_percent - mean
     lines = [
         f"student   {mean:.2f} +- {spread:.2f} % over {len(students)} seeds; "

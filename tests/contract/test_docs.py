@@ -166,6 +166,17 @@ def test_a_measured_recipe_shows_its_numbers_on_every_page(results):
     assert changed == {"recipes/quickstart.md", "algorithms/kd.md", *shared}
 
 
+def test_a_result_that_verify_cannot_decide_says_so(results):
+    for name in ("digits-kd", "digits-lwf"):
+        results(name, seeds=[0, 1], student=[90.0, 91.0], control=[89.0, 89.0])
+    pages = generate.gallery_pages()
+    assert "`kdzoo verify` re-checks it." in pages["recipes/digits/kd.md"]
+    assert "re-checks it" not in pages["recipes/digits/lwf.md"]
+    assert (
+        "its answer is at best *undecided*: with a standard deviation of 6.17 points" in pages["recipes/digits/lwf.md"]
+    )
+
+
 def test_the_evidence_is_every_measured_recipe_the_largest_gain_first(results):
     results("quickstart", seeds=[0, 1], student=[90.0, 91.0], control=[89.0, 92.0], step_time_over_control=1.5)
     results("digits-kd", seeds=[0, 1], student=[99.0, 99.5], control=[89.0, 92.0])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kdzoo.recipe.sections import ExpectedRecipe
-from kdzoo.study.expected import hold_against
+from kdzoo.study.expected import can_be_reproduced, hold_against
 
 
 def expected(top1: float = 90.0, std: float = 1.0, seeds: int = 4) -> ExpectedRecipe:
@@ -55,6 +55,12 @@ def test_without_any_spread_a_tenth_of_a_point_is_rounding_and_better_always_cou
     measured: float, reproduced: bool
 ) -> None:
     assert (hold_against(expected(std=0.0), results(measured, measured)).outcome == "reproduced") is reproduced
+
+
+def test_a_published_spread_may_leave_nothing_to_decide() -> None:
+    # of three seeds each the tolerance is 3 x std x sqrt(2 / 3), 5 points at a std of 2.04
+    assert can_be_reproduced(expected(std=2.04, seeds=3))
+    assert not can_be_reproduced(expected(std=2.05, seeds=3))
 
 
 def test_seeds_that_are_too_far_apart_decide_nothing() -> None:
