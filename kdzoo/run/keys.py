@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import sys
@@ -39,9 +40,16 @@ def model_hash(name: str) -> str | None:
 def core_hash() -> str:
     """Hash the source of the core without what decides no bit of a result.
 
-    Raises KdzooError where the source of a module that runs is missing: a key that leaves it out would be wrong.
+    It is read once in a process: what runs is what was imported, and not what an edit, an update or a change of branch
+    makes of the files while a run goes on. Raises KdzooError where the source of a module that runs is missing: a key
+    that leaves it out would be wrong.
     """
-    root = Path(kdzoo.__file__).parent
+    return core_hash_of(Path(kdzoo.__file__).parent)
+
+
+@functools.cache
+def core_hash_of(root: Path) -> str:
+    """Hash the source of the core that is in a folder; see ``core_hash``."""
     sources = {_module_name(path, root): path for path in root.rglob("*.py")}
     sources = {name: path for name, path in sources.items() if name.split(".")[0] not in INDECISIVE}
     running = {name.partition(".")[2] for name in sys.modules if name.split(".")[0] == "kdzoo"}

@@ -362,20 +362,33 @@ def test_a_key_covers_the_environment_and_the_processes(usual: Runner, monkeypat
 def test_a_key_covers_the_whole_core_but_for_what_decides_no_bit(
     usual: Runner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A copy of the core stands in for it, one file of which changes at a time."""
+    """A copy of the core stands in for it, one file of which changes at a time, and is read as by a new process."""
     copy = shutil.copytree(Path(kdzoo.__file__).parent, tmp_path / "kdzoo", ignore=shutil.ignore_patterns("*.pyc"))
     monkeypatch.setattr(keys.kdzoo, "__file__", str(copy / "__init__.py"))
     before = key_of(usual, of_match(usual))
-    rooms = {"report": False, "testing": False, "study": False, "cli.py": False, "run": True, "evaluation": True}
+    rooms = {"report": False, "testing": False, "study": False, "cli": False, "run": True, "evaluation": True}
     rooms |= {"training": True, "models": True, "data": True, "contract": True, "losses.py": True, "types.py": True}
     for room, counts in rooms.items():
         file = copy / room if room.endswith(".py") else sorted((copy / room).glob("*.py"))[-1]
         source = file.read_text()
         file.write_text(source + "\n# changed\n")
+        keys.core_hash_of.cache_clear()
         assert (key_of(usual, of_match(usual)) != before) is counts, room
         file.write_text(source)
     (copy / "added.py").write_text("")
+    keys.core_hash_of.cache_clear()
     assert key_of(usual, of_match(usual)) != before
+
+
+def test_files_of_the_core_that_change_or_go_during_a_run_change_no_key(
+    usual: Runner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(Path(kdzoo.__file__).parent, tmp_path / "kdzoo", ignore=shutil.ignore_patterns("*.pyc"))
+    monkeypatch.setattr(keys.kdzoo, "__file__", str(copy / "__init__.py"))
+    before = key_of(usual, of_match(usual))
+    (copy / "types.py").write_text("# another branch\n")
+    (copy / "losses.py").unlink()
+    assert key_of(usual, of_match(usual)) == before
 
 
 @pytest.mark.parametrize("kind", ["renamed", "empty", "zip"])
