@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from kdzoo.contract.step import Mixed
+
 ECE_BINS = 15
 #: Quantile of the normal distribution for a two-sided interval of 95 %.
 Z95 = 1.959963984540054
@@ -68,14 +70,22 @@ class TaskLoss:
         places[list(classes)] = torch.arange(len(classes), device=device)
         return cls(smoothing, tuple(classes), places)
 
-    def __call__(self, logits: Tensor, labels: Tensor, labelled: float | None = None) -> Tensor:
+    def __call__(
+        self, logits: Tensor, labels: Tensor, labelled: float | None = None, mixed: Mixed | None = None
+    ) -> Tensor:
         """Return the mean loss. Shapes: (N, K), (N,) -> ().
 
-        ``labelled`` None: every sample has a label. Else the samples without one are left out, and the sum over the
-        others is divided by ``labelled``, see ``Batch``; without any it is 0.
+        Of mixed images the two labels count by their shares. ``labelled`` None: every sample has a label. Else the
+        samples without one are left out, and the sum over the others is divided by ``labelled``, see ``Batch``; without
+        any it is 0.
         """
         from torch.nn.functional import cross_entropy
 
+        if mixed is not None:
+            both = mixed.share * self._of_each(logits, labels) + (1 - mixed.share) * self._of_each(
+                logits, mixed.targets
+            )
+            return both.sum() / (float(len(labels)) if labelled is None else labelled or 1.0)
         masked = labelled is not None
         if self.classes is not None and self.places is not None:
             places = self.places[labels].where(labels != NO_LABEL, NO_LABEL) if masked else self.places[labels]
@@ -84,6 +94,16 @@ class TaskLoss:
             return cross_entropy(logits, labels, label_smoothing=self.smoothing)
         total = cross_entropy(logits, labels, label_smoothing=self.smoothing, ignore_index=NO_LABEL, reduction="sum")
         return total / (labelled or 1.0)
+
+    def _of_each(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of each sample (N,), 0 of one without a label."""
+        from torch.nn.functional import cross_entropy
+
+        if self.classes is not None and self.places is not None:
+            labels = self.places[labels].where(labels != NO_LABEL, NO_LABEL)
+            logits = logits[:, list(self.classes)]
+        smoothing = self.smoothing
+        return cross_entropy(logits, labels, label_smoothing=smoothing, ignore_index=NO_LABEL, reduction="none")
 
 
 def top1_percent(logits: np.ndarray, targets: np.ndarray) -> float:

@@ -15,6 +15,14 @@ Forward = Callable[["Tensor"], "Outputs"]
 
 
 @dataclass(frozen=True)
+class Mixed:
+    """What Mixup or CutMix mixed into the samples of a batch."""
+
+    targets: Tensor  # (N,), int64, of the other image; NO_LABEL as in ``Batch``
+    share: Tensor  # (N,), float32, of the sample's own image and label in the whole
+
+
+@dataclass(frozen=True)
 class Batch:
     """One batch of training data. Pixels are in [0, 1] and not normalised: each model does that itself.
 
@@ -28,6 +36,10 @@ class Batch:
     #: Samples with a label, as the mean over all processes and parts of the step's whole batch, so that losses divided
     #: by it average to the loss of the whole batch. None: all samples have one.
     labelled: float | None = None
+    #: What each image is mixed with; ``targets`` and ``index`` are its own sample's, and ``ctx.task_loss`` weighs both
+    #: labels. None: nothing is mixed. Only algorithms that read labels by ``ctx.task_loss`` alone, and that need no
+    #: ``sample_index``, get such batches.
+    mixed: Mixed | None = None
 
 
 @dataclass(frozen=True)

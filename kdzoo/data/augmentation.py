@@ -6,15 +6,15 @@ not depend on the batch it comes in, on workers or on what ran before, and they 
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdzoo.recipe.image_sections import AugmentRecipe, Batchwise
 from kdzoo.types import derive_seed
 
-Augment = Literal["none", "flip", "crop_flip"]
+#: What a batch is augmented with: by name for all samples at once, or each sample by itself.
+Augment = Batchwise | AugmentRecipe
 
 #: Pixels of black border from which ``crop_flip`` cuts, on each side.
 PADDING = 4
@@ -40,7 +40,7 @@ def _shift(bits: Tensor, by: int) -> Tensor:
     return (bits >> by) & ((1 << (64 - by)) - 1)
 
 
-def augment(images: Tensor, index: Tensor, kind: Augment, seed: int, view: int) -> Tensor:
+def augment(images: Tensor, index: Tensor, kind: Batchwise, seed: int, view: int) -> Tensor:
     """Return the batch as augmentation ``kind`` shows it at ``view``.
 
     Shapes: (N, C, H, W) of any dtype and (N,) int64 on the same device -> (N, C, H, W).

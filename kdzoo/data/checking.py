@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
 from kdzoo.contract.classification import NO_LABEL
 from kdzoo.contract.extension_points import ArraySplit, FileSplit, Split, TokenSplit
@@ -59,7 +60,21 @@ class FormCheck:
                 "one a channel, and std above 0"
             )
         if inputs.kind == "text" and self.augmented:
-            raise DataError(f"{self.title}: data.augment: '{self.augment}' is for images; none is right for text")
+            named = f"'{self.augment}'" if isinstance(self.augment, str) else "a mapping of operations"
+            raise DataError(f"{self.title}: data.augment: {named} is for images; none is right for text")
+        self._operations(inputs)
+
+    def _operations(self, inputs: Inputs) -> None:
+        """Check that timm's operations can show the images."""
+        if isinstance(self.augment, str) or inputs.kind != "image":
+            return
+        colours = self.augment.auto_augment is not None or self.augment.color_jitter > 0
+        fit = (1, 3) if colours or self.decoder is None else (1, 3, 4)
+        if inputs.channels not in fit:
+            raise DataError(
+                f"{self.title}: data.augment: timm's operations are for images of {' or '.join(map(str, fit))} "
+                f"channels, and these have {inputs.channels}; none, flip or crop_flip would be right"
+            )
 
     def split(self, split: Split, name: str, unlabelled: bool = False) -> None:
         """Check a split's shape, type and targets; with ``unlabelled``, samples may have no label."""
@@ -142,8 +157,13 @@ class FormCheck:
         return len(unknown)
 
 
-def read_sample(split: FileSplit, i: int, decoder: Decoder) -> np.ndarray | str:
-    """Return one image of a file split, uint8 (H, W, C), or in words why there is none."""
+def read_sample(
+    split: FileSplit, i: int, decoder: Decoder, show: Callable[[Image.Image], np.ndarray] | None = None
+) -> np.ndarray | str:
+    """Return one image of a file split, uint8 (H, W, C), or in words why there is none.
+
+    ``show`` makes pixels of the decoded image; None: they are as evaluation sees it.
+    """
     name = split.names[i]
     try:
         content = split.content(i)
@@ -154,9 +174,11 @@ def read_sample(split: FileSplit, i: int, decoder: Decoder) -> np.ndarray | str:
     if not isinstance(content, bytes):
         return f"{name}: its content is {type(content).__name__}; the bytes of an image file would be right"
     try:
-        return decoder.pixels(content, name)
+        return decoder.pixels(content, name) if show is None else show(decoder.decoded(content, name))
     except DataError as error:
         return str(error)
+    except Exception as error:  # an operation of augmentation that fails on this image
+        return f"{name}: cannot be augmented: {type(error).__name__}: {error}"
 
 
 def in_threads(check: Callable[[int], str | None], rows: Sequence[int]) -> Iterator[str | None]:

@@ -101,7 +101,7 @@ class DataSet:
         self.test_gate = TestGate(self)
         self._digests: dict[str, list[str]] = {}
         self._splits, self._records = splits, records
-        self._check = FormCheck(self._title, self.classes, self.inputs, recipe.augment, self.decoder)
+        self._check = FormCheck(self._title, self.classes, self.inputs, recipe.augmentation, self.decoder)
         self._check.header(self.modalities)
         whole = self._whole(splits.train, "train")
         content: list[Any] = [

@@ -17,7 +17,9 @@ from kdzoo.data.augmentation import Augment, augment
 from kdzoo.data.data_set import DataSet, SplitName
 from kdzoo.data.images import Decoder
 from kdzoo.data.inputs import Inputs
+from kdzoo.data.mixing import mixed
 from kdzoo.data.readers import FileReader, MemoryReader, TokenReader
+from kdzoo.data.sample_views import SampleViews
 from kdzoo.errors import ContractError, DataError
 from kdzoo.types import derive_seed
 
@@ -58,6 +60,8 @@ class Loader:
         """``batch_size`` is that of all processes together; ``pinned`` batches from files reach the device faster."""
         self.data, self.device, self.batch_size = data, device, batch_size
         self._augment, self._seed = augment, seed
+        #: What augments sample by sample; None: nothing, or the whole batch at once.
+        self._views = None if isinstance(augment, str) else SampleViews(augment, data.inputs, seed)
         self._workers, self._timeout_s, self._pinned = workers, timeout_s, pinned
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         self._readers: dict[tuple[str, Decoder | None], MemoryReader | FileReader | TokenReader] = {}
@@ -127,16 +131,23 @@ class Loader:
         start_step: int = 0,
         rank: int = 0,
         world: int = 1,
+        mix: bool = False,
     ) -> Iterator[Batch]:
-        """Yield an epoch's batches from ``start_step`` on; with ``world`` processes, this rank's share of each."""
+        """Yield an epoch's batches from ``start_step`` on; with ``world`` processes, this rank's share of each.
+
+        With ``mix``, they are mixed as the augmentation says.
+        """
         steps = self.steps_per_epoch
         batches = self.order(epoch)[: steps * self.batch_size].reshape(steps, world, self.batch_size // world)
         widths = self._widths(batches[start_step:].reshape(-1, self.batch_size)) if world > 1 else None
         shown = self._batches("train", list(batches[start_step:, rank]), view, widths)
-        if self._labelled is None:
+        if self._labelled is not None:
+            labelled = self._labelled[batches[start_step:]].sum(axis=(1, 2)) / world
+            shown = map(self._with_labels_hidden, shown, labelled.tolist())
+        augment = self._augment
+        if not mix or isinstance(augment, str) or not augment.mixes:
             return shown
-        labelled = self._labelled[batches[start_step:]].sum(axis=(1, 2)) / world
-        return map(self._with_labels_hidden, shown, labelled.tolist())
+        return (mixed(batch, augment, self._seed, epoch, step) for step, batch in enumerate(shown, start_step))
 
     def _with_labels_hidden(self, batch: Batch, labelled: float) -> Batch:
         shown = torch.from_numpy(self._labelled).to(self.device)[batch.index]
@@ -200,9 +211,16 @@ class Loader:
                 index = torch.from_numpy(rows).to(self.device)
                 yield Batch(ids, reader.targets[index], index, view or 0)
             return
-        for images, rows in zip(reader.batches(batches), batches, strict=True):
+        views = self._views if view is not None else None
+        in_reader = isinstance(reader, FileReader) and views is not None
+        images_of = reader.batches(batches, view) if isinstance(reader, FileReader) else reader.batches(batches)
+        for images, rows in zip(images_of, batches, strict=True):
             index = torch.from_numpy(rows).to(self.device)
-            shown = images if view is None else augment(images, index, self._augment, self._seed, view)
+            shown = images
+            if view is not None and isinstance(self._augment, str):
+                shown = augment(images, index, self._augment, self._seed, view)
+            elif view is not None and views is not None and not in_reader:
+                shown = views.of_arrays(images, index, view)
             yield Batch(self._pixels(shown), reader.targets[index], index, view or 0)
 
     def _pixels(self, images: Tensor) -> Tensor:
@@ -221,6 +239,6 @@ class Loader:
             else:
                 assert key[1] is not None, "checked when the data set was opened"
                 self._readers[key] = FileReader(
-                    part, part.split, key[1], self.device, self._workers, self._timeout_s, self._pinned
+                    part, part.split, key[1], self.device, self._workers, self._timeout_s, self._pinned, self._views
                 )
         return self._readers[key]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,11 @@ from kdzoo.errors import DataError
 
 if TYPE_CHECKING:
     from kdzoo.data.images import Decoder
+    from kdzoo.data.sample_views import SampleViews
     from kdzoo.data.splitting import Part
+
+#: A sample's index, and the view of it, None for the image as evaluation sees it.
+Shown = tuple[int, "int | None"]
 
 
 class MemoryReader:
@@ -65,17 +70,22 @@ class FileReader:
         workers: int,
         timeout_s: float,
         pinned: bool = False,
+        views: SampleViews | None = None,
     ) -> None:
-        self.samples = Samples(split, part.rows, decoder)
+        """``views`` augments sample by sample, where a pass asks for a view."""
+        self.samples = Samples(split, part.rows, decoder, views)
         self.targets = torch.from_numpy(part.targets).to(device)
         self.device, self.workers, self.timeout_s, self.pinned = device, workers, timeout_s, pinned
         self._idle: list[DataLoader[Any]] = []  # with workers that wait for the next pass
 
-    def batches(self, batches: Sequence[np.ndarray]) -> Iterator[Tensor]:
-        """Yield uint8 (N, C, H, W) for each batch of indices; raise DataError for what cannot be read."""
+    def batches(self, batches: Sequence[np.ndarray], view: int | None = None) -> Iterator[Tensor]:
+        """Yield uint8 (N, C, H, W) for each batch of indices; raise DataError for what cannot be read.
+
+        ``view`` None: as evaluation sees them.
+        """
         loader = self._idle.pop() if self._idle else self._new()
         assert isinstance(loader.batch_sampler, Order)
-        loader.batch_sampler.batches = [rows.tolist() for rows in batches]
+        loader.batch_sampler.batches = [[(row, view) for row in rows.tolist()] for rows in batches]
         answers = self._answers(loader)
         try:
             for images in answers:
@@ -115,13 +125,13 @@ class FileReader:
         yield problem
 
 
-class Order(torch.utils.data.Sampler[list[int]]):
+class Order(torch.utils.data.Sampler[list[Shown]]):
     """The batches of the pass that comes next, for workers that stay."""
 
     def __init__(self) -> None:
-        self.batches: list[list[int]] = []
+        self.batches: list[list[Shown]] = []
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[Shown]]:
         return iter(self.batches)
 
     def __len__(self) -> int:
@@ -131,21 +141,24 @@ class Order(torch.utils.data.Sampler[list[int]]):
 class Samples(torch.utils.data.Dataset[Any]):
     """Rows of a file split. A problem is returned as its text, as exceptions do not travel well between processes."""
 
-    def __init__(self, split: FileSplit, rows: np.ndarray, decoder: Decoder) -> None:
-        self.split, self.rows, self.decoder = split, rows, decoder
+    def __init__(self, split: FileSplit, rows: np.ndarray, decoder: Decoder, views: SampleViews | None = None) -> None:
+        self.split, self.rows, self.decoder, self.views = split, rows, decoder, views
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitems__(self, indices: list[int]) -> Tensor | str:
+    def __getitems__(self, wanted: list[Shown]) -> Tensor | str:
         """A batch of uint8 (N, H, W, C), or the first problem in it."""
         batch: Tensor | None = None
-        for place, index in enumerate(indices):
-            image = read_sample(self.split, int(self.rows[index]), self.decoder)
+        for place, (index, view) in enumerate(wanted):
+            show = None
+            if self.views is not None and view is not None:
+                show = partial(self.views.of_image, view=view, index=index)
+            image = read_sample(self.split, int(self.rows[index]), self.decoder, show)
             if isinstance(image, str):
                 return image
             if batch is None:
-                batch = torch.empty((len(indices), *image.shape), dtype=torch.uint8)
+                batch = torch.empty((len(wanted), *image.shape), dtype=torch.uint8)
             batch[place].numpy()[...] = image
         assert batch is not None, "a batch of no samples"
         return batch

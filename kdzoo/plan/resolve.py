@@ -204,6 +204,8 @@ def filled(recipe: Recipe, zoo: Zoo) -> Recipe:
             defaults = _defaults(zoo.exporters[export["format"]].thing)
             defaults.pop("quantize", None)  # it is written next to the options
             export["options"] = {**defaults, **export["options"]}
+    if not isinstance(recipe.data.augmentation, str):
+        data["data"]["augment"] = recipe.data.augmentation.model_dump(mode="json")
     if recipe.data.name in zoo.datasets and zoo.datasets[recipe.data.name].thing.encoded:
         fill_preprocessing(data, recipe)
     return Recipe.model_validate(data)

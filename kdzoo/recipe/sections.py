@@ -2,79 +2,26 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import (
     AfterValidator,
     BaseModel,
-    ConfigDict,
     Field,
     PlainSerializer,
-    Strict,
     ValidationError,
     create_model,
     model_validator,
 )
 
-from kdzoo.errors import CONTROL, RecipeError, shown
-from kdzoo.recipe.problems import explain, misfits, requirement
-from kdzoo.types import NAME
+from kdzoo.errors import RecipeError, shown
+from kdzoo.recipe.image_sections import PRESETS, Augmentation, AugmentRecipe, Batchwise, PreprocessingRecipe
+from kdzoo.recipe.problems import explain, misfits
+from kdzoo.recipe.values import Count, Device, Flag, Line, Name, Options, PathText, Percent, Real, Section, Text, Whole
 
 
-def _matching(pattern: str, must_be: str) -> Any:
-    """Return the type of text that matches ``pattern``, which ``must_be`` says in words."""
-
-    def check(text: str) -> str:
-        if not re.fullmatch(pattern, text):
-            raise requirement(must_be)
-        return text
-
-    return Annotated[str, Strict(), AfterValidator(check), Field(json_schema_extra={"pattern": pattern})]
-
-
-def _one_line(text: str) -> str:
-    if CONTROL.search(text):
-        raise requirement("one line without control characters")
-    return text
-
-
-def _path(text: str) -> str:
-    if (longest := max(len(os.fsencode(part)) for part in text.split("/"))) > 255:
-        raise requirement(f"a name that a file can have, at most 255 bytes between slashes and not {longest}")
-    return text
-
-
-def _printable(text: str) -> str:
-    _one_line(text.replace("\n", "").replace("\t", ""))
-    return text
-
-
-# Strict, so that true is no number, "0.1" is no number and 1 is no text; lists still become tuples.
-Whole = Annotated[int, Strict()]
-Real = Annotated[float, Strict(), Field(allow_inf_nan=False)]
-Flag = Annotated[bool, Strict()]
-Text = Annotated[str, Strict(), Field(max_length=10_000), AfterValidator(_printable)]
-Line = Annotated[str, Strict(), Field(min_length=1, max_length=4096), AfterValidator(_one_line)]
-PathText = Annotated[Line, AfterValidator(_path)]
-Count = Annotated[Whole, Field(ge=1, le=1_000_000_000)]
-Percent = Annotated[Real, Field(ge=0, le=100)]
-Options = dict[Line, Any]
-if TYPE_CHECKING:
-    Name = str
-    Device = str
-else:
-    Name = _matching(rf"^{NAME}$", "1 to 64 of a-z, 0-9, '_', '.' and '-', the first a letter or digit")
-    Device = _matching(r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)$", "auto, cpu, cuda, cuda:N or mps")
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class AlgorithmRecipe(_Section):
+class AlgorithmRecipe(Section):
     """Which algorithm, with which options and weights of its loss terms."""
 
     name: Line = Field(description="Name of the algorithm; `kdzoo list` shows them.")
@@ -84,7 +31,7 @@ class AlgorithmRecipe(_Section):
     )
 
 
-class OptimizerRecipe(_Section):
+class OptimizerRecipe(Section):
     """An optimizer by timm's name."""
 
     name: Line = Field("sgd", description="Name of the optimizer, as timm knows it.")
@@ -96,7 +43,7 @@ class OptimizerRecipe(_Section):
     options: Options = Field({}, description="Further arguments of the optimizer.")
 
 
-class ScheduleRecipe(_Section):
+class ScheduleRecipe(Section):
     """How the learning rate changes over the epochs."""
 
     name: Literal["cosine", "step", "multistep", "constant"] = Field("cosine", description="Shape of the schedule.")
@@ -120,7 +67,7 @@ class ScheduleRecipe(_Section):
         return self
 
 
-class TrainRecipe(_Section):
+class TrainRecipe(Section):
     """The training budget, the same for teacher, control and student unless a model overrides it."""
 
     epochs: Annotated[Whole, Field(ge=1, le=100_000)] = Field(30, description="Passes over the training split.")
@@ -179,7 +126,7 @@ def _partial(model: type[BaseModel]) -> type[BaseModel]:
         nested = isinstance(kind, type) and issubclass(kind, BaseModel)
         kind = _partial(kind) if nested else info.rebuild_annotation()
         fields[name] = (kind, Field(None, description=info.description))
-    return create_model(f"Partial{model.__name__}", __base__=_Section, __doc__=model.__doc__, **fields)
+    return create_model(f"Partial{model.__name__}", __base__=Section, __doc__=model.__doc__, **fields)
 
 
 if TYPE_CHECKING:
@@ -192,45 +139,7 @@ else:
     ]
 
 
-Numbers = tuple[Annotated[Real, Field(ge=-1000, le=1000)], ...]
-Spreads = tuple[Annotated[Real, Field(gt=0, le=1000)], ...]
-Side = Annotated[Whole, Field(ge=1, le=16_384)]
-
-
-class PreprocessingRecipe(_Section):
-    """How an image file becomes what a network takes. What is null comes from the model's own timm config."""
-
-    size: Side | tuple[Side, Side] | None = Field(
-        None, description="Input size in pixels: one number, or [height, width]."
-    )
-    crop_share: Annotated[Real, Field(gt=0, le=1)] | None = Field(
-        None, description="Share of the resized image, by its sides, that the centre crop keeps: timm's crop_pct."
-    )
-    resize: Literal["center", "squash", "border"] | None = Field(
-        None,
-        description="center keeps the shape and cuts, squash changes the shape, border keeps all: timm's crop_mode.",
-    )
-    interpolation: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] | None = Field(
-        None, description="How Pillow resizes, antialiased except for nearest."
-    )
-    color_mode: Literal["L", "RGB", "RGBA"] | None = Field(
-        None, description="Grey, colour, or colour with alpha: 1, 3 or 4 channels."
-    )
-    mean: Numbers | None = Field(None, description="Normalisation, one number per channel, of pixels in [0, 1].")
-    std: Spreads | None = Field(None, description="Standard deviations, with mean.")
-
-    @model_validator(mode="after")
-    def _normalisation_is_whole(self) -> PreprocessingRecipe:
-        if len(self.mean or ()) != len(self.std or ()):
-            raise misfits(("mean", "mean and std must have one number a channel each, or both be left out"))
-        return self
-
-    def given(self) -> dict[str, Any]:
-        """Return the keys that have a value."""
-        return {key: value for key, value in self if value is not None}
-
-
-class ModelRecipe(_Section):
+class ModelRecipe(Section):
     """One model."""
 
     name: Line = Field(description="Name of the model, as timm knows it once the plugins are loaded.")
@@ -260,7 +169,7 @@ class ModelRecipe(_Section):
         return self.weights.startswith("answers:")
 
 
-class ModelsRecipe(_Section):
+class ModelsRecipe(Section):
     """All models of the run."""
 
     teacher: ModelRecipe | None = Field(None, description="The teacher.")
@@ -289,7 +198,7 @@ class ModelsRecipe(_Section):
         yield "student", self.student
 
 
-class DataRecipe(_Section):
+class DataRecipe(Section):
     """Which data, and how it is fed."""
 
     name: Line = Field(description="Name of the data set.")
@@ -302,7 +211,7 @@ class DataRecipe(_Section):
     preprocessing: PreprocessingRecipe | None = Field(
         None, description="How image files become pixels; null, as a key: by the timm config of the student's model."
     )
-    augment: Literal["none", "flip", "crop_flip"] = Field("none", description="Augmentation of the training split.")
+    augment: Augmentation = Field("none", description="Augmentation of the training split, by name or by its values.")
     validation: Annotated[Real, Field(ge=0, lt=1)] | Annotated[Whole, Field(ge=0, le=1_000_000_000)] = Field(
         0.1, description="Share below 1, or number, of training samples that are held out for validation."
     )
@@ -316,8 +225,19 @@ class DataRecipe(_Section):
     workers: Annotated[Whole, Field(ge=0, le=256)] = Field(0, description="Processes that read files.")
     timeout_s: Annotated[Real, Field(gt=0, le=86_400)] = Field(120.0, description="Seconds to wait for a worker.")
 
+    @property
+    def augmentation(self) -> Batchwise | AugmentRecipe:
+        """The augmentation with the values of a preset in place of its name."""
+        found = PRESETS.get(self.augment, self.augment) if isinstance(self.augment, str) else self.augment
+        return cast("Batchwise | AugmentRecipe", found)
 
-class KeepRecipe(_Section):
+    @property
+    def mixes(self) -> bool:
+        """Whether augmentation makes one training sample out of two."""
+        return isinstance(self.augmentation, AugmentRecipe) and self.augmentation.mixes
+
+
+class KeepRecipe(Section):
     """What is kept of a teacher's logits."""
 
     top_k: Annotated[Whole, Field(ge=1, le=65_535)] | None = Field(
@@ -328,7 +248,7 @@ class KeepRecipe(_Section):
     dtype: Literal["float16", "float32"] = Field("float16", description="Type of the numbers that are kept.")
 
 
-class CacheRecipe(_Section):
+class CacheRecipe(Section):
     """Teacher outputs kept for reuse: exact, as augmentation is a function of sample and view."""
 
     views: Annotated[Whole, Field(ge=1, le=100_000)] = Field(
@@ -341,7 +261,7 @@ class CacheRecipe(_Section):
     )
 
 
-class ExportRecipe(_Section):
+class ExportRecipe(Section):
     """One exported file."""
 
     format: Line = Field("onnx", description="Name of the export format.")
@@ -350,7 +270,7 @@ class ExportRecipe(_Section):
     teacher: Flag = Field(False, description="Also export the teacher, to compare both in one runtime.")
 
 
-class ExpectedRecipe(_Section):
+class ExpectedRecipe(Section):
     """The published result, which `kdzoo verify` re-checks."""
 
     top1_percent: Percent = Field(description="Mean top-1 accuracy of the student on the test split, percent.")
@@ -359,7 +279,7 @@ class ExpectedRecipe(_Section):
     control_top1_percent: Percent | None = Field(None, description="The same mean of the control student.")
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """A whole recipe, with every default filled in."""
 
     version: Literal[1] = Field(description="Version of the recipe format.")
@@ -399,6 +319,9 @@ class Recipe(_Section):
                 problems += [(f"models.{path}.train.{below}", message) for below, message in found]
         problems += self._beginnings()
         problems += self._views()
+        if self.data.mixes and (self.cache is not None or any(t.is_answers for t in self.models.all_teachers)):
+            path = "cache" if self.cache is not None else "data.augment"
+            problems.append((path, "Mixup and CutMix show other images at each step, so no answer of a teacher recurs"))
         for group in (self.export, self.trackers):
             name = "export" if group is self.export else "trackers"
             for index, item in enumerate(group):

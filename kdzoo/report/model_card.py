@@ -77,7 +77,7 @@ def facts(run: Run) -> list[tuple[str, Any]]:
         ("Source of the data", data.get("source")),
         ("Licence of the data", data.get("licence")),
         ("Fingerprint of the data", data.get("fingerprint")),
-        ("Augmentation", recipe_data.get("augment")),
+        ("Augmentation", on_one_line(recipe_data.get("augment"))),
         ("Epochs", train.get("epochs")),
         ("Optimizer", on_one_line(train.get("optimizer"))),
         ("Schedule", on_one_line(train.get("schedule"))),

@@ -61,7 +61,7 @@ class Builder:
             self.data,
             self.device,
             self.recipe.data.batch_size,
-            self.recipe.data.augment,
+            self.recipe.data.augmentation,
             self.recipe.seed,
             self.recipe.data.workers,
             self.recipe.data.timeout_s,
@@ -256,7 +256,9 @@ class Builder:
         return {
             "fingerprint": self.data.fingerprint,
             "batch_size": data.batch_size,
-            "augment": data.augment,
+            "augment": data.augment
+            if isinstance(data.augmentation, str)
+            else data.augmentation.model_dump(mode="json"),
             "validation": data.validation,
             "train_limit": data.train_limit,
         }

@@ -12,6 +12,7 @@ from kdzoo.data.data_set import DataSet
 from kdzoo.errors import ContractError, DistributedError, NeedsError
 from kdzoo.plan.resolve import Plan
 from kdzoo.recipe.sections import Recipe, TrainRecipe
+from kdzoo.training.job import Plain
 
 
 def check_needs(cls: type[Algorithm], train: TrainRecipe, recipe: Recipe, data: DataSet, processes: int) -> None:
@@ -27,6 +28,12 @@ def check_needs(cls: type[Algorithm], train: TrainRecipe, recipe: Recipe, data: 
         raise NeedsError(f"train.accumulate: {share} samples cannot be split into {train.accumulate} parts of one size")
     if train.select == "best" and not data.split_sizes.get("validation"):
         raise NeedsError("train.select: 'best' is chosen on the validation split, and data.validation leaves none")
+    if recipe.data.mixes and (needs.sample_index or (needs.data == "labelled" and cls is not Plain)):
+        reads = "keeps values of each sample" if needs.sample_index else "reads the label of each image itself"
+        raise NeedsError(
+            f"algorithm '{cls.name}': {reads}, and Mixup and CutMix of data.augment make one image out of two samples; "
+            "mixup: 0 and cutmix: 0 would be right"
+        )
     kind = data.inputs.kind
     if kind != "image" and (needs.makes_images or needs.data == "none"):
         raise NeedsError(f"algorithm '{cls.name}': makes up its inputs, which are images; the data set has {kind}")

@@ -129,7 +129,7 @@ class Engine:
             yield from [None] * (job.steps_per_epoch - start)
             return
         view = epoch if job.views is None else epoch % job.views
-        batches = job.loader.train_batches(epoch, view, start, job.ranks.rank, job.ranks.world)
+        batches = job.loader.train_batches(epoch, view, start, job.ranks.rank, job.ranks.world, mix=True)
         yield from islice(batches, job.steps_per_epoch - start)
 
     def _timed_data(self, batches: Iterator[Batch | None]) -> Iterator[Batch | None]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kdzoo.contract.classification import NO_LABEL, TaskLoss
-from kdzoo.contract.step import Batch, Clock, Outputs, StepContext
+from kdzoo.contract.step import Batch, Clock, Mixed, Outputs, StepContext
 from kdzoo.errors import ContractError
 from kdzoo.training.training_log import StepValues
 from kdzoo.types import derive_seed
@@ -39,7 +39,7 @@ class StepContexts:
         """Run the networks on one micro-batch, number ``part`` of its step; the algorithm's notes go to ``values``."""
         job = self._job
         if batch is not None and self._unlabelled:
-            batch = replace(batch, targets=torch.full_like(batch.targets, NO_LABEL))
+            batch = replace(batch, targets=torch.full_like(batch.targets, NO_LABEL), mixed=None)
         student: Any = None
         teachers: tuple[Outputs, ...] = ()
         peers: tuple[Outputs, ...] = ()
@@ -78,6 +78,8 @@ class StepContexts:
         if ranks.world == 1 or ctx.batch is None:
             return ctx
         shares: Any = {name: ranks.gather(getattr(ctx.batch, name)) for name in ("inputs", "targets", "index")}
+        if ctx.batch.mixed is not None:
+            shares["mixed"] = Mixed(ranks.gather(ctx.batch.mixed.targets), ranks.gather(ctx.batch.mixed.share))
 
         def gathered(outputs: Outputs) -> Outputs:
             pre_logits: Any = None if outputs.pre_logits is None else ranks.gather(outputs.pre_logits.detach())
@@ -112,9 +114,12 @@ def micro_batches(batch: Batch | None, parts: int) -> list[Batch | None]:
     """A batch in ``parts`` of one size along N; None, the batch of an algorithm without data, as often."""
     if batch is None or parts == 1:
         return [batch] * parts
-    fields = {name: getattr(batch, name).chunk(parts) for name in ("inputs", "targets", "index")}
+    fields: dict[str, Any] = {name: getattr(batch, name).chunk(parts) for name in ("inputs", "targets", "index")}
     if batch.labelled is not None:
         batch = replace(batch, labelled=batch.labelled / parts)
+    if batch.mixed is not None:
+        pairs = zip(batch.mixed.targets.chunk(parts), batch.mixed.share.chunk(parts), strict=True)
+        fields["mixed"] = tuple(Mixed(*pair) for pair in pairs)
     return [replace(batch, **dict(zip(fields, part, strict=True))) for part in zip(*fields.values(), strict=True)]
 
 
@@ -135,7 +140,7 @@ def _checked_task_loss(loss: TaskLoss, batch: Batch | None, title: str, logits: 
             f"{title}: asked for the task loss, which leaves out the classes of earlier stages, in a stage that has "
             "samples of them"
         )
-    return loss(logits, batch.targets, batch.labelled)
+    return loss(logits, batch.targets, batch.labelled, batch.mixed)
 
 
 def _random(seed: int, step: int, rank: int, part: int, name: str, shared: bool = False) -> torch.Generator:

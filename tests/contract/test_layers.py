@@ -168,7 +168,10 @@ def test_recipe_report_and_errors_are_light():
 def test_duties_are_kept_apart(path):
     room, module = room_of(path), str(path.relative_to(CORE))
     used = {name.split(".")[0] for name in imports(path)}
-    if room != "models" and module not in ("contract/networks.py", "training/optimization.py", "training/device.py"):
+    if module == "data/sample_views.py":
+        timm = {name for name in imports(path) if name.split(".")[0] == "timm"}
+        assert all(name.startswith("timm.data.") for name in timm), "of timm, data takes augmentation alone"
+    elif room != "models" and module not in ("contract/networks.py", "training/optimization.py", "training/device.py"):
         assert "timm" not in used, "only models and contract/networks build networks, and training optimizers, by timm"
     if room != "zoo" and module != "contract/hookspecs.py":
         assert "pluggy" not in used, "only zoo and hookspecs touch pluggy"
