@@ -67,6 +67,10 @@ class ScheduleRecipe(Section):
         return self
 
 
+#: Optimizers whose step on a part of a parameter is that part of the step on the whole.
+SHARDED_OPTIMIZERS = ("sgd", "momentum", "adam", "adamw", "nadam", "nadamw", "radam", "rmsprop", "adagrad", "adamax")
+
+
 class TrainRecipe(Section):
     """The training budget, the same for teacher, control and student unless a model overrides it."""
 
@@ -93,12 +97,33 @@ class TrainRecipe(Section):
         description="Of several processes: BatchNorm over the batch of all, as in one process, or faster over each "
         "process's share.",
     )
+    shard: Flag = Field(
+        False,
+        description="Of several processes: each holds a part of the student and its peers, for those that do not fit.",
+    )
     channels_last: Flag | None = Field(None, description="Memory format; null chooses what pays.")
     compile: Flag = Field(False, description="Use torch.compile; repays after about 1000 steps.")
     select: Literal["last", "best"] = Field("last", description="Keep the last epoch, or the best on validation.")
     checkpoint_seconds: Annotated[Real, Field(ge=0, le=86_400)] = Field(
         60.0, description="Seconds between checkpoints; 0 saves after each step."
     )
+
+    @model_validator(mode="after")
+    def _shards_fit(self) -> TrainRecipe:
+        if not self.shard:
+            return self
+        problems = []
+        if self.ema_decay is not None:
+            must = "must be null with shard: true, as it averages whole weights"
+            problems.append(("ema_decay", f"{must}; got {self.ema_decay:g}"))
+        if self.compile:
+            problems.append(("compile", "must be false with shard: true, as it compiles whole networks; got true"))
+        if self.optimizer.name not in SHARDED_OPTIMIZERS:
+            must = f"must be one of {', '.join(SHARDED_OPTIMIZERS)} with shard: true, as others need whole parameters"
+            problems.append(("optimizer.name", f"{must}; got {shown(self.optimizer.name)}"))
+        if problems:
+            raise misfits(*problems)
+        return self
 
     def merged(self, overrides: Mapping[str, Any] | None) -> TrainRecipe:
         """Return this section with a model's or a stage's overrides; raise RecipeError if they do not fit."""

@@ -165,6 +165,8 @@ class Builder:
         precision = self.precision(student)
         if stage.model.quantizer is not None:  # half precision would round what the quantizer is to round
             student, precision = self.quantized(student, stage.model), Precision(self.device, None, False)
+        if train.shard and self.ranks.world > 1:
+            precision = replace(precision, channels_last=False)  # torch shards parameters in their plain layout only
         teachers = [
             self.teachers.make(each, self._precision_of(each), levels[1 + i], cls, self.share // train.accumulate)
             for i, each in enumerate(taught)

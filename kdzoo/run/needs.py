@@ -24,6 +24,8 @@ def check_needs(cls: type[Algorithm], train: TrainRecipe, recipe: Recipe, data: 
             f"algorithm '{cls.name}': needs at least {needs.min_batch} samples at a time, got {part} "
             f"(data.batch_size {recipe.data.batch_size}, {processes} processes, train.accumulate {train.accumulate})"
         )
+    if train.shard and recipe.precision == "fp16":
+        raise NeedsError("train.shard: gradients of fp16 are scaled as whole ones; choose precision: bf16 or fp32")
     if share % train.accumulate:
         raise NeedsError(f"train.accumulate: {share} samples cannot be split into {train.accumulate} parts of one size")
     if train.select == "best" and not data.split_sizes.get("validation"):

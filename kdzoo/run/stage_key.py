@@ -14,7 +14,7 @@ from kdzoo.run.keys import STAGE_FORMAT, core_hash, model_hash, source_hash
 from kdzoo.types import stable_hash
 
 #: Keys of train that decide nothing in a run of one process.
-ALONE = {"batch_norm"}
+ALONE = {"batch_norm", "shard"}
 
 
 def stage_key(build: Builder, stage: Stage, chosen: ResolvedAlgorithm | None, train: TrainRecipe) -> str:

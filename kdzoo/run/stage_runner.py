@@ -95,9 +95,10 @@ class StageRunner:
             ],
         }
         folder = None
+        weights = engine.result_weights() if self.ranks.first or job.sharded else {}
         if self.ranks.first:
             metrics = validation_of(engine)
-            folder = self._publish(key, engine.result_weights(), metrics, engine.log.rows, facts)
+            folder = self._publish(key, weights, metrics, engine.log.rows, facts)
             self._drop_checkpoints(stage.name)
         self.ranks.barrier()
         return self._finish(stage.name, key, stage.model, stage.peers, folder or self.store.find("stage", key), stage)
@@ -172,8 +173,10 @@ class StageRunner:
         checkpoints = self.folder.checkpoints(name) if self.folder is not None and self.ranks.first else None
 
         def save(engine: Engine) -> None:
+            if checkpoints is None and not engine.job.sharded:
+                return
+            tensors, state = engine.state()
             if checkpoints is not None:
-                tensors, state = engine.state()
                 checkpoints.save(tensors, {"key": key, "world": self.ranks.world, **state})
 
         try:

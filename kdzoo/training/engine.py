@@ -25,6 +25,7 @@ from kdzoo.errors import ContractError, DivergedError, OutOfMemory
 from kdzoo.training.device import seed_generators
 from kdzoo.training.job import TASK, Job
 from kdzoo.training.selection import Selection
+from kdzoo.training.sharding import clipped_norm
 from kdzoo.training.state import restore_stage, result_weights, stage_state
 from kdzoo.training.step_context import StepContexts, micro_batches
 from kdzoo.training.trained_networks import TrainedNetworks
@@ -266,12 +267,9 @@ class Engine:
         self.networks.averaging[network].finish()
         optimized.scaler.unscale_(optimized.optimizer)  # after it, as what overflows on one process does so on all
         limit = job.train.grad_clip_norm if job.train.grad_clip_norm is not None else math.inf
-        gradients = [p.grad for p in optimized.parameters if p.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+        norm = clipped_norm(optimized.parameters, limit)
         if not math.isfinite(norm) and not optimized.scaler.is_enabled():
             raise self._diverged(f"the gradient norm of '{network}' is {norm}", parts)
-        if norm > limit:
-            torch.nn.utils.clip_grads_with_norm_(optimized.parameters, limit, torch.tensor(norm))
         values.add_norm(network, norm)
         optimized.scaler.step(optimized.optimizer)
         optimized.scaler.update()

@@ -68,6 +68,11 @@ class Job:
         return {i: teacher.network for i, teacher in enumerate(self.teachers) if teacher.network is not None}
 
     @property
+    def sharded(self) -> bool:
+        """Whether each process holds a part of the student and the peers, so that all take part in saving them."""
+        return self.train.shard and self.ranks.world > 1
+
+    @property
     def steps(self) -> int:
         """Optimizer steps of the whole stage."""
         return self.train.epochs * self.steps_per_epoch

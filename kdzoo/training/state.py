@@ -9,6 +9,7 @@ import torch
 
 from kdzoo.errors import CorruptError
 from kdzoo.training.job import has_report_items
+from kdzoo.training.sharding import part_like, shard_slots, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 def stage_state(
     job: Job, step: int, networks: TrainedNetworks, selection: Selection, log: TrainingLog
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """All that a resumed stage needs: tensors by name, and JSON."""
+    """All that a resumed stage needs: tensors by name, and JSON. All processes call it where the job is sharded."""
     tensors: dict[str, Tensor] = {}
     for name, module in networks.modules.items():
         tensors |= {f"network/{name}/{key}": value for key, value in module.state_dict().items()}
@@ -38,6 +39,7 @@ def stage_state(
     for name, optimized in networks.optimized.items():
         slots, optimizers[name] = optimized.state()
         tensors |= {f"optimizer/{name}/{key}": value for key, value in slots.items()}
+    tensors = whole(tensors)
     state = {
         "step": step,
         **log.state(),
@@ -62,7 +64,10 @@ def restore_stage(
     if missing:
         raise CorruptError(f"stage '{job.name}': the saved state lacks {', '.join(missing[:5])}")
     for name, module in networks.modules.items():
-        module.load_state_dict(_below(tensors, f"network/{name}/"), strict=True)
+        saved = _below(tensors, f"network/{name}/")
+        now = module.state_dict()
+        own = {key: part_like(value, now.get(key, value)) for key, value in saved.items()}
+        module.load_state_dict(own, strict=True)
     own = job.algorithm.state_dict(keep_vars=True)
     with torch.no_grad():
         for key, value in _below(tensors, "algorithm/").items():
@@ -77,6 +82,7 @@ def restore_stage(
     selection.restore(state["best"], best, shown)
     for name, optimized in networks.optimized.items():
         optimized.restore(_below(tensors, f"optimizer/{name}/"), state["optimizers"][name])
+        shard_slots(optimized.optimizer)
     log.restore(state)
     for teacher, saved in zip(job.teachers, state["teachers"], strict=True):
         teacher.restore(saved)
@@ -84,14 +90,18 @@ def restore_stage(
 
 
 def result_weights(job: Job, networks: TrainedNetworks, selection: Selection) -> dict[str, dict[str, Tensor]]:
-    """Weights to keep: the selected student, peers as they ended, and the algorithm's for its report."""
+    """Weights to keep: the selected student, peers as they ended, and the algorithm's for its report.
+
+    All processes call it where the job is sharded.
+    """
     weights = {"student": selection.weights or networks.result_model.state_dict()}
     quantizer = job.student.quantizer
     if quantizer is not None:
         weights = {"student": quantizer.plain(weights["student"]), "student_quantized": weights["student"]}
     if has_report_items(type(job.algorithm)):
         weights["algorithm"] = selection.algorithm or job.algorithm.state_dict()
-    return weights | {f"peer_{i}": peer.model.state_dict() for i, peer in enumerate(job.peers)}
+    weights |= {f"peer_{i}": peer.model.state_dict() for i, peer in enumerate(job.peers)}
+    return {name: whole(tensors) for name, tensors in weights.items()}
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

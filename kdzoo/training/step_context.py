@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,22 @@ from kdzoo.types import derive_seed
 if TYPE_CHECKING:
     from kdzoo.training.device import Precision
     from kdzoo.training.job import Job
+
+
+class Withheld(dict[str, nn.Module]):
+    """Networks by name, without those that are sharded: between two steps their weights are not in one place."""
+
+    def __init__(self, sharded: Mapping[str, nn.Module], whole: Mapping[str, nn.Module], title: str) -> None:
+        super().__init__(whole)
+        self._sharded, self._title = tuple(sharded), title
+
+    def __missing__(self, name: str) -> nn.Module:
+        if name not in self._sharded:
+            raise KeyError(name)
+        raise ContractError(
+            f"{self._title}: reads the weights of '{name}' in a step, of which train.shard leaves each process a part; "
+            "set train.shard: false"
+        )
 
 
 class StepContexts:
@@ -63,12 +79,7 @@ class StepContexts:
             random=partial(_random, job.seed, clock.step, job.ranks.rank, part),
             device=job.precision.device,
             batch_size=len(batch.index) if batch is not None else job.batch_size // job.train.accumulate,
-            modules={
-                "student": job.student.model,
-                **{f"peer_{i}": peer.model for i, peer in enumerate(job.peers)},
-                **{f"teacher_{i}": network.model for i, network in job.teacher_networks.items()},
-                **({"teacher": job.teacher_networks[0].model} if 0 in job.teacher_networks else {}),
-            },
+            modules=self._modules(),
             note=values.note,
         )
 
@@ -94,6 +105,14 @@ class StepContexts:
             teachers=tuple(map(gathered, ctx.teachers)),
             peers=tuple(map(gathered, ctx.peers)),
         )
+
+    def _modules(self) -> Mapping[str, nn.Module]:
+        job = self._job
+        trained = {"student": job.student.model, **{f"peer_{i}": peer.model for i, peer in enumerate(job.peers)}}
+        teachers = {f"teacher_{i}": network.model for i, network in job.teacher_networks.items()}
+        if "teacher_0" in teachers:
+            teachers["teacher"] = teachers["teacher_0"]
+        return Withheld(trained, teachers, job.title) if job.sharded else trained | teachers
 
     def _networks(self) -> dict[str, Callable[[Tensor], Outputs]]:
         job = self._job

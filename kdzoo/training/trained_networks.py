@@ -17,6 +17,7 @@ from kdzoo.training.batch_norm import running_statistics, use_global_batch_norm
 from kdzoo.training.device import check_gradients
 from kdzoo.training.gradient_averaging import GradientAveraging
 from kdzoo.training.optimization import Optimized, settings_of
+from kdzoo.training.sharding import is_sharded, shard
 
 if TYPE_CHECKING:
     from kdzoo.models.network import Network
@@ -48,7 +49,8 @@ class TrainedNetworks:
         self.optimized = self._optimizers(own)
         self._check_disjoint()
         self.averaging = {
-            name: GradientAveraging(optimized.parameters, job.ranks) for name, optimized in self.optimized.items()
+            name: GradientAveraging([p for p in optimized.parameters if not is_sharded(p)], job.ranks)
+            for name, optimized in self.optimized.items()
         }
         self._parts = [(module, tuple(module.modules())) for module in (*self.modules.values(), job.algorithm)]
         decay = job.train.ema_decay
@@ -70,6 +72,10 @@ class TrainedNetworks:
                     use_global_batch_norm(module)
                 else:
                     self._statistics += running_statistics(module)
+
+        if job.sharded:
+            for network in (job.student, *job.peers):
+                shard(network.model)
 
     def _optimizers(self, own: Mapping[str, Any]) -> dict[str, Optimized]:
         job = self._job

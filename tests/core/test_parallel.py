@@ -11,9 +11,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from kdzoo.errors import ContractError, DistributedError
+from kdzoo.training import sharding
 from kdzoo.training.batch_norm import turn_into_global, use_global_batch_norm
 from kdzoo.training.gradient_averaging import GradientAveraging
 from kdzoo.training.parallel import COLLECTIVE_TIMEOUT, Ranks, collective_timeout
+from kdzoo.training.sharding import blocks
+from kdzoo.training.step_context import Withheld
 
 
 def test_a_single_process_is_rank_0_of_1_and_every_call_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,6 +71,31 @@ def two_ranks() -> Ranks:
     ranks.world = 2
     ranks.start_sum = lambda gradients: lambda: None  # type: ignore[method-assign]
     return ranks
+
+
+def test_weights_that_no_process_has_whole_are_withheld() -> None:
+    whole, part = nn.Linear(2, 2), nn.Linear(2, 2)
+    modules = Withheld({"student": part}, {"teacher": whole}, "algorithm 'x'")
+    assert modules["teacher"] is whole
+    with pytest.raises(KeyError, match="peer_0"):
+        modules["peer_0"]
+    with pytest.raises(ContractError) as caught:
+        modules["student"]
+    assert str(caught.value) == (
+        "algorithm 'x': reads the weights of 'student' in a step, of which train.shard leaves each process a part; set "
+        "train.shard: false"
+    )
+
+
+def test_the_large_parts_of_a_network_are_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = timm.create_model("test_vit")
+    assert not list(blocks(model)), "all of it fits into one"
+    monkeypatch.setattr(sharding, "BLOCK_PARAMETERS", 10_000)
+    assert list(blocks(model)) == list(model.blocks)
+    resnet = timm.create_model("test_resnet")
+    assert [name for name, part in resnet.named_modules() if part in list(blocks(resnet))] == [
+        f"layer{i}.0" for i in (1, 2, 3, 4)
+    ]
 
 
 def test_a_gpu_takes_the_fused_kernels() -> None:

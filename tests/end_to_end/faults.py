@@ -20,7 +20,7 @@ import torch
 from kdzoo.data.loader import Loader
 from kdzoo.run import builder as building
 from kdzoo.run import delivery, runner
-from kdzoo.training import engine, teacher
+from kdzoo.training import engine, sharding, teacher
 
 
 def slow_steps() -> None:
@@ -304,6 +304,17 @@ def note_state() -> None:
         return finished
 
     engine.Engine.run = noting
+
+
+def small_blocks() -> None:
+    """Every block of a network is sharded by itself."""
+    sharding.BLOCK_PARAMETERS = 0
+
+
+def slow_steps_in_small_blocks() -> None:
+    """The same, and steps are slow."""
+    small_blocks()
+    slow_steps()
 
 
 def one_gpu() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from command_line import CommandLine, Ended, Running, Trained, lasting, newest_step, results, run_folder, stock, until
+from safetensors.torch import load
 from test_refusals import PLUGINS, refused
 from test_signals import said
 
@@ -65,8 +66,8 @@ def ended(processes: list[Running], *codes: int) -> list[Ended]:
     return both
 
 
-def student(out: Path) -> dict[str, torch.Tensor]:
-    folder = run_folder(out)
+def student(out: Path, name: str = "tiny") -> dict[str, torch.Tensor]:
+    folder = run_folder(out, name)
     return read_tensors(folder / "student.safetensors", json.loads((folder / "student.json").read_text())["sha256"])
 
 
@@ -227,6 +228,38 @@ def test_a_signal_to_one_stops_both_at_the_same_step(
         )
     ended(two(cli, *command), 0, 0)
     assert lasting(run_folder(cli.place / "out")) == unbroken
+
+
+def test_a_sharded_student_is_that_of_whole_ones_and_resumes_to_the_same_bits(
+    cli: CommandLine, trained: Trained, unbroken: dict[str, Any]
+) -> None:
+    changes = teacher_alone(trained, train={"epochs": 3, "steps_per_epoch": 20, "shard": True})
+    command = ["run", cli.recipe(changes)]
+    processes = two(cli, *command, "--out", "out", fault="slow_steps_in_small_blocks")
+    said(processes[0], "student epoch 1/3")
+    time.sleep(0.1)
+    processes[1].signal(signal.SIGTERM)
+    ended(processes, 143, 143)
+    assert 20 < newest_step(run_folder(cli.place / "out"), "student") < 60
+    ended(two(cli, *command, "--out", "out", fault="slow_steps_in_small_blocks"), 0, 0)
+    assert furthest(student(cli.place / "out"), load(unbroken["student"])) < 1e-6
+
+
+@pytest.mark.slow
+def test_what_is_sharded_is_clipped_chosen_and_split_into_parts_too(cli: CommandLine) -> None:
+    """Peers, gradient clipping, the best epoch and micro-batches, sharded and not."""
+    changes = {
+        "algorithm": {"name": "dml"},
+        "models": {"teacher": None, "peers": [{"name": "digits_cnn_tiny"}]},
+        "train": {**FEW["train"], "select": "best", "grad_clip_norm": 0.5, "accumulate": 2},
+    }
+    students = []
+    for shard in (True, False):
+        out = f"shard-{shard}".lower()
+        path = cli.recipe({**changes, "train": {**changes["train"], "shard": shard}}, out)
+        ended(two(cli, "run", path, "--out", "out", fault="small_blocks"), 0, 0)
+        students.append(student(cli.place / "out", out))
+    assert furthest(*students) < 1e-6
 
 
 def test_a_process_that_hangs_is_not_waited_for_for_ever(cli: CommandLine, trained: Trained) -> None:

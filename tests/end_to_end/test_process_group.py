@@ -17,6 +17,7 @@ from test_distributed import free_port
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from kdzoo.training import sharding
 from kdzoo.training.batch_norm import running_statistics, use_global_batch_norm
 from kdzoo.training.gradient_averaging import GradientAveraging
 from kdzoo.training.parallel import Ranks
@@ -152,7 +153,55 @@ def past_forward(ranks: Ranks) -> Found:
     return found
 
 
-CHECKS: tuple[Callable[[Ranks], Found], ...] = (buckets, in_turn, normalised, past_forward)
+class Blocks(nn.Module):
+    """Two blocks and a head, which are run by two methods."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 4))
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(inputs))
+
+    def forward_features(self, inputs: Tensor) -> Tensor:
+        return self.blocks(inputs)
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        return self.head(features)
+
+
+def sharded(ranks: Ranks) -> Found:
+    """What each process holds of a network, its gradients and their norm; two forwards, then one backward."""
+    sharding.BLOCK_PARAMETERS = 0
+    net, projector = Blocks(), nn.Linear(4, 4)
+    sharding.shard(net)
+    parameters = [*net.parameters(), *projector.parameters()]
+    inputs = draw(4, 3, seed=ranks.rank)
+    averaging = GradientAveraging(projector.parameters(), ranks)
+    averaging.begin()
+    features = net.forward_features(inputs)
+    (net.forward_head(projector(features)).sum() + net(-inputs).square().sum()).backward()
+    averaging.finish()
+    gradients = sharding.whole({str(index): parameter.grad.clone() for index, parameter in enumerate(parameters)})
+    norm = sharding.clipped_norm(parameters, 0.01)
+    return {
+        "held": [sum(p.to_local().numel() for p in part.parameters()) for part in (*net.blocks, net.head)],
+        "of": [sum(p.numel() for p in part.parameters()) for part in (*net.blocks, net.head)],
+        "gradients": list(gradients.values()),
+        "norm": norm,
+        "clipped": sharding.clipped_norm(parameters, 1.0),
+        "inputs": inputs,
+        "projector": projector.state_dict(),
+        "whole again": all(
+            torch.equal(sharding.part_like(value, p).to_local(), p.to_local())
+            for value, p in zip(sharding.whole(net.state_dict()).values(), net.parameters(), strict=True)
+        ),
+    }
+
+
+CHECKS: tuple[Callable[[Ranks], Found], ...] = (buckets, in_turn, normalised, past_forward, sharded)
 
 
 def member(rank: int, port: int, place: Path) -> None:
@@ -243,3 +292,24 @@ def test_features_taken_past_forward_are_averaged_and_not_so_by_torch(group: lis
     assert torch.equal(first["kdzoo"], second["kdzoo"])
     assert not torch.allclose(first["torch"], second["torch"], rtol=0.1), "averaged by now? then use it"
     torch.testing.assert_close(first["kdzoo"], (first["torch"] + second["torch"]) / 2)
+
+
+def test_each_process_holds_half_of_each_block_and_the_gradients_are_those_of_the_whole(
+    group: list[dict[str, Found]],
+) -> None:
+    first, second = (each["sharded"] for each in group)
+    assert first["held"] != first["of"]
+    assert [a + b for a, b in zip(first["held"], second["held"], strict=True)] == first["of"]
+    assert first["whole again"]
+    assert second["whole again"]
+    net, projector = Blocks(), nn.Linear(4, 4)
+    projector.load_state_dict(first["projector"])
+    inputs = torch.cat([first["inputs"], second["inputs"]])
+    loss = net.forward_head(projector(net.forward_features(inputs))).sum() + net(-inputs).square().sum()
+    (loss / 2).backward()
+    parameters = [*net.parameters(), *projector.parameters()]
+    for got, parameter in zip(first["gradients"], parameters, strict=True):
+        torch.testing.assert_close(got, parameter.grad)
+    norm = float(torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters]))
+    assert first["norm"] == second["norm"] == pytest.approx(norm)
+    assert first["clipped"] == pytest.approx(0.01, rel=1e-4)
