@@ -123,13 +123,14 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder with noise in place of the large sets, and the small samples of tests/fixtures/data."""
     root = tmp_path_factory.mktemp("data")
     noise = np.random.default_rng(0)
-    for name, shape in {"fashion_mnist": (28, 28), "cifar10": (32, 32, 3)}.items():
+    sets = {"fashion_mnist": ((28, 28), 10), "cifar10": ((32, 32, 3), 10), "cifar100": ((32, 32, 3), 100)}
+    for name, (shape, classes) in sets.items():
         (root / name).mkdir()
-        (root / name / "meta.json").write_text(json.dumps({"classes": [f"class {k}" for k in range(10)]}))
+        (root / name / "meta.json").write_text(json.dumps({"classes": [f"class {k}" for k in range(classes)]}))
         for split, samples in {"train": 16_000, "test": 500}.items():
             images = noise.integers(0, 256, (samples, *shape), dtype=np.uint8)
             np.save(root / name / f"{split}_images.npy", images)
-            np.save(root / name / f"{split}_labels.npy", np.arange(samples, dtype=np.uint8) % 10)
+            np.save(root / name / f"{split}_labels.npy", np.arange(samples) % classes)
     (root / "phone_watch_har").mkdir()
     windows = noise.standard_normal((2, 1600, 6, 50)).astype(np.float32)
     np.savez(
