@@ -84,6 +84,8 @@ def _check(plan: Plan) -> None:
         raise NeedsError("models.teacher: the recipe names no teacher that could answer")
     if any(spec.answers is not None for spec in plan.teachers):
         raise NeedsError("models.teacher.weights: names stored answers, so there is no teacher that could answer")
+    if plan.recipe.data.mixes:
+        raise NeedsError("data.augment: Mixup and CutMix show other images at each step, so no answer recurs")
     top_k = cache.keep.top_k if cache and cache.keep else None
     for chosen in filter(None, (plan.algorithm, plan.delegate)):
         problem = why_not_without_network(chosen.cls) or why_not_logits((plan.delegate or plan.algorithm).cls, top_k)

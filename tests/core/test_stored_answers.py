@@ -320,6 +320,11 @@ def test_more_views_are_added_and_another_question_is_refused(
     assert str(caught.value).endswith("choose another folder with --out, or delete this one")
 
 
+def test_mixed_images_are_not_answered(tmp_path: Path) -> None:
+    with pytest.raises(NeedsError, match="Mixup and CutMix show other images at each step, so no answer recurs"):
+        answer(tmp_path, tmp_path / "out", cache=None, data={"augment": "patient"})
+
+
 @pytest.mark.parametrize("cls", [Match, AllClasses])
 def test_answers_that_nobody_could_learn_from_are_not_written(cls: type, tmp_path: Path) -> None:
     with pytest.raises(KdzooError, match="choose an algorithm that reads logits, such as kd"):
