@@ -301,7 +301,7 @@ def killed_run_resumes_bit_identically(harness: Harness) -> None:
 
 
 #: Options of the data that leave the deepest level a map of more than one pixel, which has something to normalise over.
-LARGE = {"size": (64, 64)}
+LARGE = {"size": (40, 40)}
 
 
 def batch_of_one(harness: Harness) -> None:
