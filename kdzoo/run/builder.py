@@ -29,7 +29,15 @@ from kdzoo.plan.resolve import Plan, ResolvedAlgorithm
 from kdzoo.recipe.problems import explain
 from kdzoo.recipe.sections import Recipe, TrainRecipe
 from kdzoo.run.launching import check_processes
-from kdzoo.run.needs import check_labels, check_labels_of, check_needs, check_quantizer, stage_classes, task_classes
+from kdzoo.run.needs import (
+    check_labels,
+    check_labels_of,
+    check_needs,
+    check_quantizer,
+    check_room,
+    stage_classes,
+    task_classes,
+)
 from kdzoo.run.teachers import Taught, Teachers
 from kdzoo.storage.sealed import read_tensors
 from kdzoo.storage.store import Store
@@ -154,6 +162,8 @@ class Builder:
         check_quantizer(cls, stage.model.quantizer, train, self.ranks.world)
         needs, handed = cls.needs, cls.needs.data != "none"
         student = self._student(stage, cls, taught)
+        if handed:
+            check_room(student, self.share // train.accumulate)
         peers = [self.network(spec, f"{stage.salt}peer_{i}") for i, spec in enumerate(stage.peers)]
         taught = [self._trained(teacher) for teacher in stage.teachers] if taught is None else taught
         pairing = pair_levels(student, [*taught, *peers]) if needs.features else None

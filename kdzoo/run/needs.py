@@ -9,10 +9,16 @@ from kdzoo.contract.classification import NO_LABEL
 from kdzoo.contract.extension_points import Exporter
 from kdzoo.contract.stage import Stage
 from kdzoo.data.data_set import DataSet
+from kdzoo.data.inputs import Pixels
 from kdzoo.errors import ContractError, DistributedError, NeedsError
+from kdzoo.models.building import memory_bytes
+from kdzoo.models.network import Network
 from kdzoo.plan.resolve import Plan
 from kdzoo.recipe.sections import Recipe, TrainRecipe
 from kdzoo.training.job import Plain
+
+#: A training step takes at least the room of its inputs as many times.
+STEP_COPIES = 4
 
 
 def check_needs(cls: type[Algorithm], train: TrainRecipe, recipe: Recipe, data: DataSet, processes: int) -> None:
@@ -42,6 +48,24 @@ def check_needs(cls: type[Algorithm], train: TrainRecipe, recipe: Recipe, data: 
     if len(data.classes) < needs.min_classes:
         raise NeedsError(
             f"algorithm '{cls.name}': needs at least {needs.min_classes} classes, the data set has {len(data.classes)}"
+        )
+
+
+def check_room(network: Network, samples: int) -> None:
+    """Raise NeedsError where the batch of a training step cannot fit into this machine's memory.
+
+    A step holds at least its samples as they were read and as the network takes them, and a map of that size with its
+    gradient.
+    """
+    if not isinstance(network.inputs, Pixels):
+        return
+    sample, memory = 4 * network.channels * network.size[0] * network.size[1], memory_bytes()
+    if STEP_COPIES * samples * sample > memory:
+        shape = " x ".join(map(str, (network.channels, *network.size)))
+        raise NeedsError(
+            f"model '{network.spec.name}': a training step holds {samples} inputs of {shape}, which take "
+            f"{samples * sample / 2**30:.3g} GiB, and at least {STEP_COPIES} times that with their maps; this machine "
+            f"has {memory / 2**30:.3g} GiB; lower the size or data.batch_size, or raise train.accumulate"
         )
 
 

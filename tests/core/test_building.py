@@ -23,7 +23,7 @@ from kdzoo.contract.stage import ModelSpec, Stage, StageResult
 from kdzoo.contract.step import Clock
 from kdzoo.errors import KdzooError, NeedsError, PluginError, RecipeError
 from kdzoo.plan.resolve import ResolvedAlgorithm, resolve_choice
-from kdzoo.run import keys, stage_plan
+from kdzoo.run import keys, needs, stage_plan
 from kdzoo.run.builder import DATA_FREE_STEPS, Builder
 from kdzoo.run.runner import Runner
 from kdzoo.run.stage_key import stage_key
@@ -232,6 +232,17 @@ def test_too_few_samples_at_a_time_are_refused(tmp_path: Path) -> None:
         "train.accumulate 2)"
     )
     needing(tmp_path, {"accumulate": 2}, min_batch=4)()
+
+
+def test_a_batch_that_the_memory_cannot_hold_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = 4 * 3 * 16 * 16
+    monkeypatch.setattr(needs, "memory_bytes", lambda: 4 * 8 * sample - 1)
+    assert refusal(NeedsError, needing(tmp_path)) == (
+        "model 'test_resnet': a training step holds 8 inputs of 3 x 16 x 16, which take 2.29e-05 GiB, and at least 4 "
+        "times that with their maps; this machine has 9.16e-05 GiB; lower the size or data.batch_size, or raise "
+        "train.accumulate"
+    )
+    needing(tmp_path, {"accumulate": 2})()
 
 
 def test_too_few_classes_are_refused(tmp_path: Path) -> None:

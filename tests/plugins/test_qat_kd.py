@@ -22,7 +22,7 @@ import torch
 from typer.testing import CliRunner
 
 from kdzoo.api import AlgorithmChoice, KdzooError, ModelSpec, NeedsError, Stage, StageResult
-from kdzoo.api.export import ExportError
+from kdzoo.api.export import ExportError, onnx_graph
 from kdzoo.api.models import ModelError
 from kdzoo.cli import app
 from kdzoo.errors import DistributedError
@@ -30,7 +30,7 @@ from kdzoo.evaluation.measuring import measure_latency
 from kdzoo.models.network import evaluating
 from kdzoo.testing.tiny import bare_plan, tiny_runner
 from kdzoo.zoo.loading import load_zoo
-from kdzoo_export.onnx_file import Onnx, finish, trace
+from kdzoo_export.onnx_file import Onnx, finish
 from kdzoo_quantized import int8
 from kdzoo_quantized.int8 import Int8
 from kdzoo_quantized.qat_kd import QATKD
@@ -182,8 +182,8 @@ def files(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     model, rounded, inputs = trained
     folder = tmp_path_factory.mktemp("files")
     floats, integers = folder / "floats.onnx", folder / "integers.onnx"
-    finish(trace(copy.deepcopy(model), inputs[:2], None), floats, {})
-    finish(trace(INT8.convert(rounded).eval(), inputs[:2], None), integers, {})
+    finish(onnx_graph(copy.deepcopy(model), inputs[:2]), floats, {})
+    finish(onnx_graph(INT8.convert(rounded).eval(), inputs[:2]), integers, {})
     return {"floats": floats, "integers": integers}
 
 
