@@ -74,14 +74,18 @@ class WeightFile:
 
     def sentence(self) -> str:
         """Which weights of the file are used, in words."""
-        parts = [self.path.name]
+        return ", ".join([self.path.name, *self.remarks()])
+
+    def remarks(self) -> list[str]:
+        """What was found in the file, each in a few words."""
+        parts = []
         if self.key:
             parts.append(f"its '{self.key}'")
         if self.prefix:
             parts.append(f"names without '{self.prefix}'")
         if self.top1_percent is not None:
             parts.append(f"{self.top1_percent:.2f} % stated by {self.stated_by}")
-        return ", ".join(parts)
+        return parts
 
 
 def read_weights(path: Path, key: str | None = None) -> WeightFile:

@@ -190,8 +190,10 @@ class Rehearsal:
         targets = data.part("validation").targets
         samples, guess = len(targets), 100 * float(np.unique(targets, return_counts=True)[1].max()) / len(targets)
         top1 = validate(network)["top1_percent"]
+        carved = data.part("validation").split is data.part("train").split
+        known = ", held out of train, so it may have learnt them" if carved else ""
         of = f"{top1:.2f} % of {samples:,} validation {data.inputs.noun}s"
-        lines.append(f"accuracy  {name}: {of}; naming the most common class would reach {guess:.2f} %")
+        lines.append(f"accuracy  {name}: {of}{known}; naming the most common class would reach {guess:.2f} %")
         short = ""
         if read is not None and read.top1_percent is not None:
             lines[-1] += f"; {read.stated_by} states {read.top1_percent:.2f} %"

@@ -180,9 +180,10 @@ data:
   name: image_folder
   root: {folder}
   options: {options}
-  preprocessing: {data_steps}  # of the student's timm config
+  preprocessing:  # of the student's timm config; a smaller size is faster
+    {data_steps}
   batch_size: {batch_size}
-  augment: crop_flip  # flip: no shifts; none: nothing
+  augment: timm_light  # none, flip and crop_flip do less, timm_strong and patient more
   workers: 2
 train:  # {why}
   epochs: {epochs}
@@ -203,6 +204,7 @@ TRAINING = {
 
 def _text(wanted: Wanted, path: Path, options: dict[str, Any], found: Found) -> str:
     epochs, lr, warmup, why = TRAINING[wanted.student_weights != "train"]
+    remarks = found.read.remarks() if found.read is not None else []
     fitting = [size for size in (64, 32, 16) if found.samples >= 10 * size]
     return RECIPE.format(
         schema=SCHEMA,
@@ -211,7 +213,7 @@ def _text(wanted: Wanted, path: Path, options: dict[str, Any], found: Found) -> 
         algorithm=_scalar(wanted.algorithm),
         folder=_scalar(str(wanted.data)),
         teacher=_scalar(wanted.teacher),
-        teacher_weights=_scalar(wanted.teacher_weights) + (f"  # {found.read.sentence()}" if found.read else ""),
+        teacher_weights=_scalar(wanted.teacher_weights) + (f"  # {', '.join(remarks)}" if remarks else ""),
         about_teacher="".join(f"    {line}\n" for line in _about_teacher(found)),
         student=_scalar(wanted.student),
         student_weights=_scalar(wanted.student_weights),
@@ -233,7 +235,7 @@ def _about_teacher(found: Found) -> list[str]:
     if found.teacher_steps is None:
         return []
     source = "what its file says of its training" if found.read is not None and found.read.steps else "its timm config"
-    return [f"preprocessing: {_flow(_steps(found.teacher_steps))}  # of {source}"]
+    return [f"preprocessing:  # of {source}", f"  {_flow(_steps(found.teacher_steps))}"]
 
 
 def _steps(steps: Preprocessing) -> dict[str, Any]:

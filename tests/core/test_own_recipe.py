@@ -69,7 +69,7 @@ def test_a_recipe_says_what_the_models_and_the_file_say(tmp_path: Path, data: Pa
         "std": [0.5, 0.5, 0.5],
     }
     assert "# of what its file says of its training" in text
-    assert "# best.pth.tar, its 'state_dict', 81.50 % stated by best.pth.tar" in text
+    assert "  # its 'state_dict', 81.50 % stated by best.pth.tar\n" in text
     assert (student["weights"], recipe["train"]["epochs"]) == ("train", 100)
     assert (recipe["data"]["root"], recipe["data"]["options"]) == (str(data), {"test": "val"})
     assert recipe["data"]["preprocessing"]["size"] == 160

@@ -205,7 +205,8 @@ def test_a_ready_teacher_is_judged_by_what_its_file_states(cli: CommandLine, tra
     assert lines["weights"] == f"weights   teacher 0: student.safetensors, {top1:.2f} % stated by results.json"
     stated = f"results.json states {top1:.2f} %"
     assert lines["accuracy"].endswith(
-        f" % of 100 validation images; naming the most common class would reach 10.00 %; {stated}"
+        " % of 100 validation images, held out of train, so it may have learnt them; naming the most common class "
+        f"would reach 10.00 %; {stated}"
     )
     torch.save({"state_dict": load_file(weights), "metric": 99.95}, cli.place / "best.pth.tar")
     ready["weights"] = "best.pth.tar"

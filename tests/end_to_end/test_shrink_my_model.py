@@ -102,7 +102,7 @@ class Followed:
         self.written = path.read_text()
         changes = {"epochs: 100": "epochs: 4", "warmup_epochs: 5": "warmup_epochs: 0", "workers: 2": "workers: 0"}
         changes["control: true"] = "control: false"
-        text = self.written.replace("preprocessing: {size: 160", f"preprocessing: {{size: {SIZE}")
+        text = self.written.replace("{size: 160", f"{{size: {SIZE}")
         for before, after in changes.items():
             assert before in text
             text = text.replace(before, after)
