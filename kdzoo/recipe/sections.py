@@ -369,7 +369,7 @@ class Recipe(Section):
     def views(self) -> int:
         """How many views of each sample a run sees; without a cache each epoch has one of its own."""
         taught = [model.train or {} for path, model in self.models.each() if not path.startswith("teacher")]
-        return self.cache.views if self.cache else max(self.train.epochs, *(t.get("epochs", 0) for t in taught))
+        return self.cache.views if self.cache else max(train.get("epochs", self.train.epochs) for train in taught)
 
     def _beginnings(self) -> list[tuple[str, str]]:
         """What is wrong with where models start from: each (path, message)."""

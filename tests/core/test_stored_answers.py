@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,13 +18,14 @@ from torch import Tensor
 from kdzoo.api import Needs, StepContext
 from kdzoo.contract.step import Batch
 from kdzoo.data.data_set import DataSet
-from kdzoo.errors import ContractError, CorruptError, Interrupted, KdzooError, ModelError, NeedsError
+from kdzoo.errors import ContractError, CorruptError, Interrupted, KdzooError, ModelError, NeedsError, OutputError
 from kdzoo.recipe.problems import explain
 from kdzoo.recipe.sections import Recipe
 from kdzoo.run import builder
 from kdzoo.run.control import Quiet
 from kdzoo.run.runner import Runner
 from kdzoo.run.teacher_answers import answer_recipe
+from kdzoo.storage import atomic
 from kdzoo.storage.answer_folder import AnswerFolder
 from kdzoo.storage.sealed import read_tensors
 from kdzoo.testing.tiny import TEACHER, TINY, tiny_recipe, tiny_runner
@@ -306,6 +308,34 @@ def test_writing_that_was_stopped_goes_on_and_ends_with_the_same_files(
     answer(runs, out)
     assert len(computed) == 7, "all is there"
     assert not list(runs.glob(".answers*"))
+
+
+def test_a_full_disk_leaves_a_folder_that_goes_on(
+    answered: Path, tmp_path: Path, computed: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check_room(folder: Path, size: int) -> None:
+        if folder.is_relative_to(out) and len(computed) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    runs, out = answered.parent / "runs", tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic, "check_room", check_room)
+        with pytest.raises(OutputError, match="No space left on device"):
+            answer(runs, out)
+    answer(runs, out)
+    assert computed == [(0, 0), (0, 1), (0, 2), (0, 2), (1, 0), (1, 1), (1, 2)]
+    assert AnswerFolder.read(out).files == AnswerFolder.read(answered).files
+
+
+def test_a_recipe_without_a_cache_asks_for_a_view_an_epoch() -> None:
+    student = {"name": TINY, "train": {"epochs": 2}}
+    for changes, views in (
+        ({"cache": None}, 3),
+        ({}, 2),
+        ({"cache": None, "models": {"student": student}}, 2),
+        ({"cache": None, "models": {"student": student, "peers": [{"name": TINY}]}}, 3),
+    ):
+        assert tiny_recipe(Likeliest, {"cache": CACHE, "train": {"epochs": 3}, **changes}).views == views
 
 
 def test_more_views_are_added_and_another_question_is_refused(
