@@ -68,6 +68,7 @@ class Loader:
         self._rows: np.ndarray | None = None
         self._epoch_samples: int | None = None
         self._labelled: np.ndarray | None = None  # (training samples,) bool; None: all have a label
+        self._has_label: Tensor | None = None  # the same on the device
 
     def with_labels(self, rows: Sequence[int] | None) -> Loader:
         """The same loader, which shows the labels of these rows of the training split alone; None: of all."""
@@ -75,6 +76,7 @@ class Loader:
         other._labelled = None
         if rows is not None:
             other._labelled = np.isin(np.arange(self.data.num_train), rows)
+            other._has_label = torch.from_numpy(other._labelled).to(self.device)
         return other
 
     def only(self, rows: Sequence[int], epoch_samples: int | None = None) -> Loader:
@@ -150,8 +152,9 @@ class Loader:
         return (mixed(batch, augment, self._seed, epoch, step) for step, batch in enumerate(shown, start_step))
 
     def _with_labels_hidden(self, batch: Batch, labelled: float) -> Batch:
-        shown = torch.from_numpy(self._labelled).to(self.device)[batch.index]
-        return replace(batch, targets=batch.targets.where(shown, NO_LABEL), labelled=labelled)
+        assert self._has_label is not None, "asked for with labels to hide"
+        targets = batch.targets.where(self._has_label[batch.index], NO_LABEL)
+        return replace(batch, targets=targets, labelled=labelled)
 
     def _widths(self, batches: np.ndarray) -> list[int] | None:
         """Return how wide each batch of text is in all processes, so that their shares fit together."""
