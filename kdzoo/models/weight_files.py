@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import datetime
 import json
 import math
 import os
@@ -36,6 +37,7 @@ ACCURACIES = ("metric", "best_metric", "best_acc1", "best_prec1", "best_acc", "t
 #: Plain values of Python and numpy that training scripts keep beside the weights.
 PLAIN_VALUES: list[Any] = [
     *(bool, int, float, str, list, dict, tuple),
+    *(datetime.date, datetime.datetime, datetime.time, datetime.timedelta),
     argparse.Namespace,
     types.SimpleNamespace,
     np.dtype,
@@ -126,15 +128,18 @@ def _safetensors(path: Path) -> Any:
 
 def _torch_file(path: Path) -> Any:
     """Read what torch.save wrote through ``weights_only``: objects of unknown classes become empty stand-ins."""
-    allowed = [*PLAIN_VALUES, *_stand_ins(path)]
+    named = _named_objects(path)
+    held = [name for name in named if not _from_python(name)]
     try:
-        with torch.serialization.safe_globals(allowed):
+        with torch.serialization.safe_globals([*PLAIN_VALUES, *map(_stand_in, held)]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "GLOBAL" not in str(error) and not _begins_as_zip(path):
             raise _neither(path) from error
+        others = ", ".join(plain(name, 60) for name in named if name not in held)
+        what = f"more than tensors ({others})" if others else "more than tensors"
         raise ModelError(
-            f"{path}: holds more than tensors, so it could run code and was not read; save model.state_dict() instead"
+            f"{path}: holds {what}, so it could run code and was not read; save model.state_dict() instead"
         ) from error
     except Exception as error:  # a damaged file makes the readers fail in many ways
         raise (_unreadable(path, error) if _begins_as_zip(path) else _neither(path)) from error
@@ -153,44 +158,51 @@ def _unreadable(path: Path, error: Exception) -> ModelError:
     return ModelError(f"{path}: cannot be read as weights: {in_words(error)}")
 
 
-def _stand_ins(path: Path) -> list[Any]:
-    """Return a stand-in for each class that a file names and that holds no weights, e.g. a script's settings.
+def _named_objects(path: Path) -> list[str]:
+    """Return the classes and functions that a file names besides plain values; nothing of them is imported.
 
-    Nothing of such a class is imported or called. The standard library gets none: what could run code is there.
-    Raises ModelError for a file that holds a program: a whole model, or TorchScript.
+    Raises ModelError for a file that holds a program: a whole model, TorchScript, or what torch.export writes.
     """
-    if not zipfile.is_zipfile(path):  # damaged, or from before torch 1.6: weights and plain values only
+    if not _begins_as_zip(path):  # damaged, or from before torch 1.6: weights and plain values only
         return []
     try:
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-        if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
-            raise ModelError(f"{path}: is a TorchScript file, a program with weights inside; {_RIGHT}")
-        if any(name.endswith(("/archive_format", "models/model.json")) for name in names):
-            raise ModelError(f"{path}: is a file of torch.export, a program with weights inside; {_RIGHT}")
+            members = archive.namelist()
         with torch.serialization.safe_globals(PLAIN_VALUES):
-            unknown = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except ModelError:
-        raise
+            named = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path)) if _is_pickle(members) else []
     except Exception:  # torch.load says what is wrong with it
         return []
-    modules = [name for name in unknown if name.startswith(("torch.nn.modules.", "torch.nn.parallel.", "timm.models."))]
+    if any(member.endswith("/constants.pkl") or "/code/" in member for member in members):
+        raise ModelError(f"{path}: is a TorchScript file, a program with weights inside; {_RIGHT}")
+    if any(member.endswith(("/archive_format", "models/model.json")) for member in members):
+        raise ModelError(f"{path}: is a file of torch.export, a program with weights inside; {_RIGHT}")
+    modules = [name for name in named if name.startswith(MODULES) and not name.startswith("torch.nn.modules.loss.")]
     if modules:
-        named = next((name for name in modules if not name.startswith("torch.nn.modules.")), modules[0])
+        first = next((name for name in modules if not name.startswith("torch.nn.modules.")), modules[0])
         raise ModelError(
-            f"{path}: holds a whole pickled model ({plain(named, 100)}), which only code can open; "
+            f"{path}: holds a whole pickled model ({plain(first, 100)}), which only code can open; "
             "torch.save(model.state_dict(), 'weights.pth') would be right"
         )
-    return [
-        (
-            _Mapping
-            if name.endswith("Dict") or name == "collections.defaultdict"
-            else type("StandIn", (_StandIn,), {}),
-            name,
-        )
-        for name in unknown
-        if name.partition(".")[0] not in sys.stdlib_module_names or name == "collections.defaultdict"
-    ]
+    return named
+
+
+#: What the names of networks' classes begin with.
+MODULES = ("torch.nn.modules.", "torch.nn.parallel.", "timm.models.")
+
+
+def _is_pickle(members: Sequence[str]) -> bool:
+    return not any("/code/" in member or member.endswith("/constants.pkl") for member in members)
+
+
+def _from_python(name: str) -> bool:
+    """Whether something is of the standard library, which could run code; a mapping with defaults cannot."""
+    return name.partition(".")[0] in sys.stdlib_module_names and name != "collections.defaultdict"
+
+
+def _stand_in(name: str) -> tuple[Any, str]:
+    """Return an empty thing for a class that holds no weights, e.g. a script's settings, and the class's name."""
+    is_mapping = name.endswith(("Dict", ".defaultdict"))
+    return (_Mapping if is_mapping else type("StandIn", (_StandIn,), {})), name
 
 
 class _StandIn:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import collections
 import copy
+import datetime
+import io
 import json
 import os
 from pathlib import Path
@@ -322,7 +324,13 @@ def test_objects_of_other_classes_are_left_out_without_touching_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = {"settings": Settings(), "hparams": SettingsDict(lr=0.1), "sums": collections.defaultdict(int, a=1)}
-    kept |= {"where": tmp_path, "form": torch.float16, "saved": np.arange(3.0)[1]}
+    kept |= {
+        "when": datetime.datetime(2026, 1, 2),
+        "loss": nn.CrossEntropyLoss(),
+        "where": tmp_path,
+        "form": torch.float16,
+        "saved": np.arange(3.0)[1],
+    }
     torch.save({"state_dict": tensors(1), **kept}, tmp_path / "best.pth")
     monkeypatch.setattr(Settings, "__init__", lambda self: pytest.fail("called"))
     monkeypatch.setattr(Settings, "__new__", lambda *args: pytest.fail("called"))
@@ -449,11 +457,17 @@ def test_a_file_that_would_run_code_is_refused_and_does_not(tmp_path: Path) -> N
     with pytest.raises(ModelError) as caught:
         network(weights=str(path))
     assert str(caught.value) == (
-        f"{path}: holds more than tensors, so it could run code and was not read; save model.state_dict() instead"
+        f"{path}: holds more than tensors (posix.system), so it could run code and was not read; save "
+        "model.state_dict() instead"
     )
     assert not marker.exists()
     torch.load(path, weights_only=False)  # the payload is a real one
     assert marker.exists()
+
+
+def saved_bytes(content: Any) -> bytes:
+    torch.save(content, file := io.BytesIO())
+    return file.getvalue()
 
 
 def test_files_that_are_no_weights(tmp_path: Path) -> None:
@@ -474,6 +488,10 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
     assert refusal("empty.pt", b"").startswith("cannot be read as weights: ")
     neither = "cannot be read as weights: neither torch.save nor safetensors writes such a file"
     assert refusal("notes.pth", b"lr 0.1, epoch 3") == neither
+    archive = bytearray(saved_bytes({"a": torch.zeros(1)}))
+    spans = archive.rindex(b"PK\x06\x07")  # where an archive says on how many disks it is
+    archive[spans + 16] = 9
+    assert refusal("disks.pth", bytes(archive)).startswith("cannot be read as weights: ")
     assert refusal("list.pt", [torch.zeros(1)]) == "holds no tensors by name; model.state_dict() would be right"
     assert refusal("x" * 300 + ".pt", None).startswith("no such file of weights")
     assert refusal("mixed.pt", {"a": 1}) == "holds no tensors by name; model.state_dict() would be right"

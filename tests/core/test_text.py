@@ -353,6 +353,10 @@ def test_a_teacher_is_fine_tuned_from_its_file(tmp_path: Path, monkeypatch: pyte
             {"teachers": [{"name": "x", "finetune": True}]},
             "teachers.0.finetune: needs ready weights to start from, got weights: train",
         ),
+        (
+            {"student": {"name": "x", "weights_key": "state_dict"}},
+            "student.weights_key: needs a file, got weights: train",
+        ),
     ],
 )
 def test_starts_that_are_none(models: dict[str, Any], problem: str) -> None:
