@@ -59,7 +59,10 @@ class GradientAveraging:
         if self._next is None:
             return
         if id(parameter) not in bucket.waits_for:
-            raise ContractError("a backward pass computed the gradient of one parameter twice, after it was sent")
+            raise ContractError(
+                "a backward pass computed the gradient of one parameter twice, and several processes send it after the "
+                "first time; checkpoint activations with use_reentrant=False, or run one process"
+            )
         bucket.waits_for.discard(id(parameter))
         self._send()
 

@@ -134,7 +134,7 @@ class Ranks:
                 raise
             raise DistributedError(
                 "another process of this run ended or does not answer; its own error says why. Start all processes "
-                f"again to continue from the last checkpoint\n  {str(error).splitlines()[0]}"
+                f"again to continue from the last checkpoint\n  {str(error).splitlines()[0].partition(' This is ')[0]}"
             ) from error
 
     def close(self) -> None:

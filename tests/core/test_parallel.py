@@ -61,7 +61,7 @@ def test_a_gradient_that_comes_after_it_was_sent_is_refused() -> None:
     averaging = GradientAveraging([weight], two_ranks())
     averaging.begin()
     weight.sum().backward()
-    with pytest.raises(ContractError, match="computed the gradient of one parameter twice, after it was sent"):
+    with pytest.raises(ContractError, match="computed the gradient of one parameter twice"):
         weight.sum().backward()
 
 

@@ -230,7 +230,7 @@ def test_a_signal_to_one_stops_both_at_the_same_step(
     assert lasting(run_folder(cli.place / "out")) == unbroken
 
 
-def test_a_sharded_student_is_that_of_whole_ones_and_resumes_to_the_same_bits(
+def test_a_sharded_student_is_that_of_whole_ones_also_after_a_resume(
     cli: CommandLine, trained: Trained, unbroken: dict[str, Any]
 ) -> None:
     changes = teacher_alone(trained, train={"epochs": 3, "steps_per_epoch": 20, "shard": True})
