@@ -331,7 +331,7 @@ def _percent(value: Any) -> float | None:
 
 def _stated_next_to(path: Path) -> tuple[float | None, str]:
     """The accuracy that is stated next to a file, by the results of a run of kdzoo or by a model card."""
-    with contextlib.suppress(OSError, ValueError, AttributeError, KeyError, TypeError):
+    with contextlib.suppress(OSError, ValueError, AttributeError, LookupError, TypeError, yaml.YAMLError):
         if path.name == "student.safetensors":
             results = json.loads((path.parent / "results.json").read_text())
             return _percent(results["student"]["top1_percent"]), "results.json"

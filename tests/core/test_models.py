@@ -309,6 +309,18 @@ def test_the_accuracy_that_a_file_states_is_read(beside: dict[str, Any], top1: f
     assert (read.top1_percent, read.architecture) == (top1, "resnet18")
 
 
+def test_the_accuracy_that_a_model_card_states_is_read(tmp_path: Path) -> None:
+    path, card = tmp_path / "model.safetensors", tmp_path / "README.md"
+    save_file(tensors(1), path)
+    assert read_weights(path).top1_percent is None
+    metrics = "[{type: f1, value: 0.5}, {type: accuracy, value: 0.815}]"
+    card.write_text(f"---\nmodel-index: [{{name: x, results: [{{metrics: {metrics}}}]}}]\n---\n# A card\n")
+    assert (read_weights(path).top1_percent, read_weights(path).stated_by) == (81.5, "README.md")
+    for odd in ("no card", "---\nmodel-index: 3\n---\n", "---\n- a\n---\n", "---\n{\n---\n", "\xff"):
+        card.write_bytes(odd.encode("latin-1"))
+        assert read_weights(path).top1_percent is None
+
+
 class Settings:
     """What a training script of its own saves with the weights."""
 
