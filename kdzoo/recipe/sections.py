@@ -40,6 +40,14 @@ class OptimizerRecipe(Section):
         0.9, description="Momentum, or first beta; null leaves the optimizer's own."
     )
     weight_decay: Annotated[Real, Field(ge=0, le=10)] = Field(5e-4, description="Weight decay.")
+    decay_free: Literal["norm_and_bias", "model", "nothing"] = Field(
+        "norm_and_bias",
+        description="What weight decay leaves alone: norms and biases; also what the model itself names, such as its "
+        "position embedding; or nothing.",
+    )
+    layer_decay: Annotated[Real, Field(gt=0, le=1)] | None = Field(
+        None, description="Factor of the learning rate from each layer to the one before; null: all learn at one rate."
+    )
     options: Options = Field({}, description="Further arguments of the optimizer.")
 
 
@@ -101,6 +109,15 @@ class TrainRecipe(Section):
         False,
         description="Of several processes: each holds a part of the student and its peers, for those that do not fit.",
     )
+    frozen_batch_norm: Flag = Field(
+        False, description="Leave BatchNorm as the weights have it: neither its statistics nor its parameters change."
+    )
+    head_epochs: Annotated[Whole, Field(ge=0, le=100_000)] = Field(
+        0, description="First epochs in which only the classifier is trained."
+    )
+    grad_checkpointing: Flag = Field(
+        False, description="Compute blocks again in the backward pass: less memory, about a third more time."
+    )
     channels_last: Flag | None = Field(None, description="Memory format; null chooses what pays.")
     compile: Flag = Field(False, description="Use torch.compile; repays after about 1000 steps.")
     select: Literal["last", "best"] = Field("last", description="Keep the last epoch, or the best on validation.")
@@ -123,6 +140,14 @@ class TrainRecipe(Section):
             problems.append(("optimizer.name", f"{must}; got {shown(self.optimizer.name)}"))
         if problems:
             raise misfits(*problems)
+        return self
+
+    @model_validator(mode="after")
+    def _head_comes_first(self) -> TrainRecipe:
+        if self.head_epochs >= self.epochs:
+            raise misfits(("head_epochs", f"must be less than epochs, {self.epochs}, got {self.head_epochs}"))
+        if self.head_epochs and self.shard:
+            raise misfits(("head_epochs", "holds parts of a network back, which train.shard cannot; leave out one"))
         return self
 
     def merged(self, overrides: Mapping[str, Any] | None) -> TrainRecipe:

@@ -15,6 +15,7 @@ from kdzoo.contract.step import Update
 from kdzoo.errors import ContractError
 from kdzoo.training.batch_norm import running_statistics, use_global_batch_norm
 from kdzoo.training.device import check_gradients
+from kdzoo.training.freezing import Freezing, checkpoint_gradients
 from kdzoo.training.gradient_averaging import GradientAveraging
 from kdzoo.training.optimization import Optimized, settings_of
 from kdzoo.training.sharding import is_sharded, shard
@@ -39,6 +40,7 @@ class TrainedNetworks:
         """Place the networks on their device. Raises ContractError for parameters that two optimizers would train."""
         self._job = job
         self._place()
+        self._freezing = self._frozen()
         own = dict(job.algorithm.networks())
         self.modules: dict[str, nn.Module] = {"student": job.student.model}
         self.modules |= {f"peer_{i}": peer.model for i, peer in enumerate(job.peers)}
@@ -52,7 +54,8 @@ class TrainedNetworks:
             name: GradientAveraging([p for p in optimized.parameters if not is_sharded(p)], job.ranks)
             for name, optimized in self.optimized.items()
         }
-        self._parts = [(module, tuple(module.modules())) for module in (*self.modules.values(), job.algorithm)]
+        everything = {**self.modules, "": job.algorithm}
+        self._parts = [(name, module, tuple(module.modules())) for name, module in everything.items()]
         decay = job.train.ema_decay
         self.ema = None
         if decay is not None:
@@ -77,14 +80,23 @@ class TrainedNetworks:
             for network in (job.student, *job.peers):
                 shard(network.model)
 
+    def _frozen(self) -> Freezing:
+        """What of the networks stands still, before their optimizers look for what is trained."""
+        job = self._job
+        networks = {"student": job.student.model} | {f"peer_{i}": peer.model for i, peer in enumerate(job.peers)}
+        if job.train.grad_checkpointing:
+            for name, model in networks.items():
+                checkpoint_gradients(name, model, job.train)
+        return Freezing(networks, job.train, job.steps_per_epoch)
+
     def _optimizers(self, own: Mapping[str, Any]) -> dict[str, Optimized]:
         job = self._job
         common = settings_of(job.train.optimizer)
         with_student = nn.ModuleDict({"network": job.student.model, "algorithm": _rest(job.algorithm, own)})
         optimized = partial(Optimized, train=job.train, steps_per_epoch=job.steps_per_epoch, precision=job.precision)
-        found = {"student": optimized(with_student, common)}
+        found = {"student": optimized(with_student, common, network=job.student.model)}
         for i, peer in enumerate(job.peers):
-            found[f"peer_{i}"] = optimized(peer.model, common)
+            found[f"peer_{i}"] = optimized(peer.model, common, network=peer.model)
         for name, mine in own.items():
             where = f"{job.title}: optimizer of network '{name}'"
             train = job.train if mine.scheduled else job.train.merged(UNSCHEDULED)
@@ -107,9 +119,12 @@ class TrainedNetworks:
 
     def start_step(self, step: int) -> None:
         """Put every network in training mode and set the learning rates of optimizer step ``step``."""
-        for module, parts in self._parts:
+        self._freezing.start_step(step)
+        for name, module, parts in self._parts:
             if not all(part.training for part in parts):  # which is many times faster than train()
                 module.train()
+            for part in self._freezing.still(name, step):
+                part.training = False
         for optimized in self.optimized.values():
             optimized.to_step(step)
 

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import pytest
+import timm
 import torch
 from timm.optim import list_optimizers
 from torch import nn
@@ -185,3 +186,66 @@ def test_the_scaler_of_fp16_is_part_of_the_state() -> None:
     second.restore(*first.state())
     assert second.scaler.state_dict() == first.scaler.state_dict()
     assert not optimized({}).scaler.is_enabled()
+
+
+# --- parameter groups -----------------------------------------------------------------------------
+
+
+def grouped(**optimizer: Any) -> tuple[nn.Module, Optimized]:
+    """A small transformer with a projector beside it, as a student is trained, and its optimizer."""
+    network = timm.create_model("test_vit", num_classes=3)
+    modules = nn.ModuleDict({"network": network, "algorithm": nn.Linear(4, 4)})
+    recipe = TrainRecipe.model_validate({"optimizer": optimizer, "schedule": {"name": "constant"}})
+    return modules, Optimized(modules, settings_of(recipe.optimizer), recipe, 5, FP32, network=network)
+
+
+def settings_by_name(modules: nn.Module, of: Optimized, key: str) -> dict[str, float]:
+    names = {id(parameter): name for name, parameter in modules.named_parameters()}
+    found = {names[id(p)]: group[key] for group in of.optimizer.param_groups for p in group["params"]}
+    assert len(found) == len(names), "each parameter is in one group"
+    return found
+
+
+@pytest.mark.parametrize(
+    ("decay_free", "exempt"),
+    [
+        ("norm_and_bias", {"network.blocks.0.norm1.weight", "algorithm.bias"}),
+        ("model", {"network.blocks.0.norm1.weight", "algorithm.bias", "network.pos_embed", "network.cls_token"}),
+        ("nothing", set()),
+    ],
+)
+def test_what_weight_decay_leaves_alone(decay_free: str, exempt: set[str]) -> None:
+    decays = settings_by_name(*grouped(decay_free=decay_free, weight_decay=0.1), "weight_decay")
+    asked = {"network.blocks.0.norm1.weight", "algorithm.bias", "network.pos_embed", "network.cls_token"}
+    assert {name for name in asked if decays[name] == 0} == exempt
+    assert decays["network.blocks.0.mlp.fc1.weight"] == decays["algorithm.weight"] == 0.1
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_layers_before_the_last_learn_at_a_smaller_rate(schedule: str) -> None:
+    modules, constant = grouped(lr=0.1, layer_decay=0.5)
+    if schedule == "cosine":
+        recipe = TrainRecipe.model_validate({"optimizer": {"lr": 0.1, "layer_decay": 0.5}})
+        constant = Optimized(
+            modules, settings_of(recipe.optimizer), recipe, 5, FP32, network=modules.get_submodule("network")
+        )
+        constant.to_step(0)
+    rates = settings_by_name(modules, constant, "lr")
+    assert rates["network.head.weight"] == rates["algorithm.weight"] == constant.lr == pytest.approx(0.1)
+    blocks = [
+        rates[f"network.blocks.{i}.mlp.fc1.weight"] for i in range(6) if f"network.blocks.{i}.mlp.fc1.weight" in rates
+    ]
+    assert blocks == pytest.approx([0.1 * 0.5 ** (len(blocks) - i) for i in range(len(blocks))])
+    assert rates["network.patch_embed.proj.weight"] == pytest.approx(blocks[0] / 2)
+
+
+def test_a_warm_up_begins_below_the_rate_that_it_leads_to() -> None:
+    for lr, first in ((0.1, 1e-5), (5e-6, 5e-8)):
+        of = optimized({"optimizer": {"lr": lr}, "epochs": 4, "schedule": {"name": "constant", "warmup_epochs": 1}})
+        rates = []
+        for step in range(6):
+            of.to_step(step)
+            rates.append(of.lr)
+        assert rates[0] == pytest.approx(first)
+        assert rates == sorted(rates)
+        assert rates[5] == pytest.approx(lr)

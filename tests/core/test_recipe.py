@@ -261,7 +261,8 @@ def test_overrides_that_do_not_fit():
     with pytest.raises(RecipeError) as caught:
         TrainRecipe().merged({"epochs": 0, "optimizer": {"learning": 1}})
     assert str(caught.value) == (
-        "train.optimizer.learning: unknown key; known: lr, momentum, name, options, weight_decay\n"
+        "train.optimizer.learning: unknown key; known: decay_free, layer_decay, lr, momentum, name, options, "
+        "weight_decay\n"
         "train.epochs: must be at least 1, got 0"
     )
 
