@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import CommandLine
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "data"
 SIZES = "hidden_size: 32, num_attention_heads: 2, intermediate_size: 48"
@@ -33,17 +34,12 @@ threads: 1
 """
 
 
-def kdzoo(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "kdzoo", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("text")
     (root / "intents.yaml").write_text(RECIPE)
-    done = kdzoo("run", root / "intents.yaml", "--out", root / "runs")
-    assert done.returncode == 0, done.stderr
+    done = CommandLine(root)("run", root / "intents.yaml", "--out", root / "runs")
+    assert done.code == 0, done
     return root / "runs" / "intents" / "0001-seed0"
 
 
@@ -122,9 +118,9 @@ def test_the_file_takes_the_tokenizers_ids_whatever_pieces_the_student_kept(fold
         assert np.isfinite(logits).all()
 
 
-@pytest.mark.costly(30)
-def test_the_student_is_exported_again(folder: Path) -> None:
+@pytest.mark.costly(20)
+def test_the_student_is_exported_again(folder: Path, cli: CommandLine) -> None:
     before = (folder / "export" / "student.onnx").stat().st_mtime_ns
-    done = kdzoo("export", folder)
-    assert done.returncode == 0, done.stderr
+    done = cli("export", folder)
+    assert done.code == 0, done
     assert (folder / "export" / "student.onnx").stat().st_mtime_ns > before
