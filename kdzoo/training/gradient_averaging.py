@@ -35,15 +35,18 @@ class GradientAveraging:
         if ranks.world == 1:
             return
         self._buckets = [_Bucket(group) for group in _grouped(parameters, bucket_bytes)]
-        for bucket in self._buckets:
-            for parameter in bucket.parameters:
-                parameter.register_post_accumulate_grad_hook(partial(self._computed, bucket))
+        self._watched: set[int] = set()
 
     def begin(self) -> None:
         """Watch the next backward pass: of several that add up, the last one."""
         self._next = 0
         for bucket in self._buckets:
-            bucket.waits_for = set(map(id, bucket.parameters))
+            training = [parameter for parameter in bucket.parameters if parameter.requires_grad]
+            bucket.waits_for = set(map(id, training))
+            for parameter in training:
+                if id(parameter) not in self._watched:  # it may have been frozen until now
+                    self._watched.add(id(parameter))
+                    parameter.register_post_accumulate_grad_hook(partial(self._computed, bucket))
 
     def finish(self) -> None:
         """Send what was not sent yet, and replace each gradient by its mean over the processes.

@@ -65,6 +65,19 @@ def test_a_gradient_that_comes_after_it_was_sent_is_refused() -> None:
         weight.sum().backward()
 
 
+def test_a_parameter_may_be_frozen_at_first() -> None:
+    frozen, free = nn.Parameter(torch.ones(2), requires_grad=False), nn.Parameter(torch.ones(2))
+    averaging = GradientAveraging([frozen, free], two_ranks())
+    for gradient in (None, [0.5, 0.5]):
+        averaging.begin()
+        (frozen + free).sum().backward()
+        averaging.finish()
+        assert free.grad.tolist() == [0.5, 0.5]
+        assert (frozen.grad if gradient is None else frozen.grad.tolist()) == gradient
+        frozen.requires_grad_()
+        frozen.grad = free.grad = None
+
+
 def two_ranks() -> Ranks:
     """A process of two that sends nothing."""
     ranks = Ranks()
