@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from kdzoo.api.data import (
 from kdzoo_webdataset.shards import Member, Sample, find, samples
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp")
+Shards = str | tuple[str, ...]
 #: Threads that list shards.
 THREADS = 8
 
@@ -53,12 +53,15 @@ class WebDataset(DataSource):
 
     class Options(OfferOptions):
         folder: str = Field("", description="Folder of the shards, below the data root.")
-        train: tuple[str, ...] = Field(
-            ("train-*.tar",), description="Shards of the training split; braces and * stand for several."
+        train: Shards = Field(
+            "train-*.tar",
+            description="Shards of the training split, one name or a list; braces and * stand for several.",
         )
-        test: tuple[str, ...] = Field(("test-*.tar",), description="Shards of the test split.")
-        validation: tuple[str, ...] = Field((), description="Shards of the validation split; none: a share of train.")
-        unlabelled: tuple[str, ...] = Field((), description="Shards of more training images, without labels.")
+        test: Shards = Field("test-*.tar", description="Shards of the test split.")
+        validation: Shards | None = Field(None, description="Shards of the validation split; null: a share of train.")
+        unlabelled: Shards | None = Field(
+            None, description="Shards of more training images, without labels; null: none."
+        )
         label: str | None = Field(
             "cls",
             description="Extension of the file that holds the label, a name or a number; null: no image has one.",
@@ -108,7 +111,8 @@ class WebDataset(DataSource):
             unlabelled=bool((targets["train"] == NO_LABEL).any()),
         )
 
-    def _samples(self, folder: str, patterns: Sequence[str]) -> list[Sample]:
+    def _samples(self, folder: str, shards: Shards) -> list[Sample]:
+        patterns = (shards,) if isinstance(shards, str) else shards
         with ThreadPoolExecutor(THREADS) as pool:
             return [sample for shard in pool.map(samples, find(folder, patterns)) for sample in shard]
 

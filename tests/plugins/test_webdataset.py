@@ -88,7 +88,7 @@ def test_more_images_without_labels_and_none_at_all(root: Path) -> None:
     assert targets_of(splits) == ([0, 1] * 4 + [NO_LABEL] * 2, [0, 1, 0, 1])
     none = load(WebDataset, root, label=None, classes=5)
     assert targets_of(none) == ([NO_LABEL] * 8, [NO_LABEL] * 4)
-    named = {"train": ["train-{000..001}.tar"], "validation": ["test-000.tar"], "test": ["test-000.tar"]}
+    named = {"train": "train-{000..001}.tar", "validation": "test-000.tar", "test": ["test-000.tar"]}
     assert len(load(WebDataset, root, **named).validation.targets) == 4
 
 
