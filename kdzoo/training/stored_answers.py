@@ -98,9 +98,7 @@ class StoredAnswers:
         if keep is not None and keep != kept:
             wrong += different({"cache.keep": kept}, {"cache.keep": dict(keep)})
         if views > self.views:
-            wrong.append(
-                f"views: {self.views} in the folder, {views} now; without cache.views, each epoch sees one of its own"
-            )
+            wrong.append(f"views: {self.views} in the folder, {views} now (cache.views, or without it one an epoch)")
         if wrong:
             raise NeedsError(
                 f"{self._title}: answers another question than the recipe asks{listed(wrong)}\nchange the recipe, or "

@@ -160,8 +160,8 @@ OTHER: dict[str, tuple[Mapping[str, Any], str]] = {
         "\n  data.train_limit: nothing in the folder, 40 now",
     ),
     "data": ({"data": {"augment": "crop_flip", "options": {"seed": 5}}}, "\n  content of the data: '"),
-    "views": ({"cache": {"views": 3}}, "\n  views: 2 in the folder, 3 now; without cache.views, each epoch sees"),
-    "fresh views": ({"cache": None}, "\n  views: 2 in the folder, 3 now; without cache.views, each epoch sees"),
+    "views": ({"cache": {"views": 3}}, "\n  views: 2 in the folder, 3 now (cache.views, or without it one an epoch)"),
+    "fresh views": ({"cache": None}, "\n  views: 2 in the folder, 3 now (cache.views, or without it one an epoch)"),
     "keep": ({"cache": {"views": 2, "keep": {"top_k": 3}}}, "\n  cache.keep: "),
 }
 
@@ -251,6 +251,16 @@ def test_what_takes_a_network_is_refused_in_the_recipe(what: str) -> None:
     with pytest.raises(ValidationError) as caught:
         tiny_recipe(Likeliest, changes)
     assert explain(caught.value, Recipe, {}) == [(path, message)]
+
+
+def test_whole_answers_teach_whoever_reads_all_classes(answered: Path, tmp_path: Path) -> None:
+    (folder,) = answer(answered.parent / "runs", tmp_path / "whole", cache={"views": 2})
+    of = runner(tmp_path, folder, AllClasses, cache={"views": 2})
+    batch = next(of.loader.train_batches(0, 0))
+    teacher = runner(answered.parent / "runs")
+    (result,) = teacher.teachers()
+    expected = teacher.build.trained_network(result).eval()(batch.inputs).logits
+    torch.testing.assert_close(of.rehearse()[0].teachers[0].outputs(batch).logits, expected, rtol=1e-4, atol=1e-4)
 
 
 # --- damage ---------------------------------------------------------------------------------------
