@@ -242,8 +242,9 @@ def _described(path: Path, content: Any, key: str | None) -> WeightFile:
     tensors.pop("n_averaged", None)  # torch's AveragedModel counts what it averaged
     architecture = top.get("arch")
     settings = vars(top["args"]) if isinstance(top.get("args"), argparse.Namespace) else {}
-    stated, by = _stated_top1(top), path.name
-    if stated is None:
+    first = next((each for each in KEYS if isinstance(top.get(each), dict)), None)
+    stated, by = (_stated_top1(top) if key in (None, first) else None), path.name  # it is of the first ones
+    if stated is None and key is None:
         stated, by = _stated_next_to(path)
     return WeightFile(
         path,

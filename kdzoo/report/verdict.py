@@ -141,7 +141,8 @@ def against_equal(results: Results, control: Network, reached: str, ratios: tupl
         sentence = f"{reached}, {than}; 95 % interval of the difference {low:+.2f} to {high:+.2f} points."
     if weak and teacher is not None:
         far = bool(samples) and worse(teacher.quality, control.quality, samples or 1)
-        tone, headline = ("bad" if far else tone), f"The teacher is {'worse' if far else 'no better'} than the control"
+        tone = "bad" if far or tone == "bad" else "even"
+        headline = f"The teacher is {'worse' if far else 'no better'} than the control"
         sentence = f"{weak.strip()} {sentence}"
     return Verdict(tone, headline, sentence + others, facts, caveat)
 

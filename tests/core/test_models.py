@@ -274,12 +274,13 @@ def test_weights_are_found_where_training_scripts_put_them(content: Any, key: st
 def test_the_recipe_chooses_among_the_weights_of_a_file(tmp_path: Path) -> None:
     path, own = tmp_path / "weights.pth", network(seed=5).model.state_dict()
     averaged = network(seed=6).model.state_dict()
-    torch.save({"state_dict": own, "state_dict_ema": averaged, "args": argparse.Namespace(lr=0.1)}, path)
-    for key, saved in ((None, averaged), ("state_dict", own)):
+    content = {"state_dict": own, "state_dict_ema": averaged, "args": argparse.Namespace(lr=0.1), "metric": 71.25}
+    torch.save(content, path)
+    for key, saved, stated in ((None, averaged, ", 71.25 % stated by weights.pth"), ("state_dict", own, "")):
         net = build_network(ModelSpec("test_resnet", str(path), weights_key=key), inputs=PIXELS, num_classes=7, seed=0)
         assert torch.equal(net.model.state_dict()["fc.weight"], saved["fc.weight"])
         assert net.read_from is not None
-        assert net.read_from.sentence() == f"weights.pth, its '{key or 'state_dict_ema'}'"
+        assert net.read_from.sentence() == f"weights.pth, its '{key or 'state_dict_ema'}'{stated}"
     with pytest.raises(ModelError) as caught:
         read_weights(path, "state_dct")
     assert str(caught.value) == (

@@ -128,7 +128,7 @@ def test_a_teacher_that_is_worse_than_the_control_is_the_headline():
 def test_a_teacher_within_chance_of_the_control_is_no_better():
     # two standard errors of the difference are 0.93 points here
     judged = with_teacher(87.0)
-    assert (judged.tone, judged.headline) == ("good", "The teacher is no better than the control")
+    assert (judged.tone, judged.headline) == ("even", "The teacher is no better than the control")
     assert judged.sentence.startswith("The teacher itself reaches 87.00 %, the control 87.61 %. The distilled student")
     assert with_teacher(86.6).headline == "The teacher is worse than the control"
     assert with_teacher(88.0).headline == "In this run the distilled student is better"
