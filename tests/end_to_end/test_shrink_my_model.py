@@ -138,7 +138,6 @@ def ask(address: str, content: bytes) -> Any:
         return json.load(response)
 
 
-@pytest.mark.costly(40)
 def test_the_recipe_has_each_models_own_preprocessing(followed: Followed) -> None:
     assert followed.said["kdzoo new"].out == "mine.yaml\nkdzoo.schema.json\n"
     recipe = yaml.safe_load(followed.written)
