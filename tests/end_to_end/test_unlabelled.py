@@ -27,16 +27,16 @@ def images(cli: CommandLine) -> Path:
         (folder / name).mkdir(parents=True)
         for i in range(count):
             light = name.endswith("light") if name != "unlabelled" else i % 2
-            image = rng.normal(100 + 50 * light, 30, (8, 8, 3))
+            image = rng.normal(70 + 110 * light, 20, (8, 8, 3))
             Image.fromarray(np.clip(image, 0, 255).astype(np.uint8)).save(folder / name / f"{i}.png")
     return folder
 
 
 def recipe(images: Path, **changes: Any) -> dict[str, Any]:
-    options = {"size": 8, "crop_share": 1.0, **changes.pop("options", {})}
-    data = {"name": "image_folder", "root": str(images), "options": options, "batch_size": 8, "validation": 4}
+    data = {"name": "image_folder", "root": str(images), "options": changes.pop("options", {})}
+    data |= {"preprocessing": {"size": 8, "crop_share": 1.0}, "batch_size": 8, "validation": 4}
     models = {"teacher": {"name": "digits_cnn"}, "student": {"name": "digits_cnn_small"}}
-    train = {"epochs": 2, "steps_per_epoch": None}
+    train = {"epochs": 5, "steps_per_epoch": None}
     return {"algorithm": {"name": "kd"}, "models": models, "data": data, "train": train, **changes}
 
 
@@ -46,7 +46,7 @@ def test_images_without_labels_beside_those_with(cli: CommandLine, images: Path)
     folder = run_folder(cli.place / "runs", "beside")
     found = results(folder)
     steps = {stage["name"]: stage["steps"] for stage in found["stages"]}
-    assert steps == {"teacher": 4, "control": 12, "student": 12}
+    assert steps == {"teacher": 10, "control": 30, "student": 30}
     assert found["data"]["labelled"] == 20
     said = json.dumps((folder / "report.html").read_text())
     assert "under the same budget on 20 labels; 95 % interval" in said
@@ -55,7 +55,7 @@ def test_images_without_labels_beside_those_with(cli: CommandLine, images: Path)
 
 def test_a_folder_of_images_alone(cli: CommandLine, images: Path) -> None:
     torch.manual_seed(0)
-    teacher = timm.create_model("digits_cnn_small", in_chans=3, num_classes=2)
+    teacher = timm.create_model("digits_cnn_small", in_chans=1, num_classes=2)
     save_file(teacher.state_dict(), cli.place / "teacher.safetensors")
     ready = {"name": "digits_cnn_small", "weights": str(cli.place / "teacher.safetensors")}
     models = {"teacher": ready, "student": {"name": "digits_cnn_tiny"}}
