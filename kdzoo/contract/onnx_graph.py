@@ -74,7 +74,10 @@ def quantize_onnx(graph: onnx.ModelProto, calibration: Sequence[Tensor], reduce_
 
     with tempfile.TemporaryDirectory() as folder:
         prepared, quantized = Path(folder) / "prepared.onnx", Path(folder) / "quantized.onnx"
-        quant_pre_process(graph, prepared)  # fuses BatchNorm, without which each one would be quantized on its own
+        if calibration[0].is_floating_point():
+            quant_pre_process(graph, prepared)  # fuses BatchNorm, without which each one would be quantized on its own
+        else:
+            onnx.save(graph, prepared)  # no BatchNorm is in there, and a free length is more than its shapes can follow
         kinds = {node.op_type for node in onnx.load(prepared).graph.node}
         quantize_static(
             prepared,

@@ -148,6 +148,26 @@ def test_int8_does_not_quantize_the_logits(tmp_path):
     assert len(np.unique(run(images(256).numpy()))) > 1000  # uint8 would leave 256 values
 
 
+def test_int8_takes_ids_of_any_length(tmp_path):
+    class Pieces(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.classifier = nn.Embedding(20, 8), nn.Linear(8, 5)
+            self.positions = nn.Parameter(torch.ones(512, 8))
+
+        def forward(self, ids):
+            return self.classifier((self.table(ids) + self.positions[: ids.shape[1]]).mean(1))
+
+    torch.manual_seed(0)
+    model, exporter = Pieces().eval(), Onnx(Onnx.Options(quantize="int8"))
+    batches = [torch.randint(20, (16, length)) for length in (1, 9, 40)]
+    exporter.export(model, batches[1], tmp_path / "model.onnx", METADATA, batches)
+    ids = torch.randint(20, (3, 30))
+    expected = model(ids).detach().numpy()
+    logits = exporter.load(tmp_path / "model.onnx", threads=1)(ids.numpy())
+    assert np.abs(logits - expected).mean() < 0.03 * np.abs(expected).max()
+
+
 def test_int8_leaves_the_sums_of_a_transformer_in_float32(tmp_path):
     class Block(nn.Module):
         def __init__(self):
