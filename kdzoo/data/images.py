@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import PIL
+import torch
 from PIL import Image, ImageOps
+from torch import Tensor
+from torch.nn import functional
 
 from kdzoo.contract.preprocessing import Preprocessing
 from kdzoo.errors import DataError
 
 #: What is decoded, by Pillow's name of the format.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+#: The EXIF tag of how an image is turned, and those of its values that exchange width and height.
+ORIENTATION, LYING = 0x0112, (5, 6, 7, 8)
 
 
 @dataclass(frozen=True)
@@ -29,16 +36,52 @@ class Decoder:
     @property
     def rules(self) -> str:
         """What decides whether an image can be decoded, in addition to its content."""
-        return f"{self.max_megapixels:g} megapixels, Pillow {PIL.__version__}"
+        return f"{self.max_megapixels:g} megapixels, Pillow {PIL.__version__}, {self.preprocessing.decode}"
 
     def pixels(self, content: bytes, name: str) -> np.ndarray:
         """Return an encoded image as evaluation sees it, uint8 (H, W, C); raise DataError that begins with ``name``."""
-        image = framed(self.decoded(content, name), self.preprocessing)
-        pixels = np.asarray(image)
-        return pixels[:, :, None] if pixels.ndim == 2 else pixels
+        steps = self.preprocessing
+        if steps.decode == "exact":
+            return _array(framed(self.decoded(content, name), steps))
+
+        def spare(size: tuple[int, int]) -> float:
+            wanted = fitted_size(size, steps)
+            return min(size[0] / wanted[0], size[1] / wanted[1])
+
+        pixels, size = self.shrunk(content, name, spare)
+        fitted, (height, width) = fitted_size(size, steps), steps.size
+        if fitted[0] < width or fitted[1] < height or not quick(steps):
+            return _array(framed(_image(pixels), steps, fitted))
+        left, top = round((fitted[0] - width) / 2), round((fitted[1] - height) / 2)
+        return quickly_resized(pixels, fitted, steps.interpolation)[top : top + height, left : left + width]
 
     def decoded(self, content: bytes, name: str) -> Image.Image:
         """Return an encoded image, upright and in the right colour mode; raise DataError that begins with ``name``."""
+        with self._opened(content, name) as image:
+            return self._upright(image, name)
+
+    def shrunk(
+        self, content: bytes, name: str, spare: Callable[[tuple[int, int]], float]
+    ) -> tuple[np.ndarray, tuple[int, int]]:
+        """Return the pixels of ``decoded``, (H, W, C), and the full size (W, H); a JPEG may come smaller than that.
+
+        ``spare`` gets the full size and says how many times smaller the image may be: to a half, a quarter or an eighth
+        libjpeg decodes without the finest waves of each block, which is far faster than decoding and resizing all.
+        """
+        with self._opened(content, name) as image:
+            (width, height), turned = image.size, image.getexif().get(ORIENTATION, 1)
+            size = (height, width) if turned in LYING else (width, height)
+            factor = max(power for power in (1, 2, 4, 8) if power <= max(1, spare(size)))
+            if factor > 1:
+                image.draft(None, (width // factor, height // factor))  # of no effect on other formats
+            elif image.format == "JPEG" and image.mode == self.preprocessing.color_mode == "RGB" and turned in (0, 1):
+                if (pixels := _jpeg(content)) is not None:
+                    return pixels, size
+            return _array(self._upright(image, name)), size
+
+    @contextmanager
+    def _opened(self, content: bytes, name: str) -> Iterator[Image.Image]:
+        """Open an image that is not too large; raise DataError for whatever a codec raises inside."""
         try:
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 width, height = image.size
@@ -46,15 +89,23 @@ class Decoder:
                     raise DataError(
                         f"{name}: {width} x {height} pixels are more than data.max_megapixels: {self.max_megapixels:g}"
                     )
-                upright = _eight_bits(ImageOps.exif_transpose(image), name)
-                return upright.convert(self.preprocessing.color_mode)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # whatever a codec raises
+                yield image
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise DataError(f"{name}: cannot be read as an image: {error}") from error
 
+    def _upright(self, image: Image.Image, name: str) -> Image.Image:
+        ImageOps.exif_transpose(image, in_place=True)
+        upright, mode = _eight_bits(image, name), self.preprocessing.color_mode
+        upright.load()
+        return upright if upright.mode == mode else upright.convert(mode)
 
-def framed(image: Image.Image, steps: Preprocessing) -> Image.Image:
-    """Resize and cut an image as ``steps`` say, in timm's order and with its rounding."""
-    size = fitted_size(image.size, steps)
+
+def framed(image: Image.Image, steps: Preprocessing, size: tuple[int, int] | None = None) -> Image.Image:
+    """Resize and cut an image as ``steps`` say, in timm's order and with its rounding.
+
+    ``size`` is what ``fitted_size`` says of the full image; None: this is the full one.
+    """
+    size = size or fitted_size(image.size, steps)
     if size != image.size:
         image = image.resize(size, Image.Resampling[steps.interpolation.upper()])
     height, width = steps.size
@@ -77,6 +128,47 @@ def fitted_size(size: tuple[int, int], steps: Preprocessing) -> tuple[int, int]:
     ratios = height / scaled[0], width / scaled[1]
     ratio = max(ratios) if steps.resize == "border" else min(ratios)
     return max(1, round(width / ratio)), max(1, round(height / ratio))
+
+
+def quick(steps: Preprocessing) -> bool:
+    """Whether torch resizes as Pillow does, but for rounding."""
+    return steps.color_mode != "RGBA" and steps.interpolation in ("bilinear", "bicubic")
+
+
+def quickly_resized(pixels: np.ndarray, size: tuple[int, int], interpolation: str) -> np.ndarray:
+    """Resize uint8 (H, W, C) to ``size`` (W, H) by torch, whose weights have fewer bits than Pillow's.
+
+    A few pixels of a thousand come out one level, rarely two, from Pillow's, in a quarter of the time.
+    """
+    if pixels.shape[1::-1] == size:
+        return pixels
+    images = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    resized = functional.interpolate(images, (size[1], size[0]), mode=interpolation, antialias=True)
+    return resized[0].permute(1, 2, 0).numpy()
+
+
+def _jpeg(content: bytes) -> np.ndarray | None:
+    """Decode a JPEG in colours to the bits that Pillow gives, in three quarters of its time.
+
+    None where torchvision cannot, or no longer can, as its decoders are on their way out: then Pillow does.
+    """
+    try:
+        from torchvision.io import ImageReadMode, decode_jpeg
+
+        image: Tensor = decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB)
+    except (ImportError, RuntimeError):
+        return None
+    return image.permute(1, 2, 0).numpy()
+
+
+def _array(image: Image.Image) -> np.ndarray:
+    """Return the pixels of an image, (H, W, C)."""
+    pixels = np.array(image)  # a copy, as torch takes no memory that it may not write to
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def _image(pixels: np.ndarray) -> Image.Image:
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 
 def _margins(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int, int, int]:

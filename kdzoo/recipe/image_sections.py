@@ -34,6 +34,9 @@ class PreprocessingRecipe(Section):
     color_mode: Literal["L", "RGB", "RGBA"] | None = Field(
         None, description="Grey, colour, or colour with alpha: 1, 3 or 4 channels."
     )
+    decode: Literal["exact", "fast"] | None = Field(
+        None, description="exact: Pillow's pixels, as timm has them; fast: less time, within a level or so."
+    )
     mean: Numbers | None = Field(None, description="Normalisation, one number per channel, of pixels in [0, 1].")
     std: Spreads | None = Field(None, description="Standard deviations, with mean.")
 

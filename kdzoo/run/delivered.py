@@ -91,6 +91,6 @@ def delivered_spec(written: Mapping[str, Any]) -> ModelSpec:
         size=height if height == width else (height, width),
         modality=written.get("modality"),
         preprocessing={
-            key: image[key] for key in ("crop_share", "resize", "interpolation", "color_mode") if key in image
+            key: image[key] for key in ("crop_share", "resize", "interpolation", "color_mode", "decode") if key in image
         },
     )

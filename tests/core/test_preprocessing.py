@@ -201,6 +201,7 @@ def test_a_whole_recipe_shows_every_value(folder: Path) -> None:
         "resize": "center",
         "interpolation": "bilinear",
         "color_mode": "RGB",
+        "decode": "exact",
         "mean": (0.5, 0.5, 0.5),
         "std": (0.5, 0.5, 0.5),
     }
