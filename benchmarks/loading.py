@@ -34,6 +34,7 @@ from torch import Tensor
 from kdzoo.contract.preprocessing import Preprocessing
 from kdzoo.data.data_set import DataSet, open_data
 from kdzoo.data.loader import Loader
+from kdzoo.recipe.image_sections import AugmentRecipe
 from kdzoo.recipe.sections import DataRecipe
 from kdzoo.zoo.loading import load_zoo
 
@@ -127,7 +128,8 @@ class Kdzoo:
     """kdzoo's loader, and the normalisation that its networks begin with."""
 
     def __init__(self, data: DataSet, batch_size: int, workers: int, training: bool) -> None:
-        self.loader = Loader(data, CPU, batch_size, seed=0, workers=workers)
+        view = AugmentRecipe(crop_scale=(0.08, 1.0), flip=0.5)  # timm's own, without colour jitter
+        self.loader = Loader(data, CPU, batch_size, view if training else "none", seed=0, workers=workers)
         self.data, self.training = data, training
         self.mean, self.std = (torch.tensor(numbers).view(1, -1, 1, 1) for numbers in (MEAN, STD))
         self.epoch = 0
@@ -143,11 +145,11 @@ class Kdzoo:
         return last
 
 
-def opened(folder: Path, decode: str, **more: Any) -> DataSet:
+def opened(folder: Path, decode: str) -> DataSet:
     """Open a folder as ``image_folder`` does."""
     preprocessing = {"crop_share": CROP_SHARE, "interpolation": INTERPOLATION, "decode": decode}
     written = {"name": "image_folder", "root": str(folder.parent), "validation": 0, "options": {"folder": folder.name}}
-    recipe = DataRecipe.model_validate({**written, "preprocessing": {"size": SIDE, **preprocessing}, **more})
+    recipe = DataRecipe.model_validate({**written, "preprocessing": {"size": SIDE, **preprocessing}})
     source = load_zoo().dataset("image_folder")
     return open_data(source(source.Options(folder=folder.name)), recipe, seed=0, config=Preprocessing)
 
@@ -215,13 +217,12 @@ def measure(photographs: Photographs, rounds: int, batch_size: int, workers: int
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         size_bytes = write_files(folder, photographs)
-        view = {"crop_scale": (0.08, 1.0), "flip": 0.5}
         loaders: dict[str, Any] = {
             "timm, evaluation": Timm(folder, batch_size, workers, training=False),
             "kdzoo, exact": Kdzoo(opened(folder, "exact"), batch_size, workers, training=False),
             "kdzoo, fast": Kdzoo(opened(folder, "fast"), batch_size, workers, training=False),
             "timm, training": Timm(folder, batch_size, workers, training=True),
-            "kdzoo, training": Kdzoo(opened(folder, "fast", augment=view), batch_size, workers, training=True),
+            "kdzoo, training": Kdzoo(opened(folder, "fast"), batch_size, workers, training=True),
         }
         theirs, exact, fast = (loaders[name]() for name in ("timm, evaluation", "kdzoo, exact", "kdzoo, fast"))
         pixels = {"exact": difference(exact, theirs), "fast": difference(fast, theirs)}

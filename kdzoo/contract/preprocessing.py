@@ -32,9 +32,9 @@ class Preprocessing:
     These are the steps of timm's evaluation, where ``crop_share`` is ``crop_pct`` and ``resize`` is ``crop_mode``.
     Pixels are then scaled to [0, 1] and normalised by ``mean`` and ``std``, one number a channel.
 
-    With ``decode`` fast, a JPEG is decoded at a half, a quarter or an eighth of its size where that leaves at least as
-    many pixels as are asked for, and torch resizes it; pixels differ by a level or so. Whoever uses the student need
-    not do the same.
+    With ``decode`` fast, a JPEG is decoded at a half, a quarter or an eighth of its size where that leaves it at least
+    twice as large as asked for, and torch resizes it; pixels differ by a few levels of 255. Whoever uses the student
+    need not do the same.
     """
 
     size: tuple[int, int] = (224, 224)  # (H, W)
@@ -130,7 +130,7 @@ class Preprocessing:
             if self.resize != "center" and self.scaled == self.size
             else (f", cut to their central {self.size[0]}x{self.size[1]}")
         )
-        fast = "" if self.decode == "exact" else ", here decoded fast, within a level or so of these pixels"
+        fast = "" if self.decode == "exact" else ", here decoded fast, a few levels of 255 from these pixels"
         return (
             f"turned by EXIF, converted to {self.color_mode}, resized {way} ({self.interpolation}, Pillow){cut}{fast}"
         )

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
 from kdzoo.contract.classification import NO_LABEL
 from kdzoo.contract.extension_points import ArraySplit, FileSplit, Split, TokenSplit
@@ -158,11 +157,11 @@ class FormCheck:
 
 
 def read_sample(
-    split: FileSplit, i: int, decoder: Decoder, show: Callable[[Image.Image], np.ndarray] | None = None
+    split: FileSplit, i: int, decoder: Decoder, show: Callable[[Decoder, bytes, str], np.ndarray] | None = None
 ) -> np.ndarray | str:
     """Return one image of a file split, uint8 (H, W, C), or in words why there is none.
 
-    ``show`` makes pixels of the decoded image; None: they are as evaluation sees it.
+    ``show`` makes pixels with the decoder of the content and the name; None: they are as evaluation sees it.
     """
     name = split.names[i]
     try:
@@ -174,7 +173,7 @@ def read_sample(
     if not isinstance(content, bytes):
         return f"{name}: its content is {type(content).__name__}; the bytes of an image file would be right"
     try:
-        return decoder.pixels(content, name) if show is None else show(decoder.decoded(content, name))
+        return decoder.pixels(content, name) if show is None else show(decoder, content, name)
     except DataError as error:
         return str(error)
     except Exception as error:  # an operation of augmentation that fails on this image

@@ -153,7 +153,7 @@ class Samples(torch.utils.data.Dataset[Any]):
         for place, (index, view) in enumerate(wanted):
             show = None
             if self.views is not None and view is not None:
-                show = partial(self.views.of_image, view=view, index=index)
+                show = partial(self.views.of_file, view=view, index=index)
             image = read_sample(self.split, int(self.rows[index]), self.decoder, show)
             if isinstance(image, str):
                 return image

@@ -6,9 +6,10 @@ and put back after it. So a sample's pixels at a view do not depend on its batch
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -20,10 +21,10 @@ from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from timm.data.transforms_factory import transforms_imagenet_train
 from torch import Tensor
-from torchvision.transforms import Compose, RandomHorizontalFlip
+from torchvision.transforms import Compose
 
 from kdzoo.contract.preprocessing import Preprocessing
-from kdzoo.data.images import framed
+from kdzoo.data.images import Decoder, array_of, framed, image_of, quick, quickly_resized
 from kdzoo.data.inputs import Inputs
 from kdzoo.errors import DataError
 from kdzoo.recipe.image_sections import AugmentRecipe
@@ -47,14 +48,60 @@ class SampleViews:
 
     def of_image(self, image: Image.Image, view: int, index: int) -> np.ndarray:
         """Return sample ``index`` at ``view``: an image of any size -> uint8 (H, W, C)."""
-        if self.settings.crop_scale is None and self.steps is not None:
+        if self._crop is None and self.steps is not None:
             image = framed(image, self.steps)
-        mode = image.mode
-        with seeded(derive_seed(self.seed, "augment", "sample", view, index)):
-            shown = self._operations(image.convert("RGB") if mode == "L" else image)
-            pixels = np.asarray(shown.convert(mode))
-            pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
-            return self._erased(pixels)
+        with self._drawing(view, index):
+            return self._operated(array_of(image if self._crop is None else self._crop(image)))
+
+    def of_file(self, decoder: Decoder, content: bytes, name: str, view: int, index: int) -> np.ndarray:
+        """Return sample ``index`` at ``view``: an encoded image -> uint8 (H, W, C). Raises DataError.
+
+        A random crop is drawn before the image is decoded, which then is decoded no larger than the crop needs, and
+        resized by torch: the pixels of ``of_image`` but for a few levels.
+        """
+        if self._crop is None:
+            pixels = decoder.pixels(content, name)
+            with self._drawing(view, index):
+                return self._operated(pixels)
+        with self._drawing(view, index):
+            return self._operated(self._cropped(self._crop, decoder, content, name))
+
+    def _drawing(self, view: int, index: int) -> AbstractContextManager[None]:
+        return seeded(derive_seed(self.seed, "augment", "sample", view, index))
+
+    def _cropped(
+        self, crop: RandomResizedCropAndInterpolation, decoder: Decoder, content: bytes, name: str
+    ) -> np.ndarray:
+        """Draw timm's crop of an image, decode it, cut and resize; (H, W, C)."""
+        height, width = self.size
+        box = (0, 0, 1, 1)  # left, top, right, bottom
+
+        def spare(size: tuple[int, int]) -> float:
+            nonlocal box
+            shape = torch.empty(1).expand(1, size[1], size[0])  # all that timm asks of an image here
+            top, left, tall, wide = crop.get_params(shape, crop.scale, crop.ratio)
+            box = (left, top, left + wide, top + tall)
+            return min(wide / width, tall / height)
+
+        pixels, size = decoder.shrunk(content, name, spare)
+        way = crop.interpolation
+        interpolation = (random.choice(way) if isinstance(way, tuple | list) else way).value
+        right, down = pixels.shape[1] / size[0], pixels.shape[0] / size[1]
+        left, top = math.floor(box[0] * right), math.floor(box[1] * down)
+        pixels = pixels[top : math.ceil(box[3] * down), left : math.ceil(box[2] * right)]
+        if quick(decoder.preprocessing.color_mode, interpolation):
+            return quickly_resized(pixels, (width, height), interpolation)
+        return array_of(image_of(pixels).resize((width, height), Image.Resampling[interpolation.upper()]))
+
+    def _operated(self, pixels: np.ndarray) -> np.ndarray:
+        """Return (H, W, C) of the right size after all that follows the crop: flip, policy, jitter and erasing."""
+        if self.settings.flip > 0 and torch.rand(1) < self.settings.flip:  # as torchvision draws it
+            pixels = pixels[:, ::-1]
+        if self._operations.transforms:
+            image = image_of(pixels)
+            shown = self._operations(image.convert("RGB") if image.mode == "L" else image)
+            pixels = array_of(shown.convert(image.mode))
+        return self._erased(pixels)
 
     def of_arrays(self, images: Tensor, index: Tensor, view: int) -> Tensor:
         """Return a batch at ``view``: uint8 (N, C, H, W) and (N,) -> uint8 (N, C, H, W)."""
@@ -64,19 +111,19 @@ class SampleViews:
         return torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2).to(images.device)
 
     @cached_property
+    def _crop(self) -> RandomResizedCropAndInterpolation | None:
+        settings = self.settings
+        if settings.crop_scale is None:
+            return None
+        interpolation = settings.crop_interpolation
+        return RandomResizedCropAndInterpolation(
+            self.size, settings.crop_scale, settings.crop_ratio, interpolation=interpolation
+        )
+
+    @cached_property
     def _operations(self) -> Any:
-        """Crop, flip, policy and colour jitter, in timm's order."""
+        """Policy and colour jitter, in timm's order."""
         settings, jitter = self.settings, self.settings.color_jitter
-        first: list[Any] = []
-        if settings.crop_scale is not None:
-            interpolation = settings.crop_interpolation
-            first.append(
-                RandomResizedCropAndInterpolation(
-                    self.size, settings.crop_scale, settings.crop_ratio, interpolation=interpolation
-                )
-            )
-        if settings.flip > 0:
-            first.append(RandomHorizontalFlip(settings.flip))
         _, second, _ = transforms_imagenet_train(
             self.size,
             color_jitter=jitter or None,  # type: ignore[arg-type]  # None is none, as it says below
@@ -89,7 +136,7 @@ class SampleViews:
         for operation in _policy_operations(second.transforms):
             if operation.aug_fn is posterize:
                 operation.aug_fn = _posterized
-        return Compose([*first, *second.transforms])
+        return Compose(second.transforms)
 
     def _erased(self, pixels: np.ndarray) -> np.ndarray:
         if self.settings.erase == 0:

@@ -35,7 +35,7 @@ class PreprocessingRecipe(Section):
         None, description="Grey, colour, or colour with alpha: 1, 3 or 4 channels."
     )
     decode: Literal["exact", "fast"] | None = Field(
-        None, description="exact: Pillow's pixels, as timm has them; fast: less time, within a level or so."
+        None, description="exact: Pillow's pixels, as timm has them; fast: less time, a few levels of 255 away."
     )
     mean: Numbers | None = Field(None, description="Normalisation, one number per channel, of pixels in [0, 1].")
     std: Spreads | None = Field(None, description="Standard deviations, with mean.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +15,11 @@ from kdzoo.contract.extension_points import DataSource, DataSplits, FileSplit, O
 from kdzoo.contract.preprocessing import Preprocessing
 from kdzoo.data.data_set import open_data
 from kdzoo.data.images import Decoder, fitted_size
+from kdzoo.data.inputs import Pixels
 from kdzoo.data.loader import Loader
+from kdzoo.data.sample_views import SampleViews
 from kdzoo.errors import DataError
+from kdzoo.recipe.image_sections import AugmentRecipe
 from kdzoo.recipe.sections import DataRecipe
 
 
@@ -46,16 +50,19 @@ def both(content: bytes, **steps: object) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("resize", ["center", "squash", "border"])
 @pytest.mark.parametrize(
-    ("size", "factor"), [((500, 375), 1), ((512, 512), 2), ((1023, 1300), 2), ((1999, 1025), 4), ((4099, 3001), 8)]
+    ("size", "factor"), [((500, 375), 1), ((1023, 1300), 1), ((1024, 1024), 2), ((1999, 1025), 2), ((4099, 4101), 8)]
 )
-def test_as_many_pixels_are_left_as_are_asked_for(size: tuple[int, int], factor: int, resize: str) -> None:
+def test_what_is_not_decoded_in_full_is_left_twice_as_large_as_asked_for(
+    size: tuple[int, int], factor: int, resize: str
+) -> None:
     steps = Preprocessing().changed({"resize": resize, "decode": "fast"})
     wanted = fitted_size(size, steps)
     content = encoded(Image.new("RGB", size, "red"))
     pixels, full = Decoder(steps, 100).shrunk(content, "", lambda full: min(full[0] / wanted[0], full[1] / wanted[1]))
     assert full == size
-    assert pixels.shape[1] >= wanted[0]
-    assert pixels.shape[0] >= wanted[1]
+    least = 1 if pixels.shape[1::-1] == size else 2
+    assert pixels.shape[1] >= least * wanted[0]
+    assert pixels.shape[0] >= least * wanted[1]
     if resize == "center":
         assert pixels.shape[:2] == (-(-size[1] // factor), -(-size[0] // factor))
 
@@ -136,6 +143,28 @@ def test_the_way_of_decoding_is_on_record() -> None:
     exact, fast = Preprocessing(), Preprocessing(decode="fast")
     assert not fast.same_pixels(exact)
     assert Preprocessing.from_record(fast.record()) == fast
-    assert fast.sentence().endswith(", here decoded fast, within a level or so of these pixels")
+    assert fast.sentence().endswith(", here decoded fast, a few levels of 255 from these pixels")
     with pytest.raises(ValueError, match="an unknown way of decoding"):
         Preprocessing.from_record({**fast.record(), "decode": "sloppy"})
+
+
+@pytest.mark.parametrize("turned", [1, 6])
+def test_a_crop_is_cut_from_as_few_pixels_as_it_needs(turned: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = encoded(photograph(1500, 1125), turned=turned)
+    decoder = Decoder(Preprocessing().changed({"size": 64}), 100)
+    views = SampleViews(AugmentRecipe(crop_scale=(0.3, 1.0), flip=0.5), Pixels(3, (64, 64), (0.5,), (0.5,)), seed=0)
+    decoded: list[tuple[int, ...]] = []
+
+    def shrunk(self: Decoder, *args: Any) -> tuple[np.ndarray, tuple[int, int]]:
+        pixels, size = whole(self, *args)
+        decoded.append(pixels.shape)
+        return pixels, size
+
+    whole = Decoder.shrunk
+    monkeypatch.setattr(Decoder, "shrunk", shrunk)
+    for index in range(4):
+        fast = views.of_file(decoder, content, "", 0, index).astype(np.int64)
+        exact = views.of_image(decoder.decoded(content, ""), 0, index).astype(np.int64)
+        assert np.abs(fast - exact).mean() < 1.5
+    assert all(max(shape) <= 750 for shape in decoded)
+    assert min(min(shape[:2]) for shape in decoded) >= 64
