@@ -201,9 +201,9 @@ def _check_inputs(spec: ModelSpec, inputs: Inputs) -> None:
             f"model '{spec.name}': reads {'text' if reads_text else 'images'}, the data set has "
             f"{'images' if reads_text else 'text'}; choose another model or data set"
         )
-    given = [name for name in ("mean", "std", "size") if getattr(spec, name) is not None]
+    given = [*(name for name in ("mean", "std", "size") if getattr(spec, name) is not None), *spec.preprocessing]
     if reads_text and given:
-        raise ModelError(f"model '{spec.name}': reads text, which has no {given[0]}; leave it out")
+        raise ModelError(f"model '{spec.name}': reads text, which has no preprocessing.{given[0]}; leave it out")
 
 
 def _check_spec(spec: ModelSpec) -> None:

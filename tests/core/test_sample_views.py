@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import random
 from functools import partial
@@ -266,6 +267,22 @@ def test_teacher_and_student_answer_the_mixed_image_in_every_part(tmp_path: Path
         assert len(ctx.batch.mixed.share) == len(inputs) == 4
         loss = TaskLoss(0.0)(ctx.student.logits, ctx.batch.targets, mixed=ctx.batch.mixed)
         assert torch.allclose(ctx.task_loss(ctx.student.logits), loss)
+
+
+def test_a_stage_that_goes_on_from_its_middle_sees_the_very_same_images(tmp_path: Path) -> None:
+    harness = Harness(load_zoo().algorithm("kd"), load_zoo(), tmp_path)
+    ended = []
+    for halt in (4, 2):
+        engine, state = harness.engine(data={"augment": "timm_strong"}), None
+        engine.run(lambda engine: None, lambda engine=engine, halt=halt: engine.step >= halt)
+        if engine.step < engine.job.steps:
+            state = copy.deepcopy(engine.state())
+            engine = harness.engine(data={"augment": "timm_strong"})
+            engine.restore(*state)
+            engine.run(lambda engine: None, lambda: False)
+        assert engine.step == engine.job.steps == 4
+        ended.append(engine.job.student.model.state_dict())
+    assert all(torch.equal(value, ended[1][name]) for name, value in ended[0].items())
 
 
 # --- refused --------------------------------------------------------------------------------------

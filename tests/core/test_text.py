@@ -216,7 +216,8 @@ def test_images_and_text_are_told_apart() -> None:
         "model 'tiny_text': reads text, the data set has images; choose another model or data set"
     )
     assert (
-        refusal(ModelError, lambda: network(size=9)) == "model 'tiny_text': reads text, which has no size; leave it out"
+        refusal(ModelError, lambda: network(size=9))
+        == "model 'tiny_text': reads text, which has no preprocessing.size; leave it out"
     )
     assert refusal(ModelError, lambda: network(args={"tokens": 1})) == (
         "model 'tiny_text': args may not hold 'tokens'; the data set says what its text is made of"
