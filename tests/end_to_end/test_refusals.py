@@ -246,7 +246,7 @@ def test_a_typo_is_refused_with_its_line(cli: CommandLine) -> None:
         "typo.yaml: 2 problems\n"
         "  line 5 algorithm.options.tempreature: unknown key; did you mean 'temperature'?\n"
         "  line 9 data.name: unknown data set 'digit'; did you mean 'digits'? known: arrays, cifar10, cifar100, "
-        "clinc150, digits, fashion_mnist, image_folder, mnist ...",
+        "clinc150, digits, fashion_mnist, hf_dataset, image_folder ...",
     )
     assert not (cli.place / "out" / "typo").exists()
 
