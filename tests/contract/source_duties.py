@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 
@@ -59,6 +60,10 @@ ACCELERATOR = re.compile(r"(cuda|mps|xpu|hpu)(:\d+)?")
 READING = re.compile(r"r?[btU]?(:.*|\|.*)?")
 
 
+#: Each source is read for many questions.
+parsed = functools.cache(ast.parse)
+
+
 def full_names(tree: ast.AST) -> dict[str, str]:
     """Name in this file -> what it was imported as."""
     names: dict[str, str] = {}
@@ -88,7 +93,7 @@ def accelerators(source: str) -> Iterator[tuple[int, str]]:
 
     The CPU is not one: it is where everything is read from and written to.
     """
-    tree = ast.parse(source)
+    tree = parsed(source)
     names = full_names(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and ACCELERATOR.fullmatch(node.value):
@@ -103,7 +108,7 @@ def accelerators(source: str) -> Iterator[tuple[int, str]]:
 
 def unsafe(source: str) -> Iterator[tuple[int, str]]:
     """(line, what) of each pickle, shell and evaluation of text."""
-    tree = ast.parse(source)
+    tree = parsed(source)
     names = full_names(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -126,7 +131,7 @@ def unsafe(source: str) -> Iterator[tuple[int, str]]:
 
 def writers(source: str) -> Iterator[tuple[int, str]]:
     """(line, what) of each call that writes a file, or makes, moves or removes one."""
-    tree = ast.parse(source)
+    tree = parsed(source)
     names = full_names(tree)
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):

@@ -8,7 +8,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
-from source_duties import accelerators, unsafe, writers
+from source_duties import accelerators, parsed, unsafe, writers
 
 ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "kdzoo"
@@ -44,7 +44,7 @@ def sources(root: Path) -> list[Path]:
 
 def imports(path: Path, runtime_only: bool = True) -> Iterator[str]:
     """Modules that a file imports; those under TYPE_CHECKING are hints, not arrows."""
-    tree = ast.parse(path.read_text())
+    tree = parsed(path.read_text())
     hints = {
         id(node)
         for branch in ast.walk(tree)
@@ -92,7 +92,7 @@ def circle(modules: Mapping[str, str]) -> list[str]:
     arrows: dict[str, set[str]] = {}
     for module, source in modules.items():
         targets = arrows[module] = set()
-        for node in ast.walk(ast.parse(source)):
+        for node in ast.walk(parsed(source)):
             if isinstance(node, ast.Import):
                 targets |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
@@ -152,7 +152,7 @@ def test_core_knows_no_algorithm():
     assert with_a_recipe, "the recipes of the algorithms were not found"
     assert with_a_recipe <= names, "the cards of the algorithms were not found"
     for path in sources(CORE):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 assert node.value not in names - {"onnx"}, f"{path.name} names the algorithm '{node.value}'"
 
@@ -175,7 +175,7 @@ def test_duties_are_kept_apart(path):
         assert "timm" not in used, "only models and contract/networks build networks, and training optimizers, by timm"
     if room != "zoo" and module != "contract/hookspecs.py":
         assert "pluggy" not in used, "only zoo and hookspecs touch pluggy"
-    calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}
+    calls = {ast.unparse(node.func) for node in ast.walk(parsed(path.read_text())) if isinstance(node, ast.Call)}
     if module not in PRINTS and module != "evaluation/checker.py":
         assert "print" not in calls, "only the command line prints"
 
