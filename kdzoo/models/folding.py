@@ -13,7 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from kdzoo.models.network import Network, same
+from kdzoo.models.network import Network, empty_tables, same
 
 
 def fold_batchnorm(network: Network) -> Network:
@@ -22,10 +22,10 @@ def fold_batchnorm(network: Network) -> Network:
     A BatchNorm is folded where one pass shows that it, and nothing else, took what a convolution gave. The copy then
     has to answer noise like the original, in logits, embedding and every level; else nothing is folded.
     """
-    plain = copy.deepcopy(network).eval()
+    plain = copy.deepcopy(network, empty_tables(network)).eval()
     tensors = [*plain.parameters(), *plain.buffers()]
     exact = all(t.device.type == "cpu" and t.dtype in (torch.float32, torch.int64) for t in tensors)
-    probe = plain if exact else copy.deepcopy(plain).to(device="cpu", dtype=torch.float32)
+    probe = plain if exact else copy.deepcopy(plain, empty_tables(plain)).to(device="cpu", dtype=torch.float32)
     inputs = probe.example(2)
     levels, embedding = range(len(probe.levels)), probe.pre_logits_width > 0
     with torch.no_grad():
@@ -37,7 +37,7 @@ def fold_batchnorm(network: Network) -> Network:
         if embedding:
             checked.append((got.pre_logits, expected.pre_logits))
         if not all(same(one, other) for one, other in checked):
-            return copy.deepcopy(network).eval()
+            return copy.deepcopy(network, empty_tables(network)).eval()
         if probe is not plain:
             _fold(plain.model, pairs)
     return plain

@@ -22,6 +22,7 @@ from torch import Tensor
 from kdzoo.contract.algorithm import Algorithm
 from kdzoo.contract.stage import Stage, StageResult
 from kdzoo.contract.step import Batch, Clock, StepContext
+from kdzoo.models.network import empty_tables
 from kdzoo.plan.resolve import ResolvedAlgorithm
 from kdzoo.run.runner import Runner
 from kdzoo.testing.card import rung
@@ -85,6 +86,8 @@ class Prepared:
         memo: dict[int, Any] = {id(job.algorithm): algorithm}
         for part in (self.runner.store, self.runner.loader, job.loader, job.train, job.ranks):
             memo[id(part)] = part
+        taught = [teacher.network for teacher in job.teachers if teacher.network is not None]
+        memo |= empty_tables(job.student, *job.peers, *taught)
         return copy.deepcopy(job, memo)
 
 
