@@ -19,8 +19,8 @@ from kdzoo.errors import DataError
 
 #: What is decoded, by Pillow's name of the format.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-#: How many times larger than asked for a JPEG is decoded at least, where it is not decoded in full: the resizing after
-#: it then decides how sharp the pixels are. With 1, pixels are off by twice as much, and here and there by 70 levels.
+#: How many times larger than asked for evaluation decodes a JPEG at least, unless in full: the resizing after it then
+#: decides how sharp the pixels are. With 1, pixels are off by twice as much, and here and there by 70 levels.
 LEFT_TO_RESIZE = 2
 #: The EXIF tag of how an image is turned, and those of its values that exchange width and height.
 ORIENTATION, LYING = 0x0112, (5, 6, 7, 8)
@@ -49,7 +49,7 @@ class Decoder:
 
         def spare(size: tuple[int, int]) -> float:
             wanted = fitted_size(size, steps)
-            return min(size[0] / wanted[0], size[1] / wanted[1])
+            return min(size[0] / wanted[0], size[1] / wanted[1]) / LEFT_TO_RESIZE
 
         shrunk, size = self.shrunk(content, name, spare)
         fitted, (height, width) = fitted_size(size, steps), steps.size
@@ -68,13 +68,13 @@ class Decoder:
     ) -> tuple[np.ndarray, tuple[int, int]]:
         """Return the pixels of ``decoded``, (H, W, C), and the full size (W, H); a JPEG may come smaller than that.
 
-        ``spare`` gets the full size and says how many times larger than asked for that is: to a half, a quarter or an
-        eighth libjpeg decodes without the finest waves of each block, which is faster than decoding and resizing all.
+        ``spare`` gets the full size and says how many times smaller the image may be: to a half, a quarter or an eighth
+        libjpeg decodes without the finest waves of each block, which is faster than decoding and resizing all.
         """
         with self._opened(content, name) as image:
             (width, height), turned = image.size, image.getexif().get(ORIENTATION, 1)
             size = (height, width) if turned in LYING else (width, height)
-            most = spare(size) / LEFT_TO_RESIZE
+            most = spare(size)
             factor = max(power for power in (1, 2, 4, 8) if power == 1 or power <= most)
             if factor > 1:
                 image.draft(None, (width // factor, height // factor))  # of no effect on other formats
