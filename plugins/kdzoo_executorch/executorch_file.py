@@ -128,9 +128,15 @@ def quantize_int8(
     )
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
-    if name := classifier_of(program):  # int8 weights, float32 results: logits that share 256 values would tie
-        quantizer.set_module_name(name, get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True))
+    # int8 weights, inputs rounded by the range of each batch as it comes, results in float32.
+    by_batch = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
+    if any(str(node.target) == "aten.layer_norm.default" for node in program.graph.nodes):
+        # The sums between the blocks of a transformer hold outliers, which no range that is learned before fits.
+        quantizer = XNNPACKQuantizer().set_module_type(torch.nn.Linear, by_batch)
+    else:
+        quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
+        if name := classifier_of(program):  # logits that share 256 values would tie
+            quantizer.set_module_name(name, by_batch)
     prepared: Any = prepare_pt2e(program.module(), quantizer)
     samples = torch.cat([batch.detach().cpu().float() for batch in calibration])
     with torch.no_grad():

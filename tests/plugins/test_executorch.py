@@ -117,6 +117,26 @@ def test_int8_is_near_the_model_and_its_logits_do_not_share_256_values(made):
     assert len(np.unique(logits)) > 1000
 
 
+def test_int8_leaves_the_sums_of_a_transformer_in_float32(tmp_path):
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.linear, self.classifier = nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 5)
+
+        def forward(self, inputs):
+            tokens = inputs.flatten(1, 2)
+            tokens = tokens + self.linear(self.norm(tokens))
+            return self.classifier(self.norm(tokens + 300 * (tokens > 3)).mean(1))  # a few are far from the others
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Block().eval()
+    exported(tmp_path / "student.pte", model, quantize="int8")
+    inputs = images(16)
+    logits, expected = one_by_one(loaded(tmp_path / "student.pte"), inputs), model(inputs).detach().numpy()
+    assert np.abs(logits - expected).max() < 0.03 * np.abs(expected).max()
+
+
 def test_int8_is_a_quarter_of_the_bytes_where_weights_count(tmp_path):
     class Wide(nn.Module):
         def __init__(self):
