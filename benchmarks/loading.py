@@ -23,6 +23,7 @@ from statistics import median
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as kdzoo's command line sets it, here for both
 
 import numpy as np
 import torch

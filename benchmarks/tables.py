@@ -137,6 +137,67 @@ def processes(result: Mapping[str, Any]) -> str:
     return "\n\n".join(texts)
 
 
+def loading(result: Mapping[str, Any]) -> str:
+    sizes, text = result["sizes"], source(result)
+    head = ["images a second (processor time of one, ms)", *(f"{size['files']} files" for size in sizes)]
+    rows = [
+        [name, *(f"{size['images_per_s'][name]:.0f} ({size['processor_ms'][name]:.2f})" for size in sizes)]
+        for name in sizes[0]["images_per_s"]
+    ]
+    ratios = [
+        [name, *(f"{size['ratios'][name]['rate']:.2f} ({size['ratios'][name]['cost']:.2f})" for size in sizes)]
+        for name in sizes[0]["ratios"]
+    ]
+    far = [
+        [
+            name,
+            *(
+                f"{size['pixels'][name]['mean_levels']:.3f}, {size['pixels'][name]['most_levels']:.0f}"
+                for size in sizes
+            ),
+        ]
+        for name in sizes[0]["pixels"]
+    ]
+    titles = head[1:]
+    return text + "\n\n".join(
+        [
+            table(head, rows),
+            table(["times timm's images a second (by processor time)", *titles], ratios),
+            table(["levels of 255 from timm's pixels: mean, most", *titles], far),
+        ]
+    )
+
+
+def epoch(result: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            pair["pair"],
+            f"{pair['images_per_s']['engine']:.1f}",
+            f"{pair['processor_ms']['engine']:.1f}",
+            f"{pair['engine / hand-written']:.3f}",
+            *(f"{100 * pair['shares'][name]:.0f} %" for name in ("data", "teacher", "student")),
+        ]
+        for pair in result["pairs"]
+    ]
+    head = ["", "images a second", "processor ms an image", "engine / hand-written", "data", "teacher", "student"]
+    return source(result) + table(head, rows)
+
+
+def measuring(result: Mapping[str, Any]) -> str:
+    names = list(result["networks"][0]["seconds"])
+    rows = [
+        [
+            entry["network"],
+            *(f"{entry['seconds'][name]:.1f}" for name in names),
+            f"{entry['difference']:.0e}",
+            str(entry["other_predictions"]),
+        ]
+        for entry in result["networks"]
+    ]
+    head = ["seconds", *names, "logits differ by, of the largest", "predictions that differ"]
+    return source(result) + table(head, rows)
+
+
 TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "step_time": step_time,
     "variants": variants,
@@ -144,6 +205,9 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "precision_accuracy": precision_accuracy,
     "text_speed": text_speed,
     "processes": processes,
+    "loading": loading,
+    "epoch": epoch,
+    "measuring": measuring,
 }
 
 
