@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field, NonNegativeFloat
@@ -86,7 +87,7 @@ class OpenVino(Exporter):
                 graph = onnx_graph(model, example)
                 if self.options.quantize:
                     graph = quantize_onnx(graph, calibration, self.options.reduce_range)
-                converted = openvino.Core().read_model(graph.SerializeToString())
+                converted = core().read_model(graph.SerializeToString())
                 for key, text in metadata.items():
                     converted.set_rt_info(text, [SECTION, key])
                 openvino.save_model(converted, path, compress_to_fp16=False)
@@ -97,8 +98,6 @@ class OpenVino(Exporter):
                 ) from error
 
     def load(self, path: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
-        import openvino
-
         settings = {
             **PRECISION,
             "PERFORMANCE_HINT": "LATENCY",
@@ -106,7 +105,7 @@ class OpenVino(Exporter):
             "INFERENCE_NUM_THREADS": str(threads),
             "ENABLE_CPU_PINNING": "NO",  # this process runs more than this file
         }
-        compiled = openvino.Core().compile_model(os.fspath(path), "CPU", settings)
+        compiled = core().compile_model(os.fspath(path), "CPU", settings)
         request = compiled.create_infer_request()
         kind = compiled.input(INPUT_NAME).get_element_type().to_dtype()
 
@@ -120,3 +119,15 @@ class OpenVino(Exporter):
         alone = "openvino and tokenizers" if kind == "text" else "openvino alone"
         code = text_snippet(file) if kind == "text" else snippet(file, kind, pixels)
         return Usage(f"With {alone}; the file itself says how to feed it", code)
+
+
+@functools.cache
+def core() -> Any:
+    """Return the one Core of this process, which lasts as long as it.
+
+    Where several end in the order in which they began, OpenVINO 2026.4 leaves the thread a stack for signals that is
+    no longer there, and the next signal that Python handles ends the process.
+    """
+    import openvino
+
+    return openvino.Core()

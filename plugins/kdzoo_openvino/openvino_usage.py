@@ -68,7 +68,8 @@ def text_snippet(file: str) -> str:
 def compiled(file: str) -> list[str]:
     """Lines that open the file."""
     return [
-        f"model = openvino.Core().read_model({file!r})  # reads the .bin file next to it",
+        "core = openvino.Core()",
+        f"model = core.read_model({file!r})  # reads the .bin file next to it",
         "# Some CPUs compute in bfloat16 unless asked for float32; the file was checked in float32.",
-        f"compiled = openvino.compile_model(model, 'CPU', {PRECISION!r})",
+        f"compiled = core.compile_model(model, 'CPU', {PRECISION!r})",
     ]
