@@ -326,7 +326,7 @@ def test_a_file_that_is_not_the_student_as_trained_is_rejected(out: Path, monkey
         r"    all 797 test samples: \d+\.\d\d % right, the student \d\d\.\d\d %, at most 0\.50 points may be lost",
         str(ended.exception),
     )
-    folder = out / "digits-qat-kd" / "0002-seed0"
+    folder = out / "digits-qat-kd" / "0001-seed0"  # other exports go on with the run
     (entry,) = json.loads((folder / "results.json").read_text())["exports"]
     assert entry["expected_top1_percent"] - entry["top1_percent"] > 0.5
     assert entry["rejected"]
