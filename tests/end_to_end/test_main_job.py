@@ -195,7 +195,7 @@ def test_a_second_run_takes_the_teacher_from_the_store(quickstart: Quickstart, c
     keys = {stage["name"]: stage["key"] for stage in results(quickstart.folder)["stages"]}
     (student,) = (runs / ".store" / "stage").glob(f"{keys['student']}*")
     shutil.rmtree(student)
-    ended = cli("run", RECIPES / "quickstart.yaml", *SHORTER, "-o", "export=[]", "--out", runs)
+    ended = cli("run", RECIPES / "quickstart.yaml", *SHORTER, "-o", "export=[]", "--out", runs, "--new")
     assert ended.code == 0, ended
     lines = ended.err.splitlines()
     assert lines[:3] == ["teacher: taken from the store", "control: taken from the store", "student: training"]
