@@ -1,8 +1,9 @@
 """What a plugin that offers export formats, quantizers or trackers may use."""
 
 from kdzoo.contract.extension_points import Exporter, OfferOptions, Quantizer, Tracker, Usage
-from kdzoo.contract.onnx_graph import INPUT_NAME, OUTPUT_NAME, onnx_graph, quantize_onnx, suppress_output
-from kdzoo.contract.quiet import quiet_logger
+from kdzoo.contract.file_formats import export_errors, sample_code, text_code
+from kdzoo.contract.onnx_graph import INPUT_NAME, OUTPUT_NAME, onnx_graph, quantize_onnx
+from kdzoo.contract.quiet import quiet_logger, suppress_output
 from kdzoo.errors import ExportError
 
 __all__ = [
@@ -14,8 +15,11 @@ __all__ = [
     "Quantizer",
     "Tracker",
     "Usage",
+    "export_errors",
     "onnx_graph",
     "quantize_onnx",
     "quiet_logger",
+    "sample_code",
     "suppress_output",
+    "text_code",
 ]

@@ -6,11 +6,8 @@ and should load no more than the file's own runtime.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import tempfile
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,12 +91,3 @@ def quantize_onnx(graph: onnx.ModelProto, calibration: Sequence[Tensor], reduce_
             extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},
         )
         return onnx.load(quantized)
-
-
-@contextlib.contextmanager
-def suppress_output() -> Iterator[io.StringIO]:
-    """Keep what libraries print, so that it is shown only when they fail."""
-    said = io.StringIO()
-    with warnings.catch_warnings(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        warnings.simplefilter("ignore")
-        yield said

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field, NonNegativeFloat
 
-from kdzoo.api.export import Exporter, ExportError, OfferOptions, Usage, quiet_logger, suppress_output
+from kdzoo.api.export import Exporter, ExportError, OfferOptions, Usage, export_errors, quiet_logger, suppress_output
 from kdzoo_executorch.executorch_usage import snippet
 
 if TYPE_CHECKING:
@@ -62,24 +62,16 @@ class ExecuTorch(Exporter):
     def export(
         self, model: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str], calibration: Sequence[Tensor]
     ) -> None:
-        if model.training:
-            raise ExportError(
-                "executorch: the model is in training mode, its BatchNorm and dropout too; call eval() first"
-            )
-        if self.options.quantize and not calibration:
-            raise ExportError("executorch: quantize: int8 learns activation ranges from calibration batches; got none")
-        with suppress_output() as said, quiet_logger("executorch"), quiet_logger("torch.utils._pytree"):
-            try:
-                program = trace(model, example, self.options.max_batch)
-                if self.options.quantize:
-                    quantized = quantize_int8(program, calibration, self.options.max_batch)
-                    program = trace(quantized, example, self.options.max_batch)
-                path.write_bytes(lowered(program, metadata))
-            except Exception as error:  # torch and executorch raise whatever they like, and print the cause
-                hint = f"\n{said.getvalue().strip()}" if said.getvalue().strip() else ""
-                raise ExportError(
-                    f"executorch: {type(model).__name__} cannot be exported: {type(error).__name__}: {error}{hint}"
-                ) from error
+        with (
+            export_errors("executorch", model, calibration if self.options.quantize else None),
+            quiet_logger("executorch"),
+            quiet_logger("torch.utils._pytree"),
+        ):
+            program = trace(model, example, self.options.max_batch)
+            if self.options.quantize:
+                quantized = quantize_int8(program, calibration, self.options.max_batch)
+                program = trace(quantized, example, self.options.max_batch)
+            path.write_bytes(lowered(program, metadata))
 
     def load(self, path: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
         with suppress_output(), quiet_logger("torch.utils._pytree"):

@@ -4,36 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kdzoo.api.export import sample_code
+
 
 def snippet(file: str, kind: str, pixels: Sequence[str] = ()) -> str:
-    """Python that runs a file on one image or one sample of measurements; run from the run folder.
-
-    ``pixels`` are lines that turn an image file into ``pixels``; without them the sample is made up.
-    """
-    sample = "your images, scaled to [0, 1]" if kind == "image" else "your measurements, as the data set has them"
-    name = "pixels" if kind == "image" else "values"
-    made_up = [
-        "shape = (1, preprocessing['channels'], *preprocessing['size'])",
-        f"{name} = np.random.default_rng(0).random(shape, dtype=np.float32)  # {sample}",
+    """Python that runs a file on one image or one sample of measurements, see ``sample_code``."""
+    opening = [
+        f"program = Runtime.get().load_program({file!r})",
+        "preprocessing, classes = (",
+        "    json.loads(program.load_method(f'get_{key}').execute([])[0]) for key in ('preprocessing', 'classes')",
+        ")",
     ]
-    return "\n".join(
-        [
-            "import json",
-            "",
-            "import numpy as np",
-            "import torch",
-            "from executorch.runtime import Runtime",
-            *(["from PIL import Image, ImageOps"] if pixels else []),
-            "",
-            f"program = Runtime.get().load_program({file!r})",
-            "preprocessing, classes = (",
-            "    json.loads(program.load_method(f'get_{key}').execute([])[0]) for key in ('preprocessing', 'classes')",
-            ")",
-            "mean, std = (np.float32(preprocessing[key]).reshape(1, -1, 1, 1) for key in ('mean', 'std'))",
-            "",
-            *(pixels or made_up),
-            f"inputs = torch.from_numpy(({name} - mean) / std)",
+
+    def answering(normalised: str) -> list[str]:
+        return [
+            f"inputs = torch.from_numpy({normalised})",
             "logits = program.load_method('forward').execute([inputs])[0]",
-            "answer = classes[int(logits[0].argmax())]",
         ]
-    )
+
+    return sample_code(["import torch", "from executorch.runtime import Runtime"], opening, answering, kind, pixels)

@@ -15,12 +15,11 @@ from kdzoo.api.export import (
     INPUT_NAME,
     OUTPUT_NAME,
     Exporter,
-    ExportError,
     OfferOptions,
     Usage,
+    export_errors,
     onnx_graph,
     quantize_onnx,
-    suppress_output,
 )
 from kdzoo_export.onnx_usage import PRECISE, snippet, text_snippet
 
@@ -85,24 +84,14 @@ class Onnx(Exporter):
     def export(
         self, model: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str], calibration: Sequence[Tensor]
     ) -> None:
-        if model.training:
-            raise ExportError("onnx: the model is in training mode, its BatchNorm and dropout too; call eval() first")
         after_training = self.options.quantize == "int8"
-        if after_training and not calibration:
-            raise ExportError("onnx: quantize: int8 learns activation ranges from calibration batches; got none")
-        with suppress_output() as said:
-            try:
-                graph = onnx_graph(model, example, self.options.opset)
-                if after_training:
-                    graph = quantize_onnx(graph, calibration, self.options.reduce_range)
-                if self.whole_range:
-                    metadata = {**metadata, "session_options": json.dumps({PRECISE: "1"})}
-                finish(graph, path, metadata)
-            except Exception as error:  # torch and onnxruntime raise whatever they like, and print the cause
-                hint = f"\n{said.getvalue().strip()}" if said.getvalue().strip() else ""
-                raise ExportError(
-                    f"onnx: {type(model).__name__} cannot be exported: {type(error).__name__}: {error}{hint}"
-                ) from error
+        with export_errors("onnx", model, calibration if after_training else None):
+            graph = onnx_graph(model, example, self.options.opset)
+            if after_training:
+                graph = quantize_onnx(graph, calibration, self.options.reduce_range)
+            if self.whole_range:
+                metadata = {**metadata, "session_options": json.dumps({PRECISE: "1"})}
+            finish(graph, path, metadata)
 
     def load(self, path: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
         import onnxruntime

@@ -19,9 +19,9 @@ from kdzoo.api.export import (
     ExportError,
     OfferOptions,
     Usage,
+    export_errors,
     onnx_graph,
     quantize_onnx,
-    suppress_output,
 )
 from kdzoo_openvino.openvino_usage import PRECISION, SECTION, snippet, text_snippet
 
@@ -74,28 +74,16 @@ class OpenVino(Exporter):
     def export(
         self, model: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str], calibration: Sequence[Tensor]
     ) -> None:
-        if model.training:
-            raise ExportError(
-                "openvino: the model is in training mode, its BatchNorm and dropout too; call eval() first"
-            )
-        if self.options.quantize and not calibration:
-            raise ExportError("openvino: quantize: int8 learns activation ranges from calibration batches; got none")
-        with suppress_output() as said:
-            try:
-                import openvino
+        with export_errors("openvino", model, calibration if self.options.quantize else None):
+            import openvino
 
-                graph = onnx_graph(model, example)
-                if self.options.quantize:
-                    graph = quantize_onnx(graph, calibration, self.options.reduce_range)
-                converted = core().read_model(graph.SerializeToString())
-                for key, text in metadata.items():
-                    converted.set_rt_info(text, [SECTION, key])
-                openvino.save_model(converted, path, compress_to_fp16=False)
-            except Exception as error:  # torch, onnxruntime and openvino raise whatever they like, and print the cause
-                hint = f"\n{said.getvalue().strip()}" if said.getvalue().strip() else ""
-                raise ExportError(
-                    f"openvino: {type(model).__name__} cannot be exported: {type(error).__name__}: {error}{hint}"
-                ) from error
+            graph = onnx_graph(model, example)
+            if self.options.quantize:
+                graph = quantize_onnx(graph, calibration, self.options.reduce_range)
+            converted = core().read_model(graph.SerializeToString())
+            for key, text in metadata.items():
+                converted.set_rt_info(text, [SECTION, key])
+            openvino.save_model(converted, path, compress_to_fp16=False)
 
     def load(self, path: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
         settings = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kdzoo.api.export import INPUT_NAME, OUTPUT_NAME
+from kdzoo.api.export import INPUT_NAME, OUTPUT_NAME, sample_code, text_code
 
 #: The section of the graph's runtime information that has the metadata.
 SECTION = "kdzoo"
@@ -12,57 +12,24 @@ SECTION = "kdzoo"
 PRECISION = {"INFERENCE_PRECISION_HINT": "f32"}
 
 
-def snippet(file: str, kind: str, pixels: Sequence[str] = ()) -> str:
-    """Python that runs a file on one image or one sample of measurements; run from the run folder.
+IMPORTS = ["import openvino"]
+CLASSES = f"classes = json.loads(model.get_rt_info(['{SECTION}', 'classes']).value)"
 
-    ``pixels`` are lines that turn an image file into ``pixels``; without them the sample is made up.
-    """
-    sample = "your images, scaled to [0, 1]" if kind == "image" else "your measurements, as the data set has them"
-    name = "pixels" if kind == "image" else "values"
-    made_up = [
-        "shape = (1, preprocessing['channels'], *preprocessing['size'])",
-        f"{name} = np.random.default_rng(0).random(shape, dtype=np.float32)  # {sample}",
-    ]
-    return "\n".join(
-        [
-            "import json",
-            "",
-            "import numpy as np",
-            "import openvino",
-            *(["from PIL import Image, ImageOps"] if pixels else []),
-            "",
-            *compiled(file),
-            f"preprocessing = json.loads(model.get_rt_info(['{SECTION}', 'preprocessing']).value)",
-            f"classes = json.loads(model.get_rt_info(['{SECTION}', 'classes']).value)",
-            "mean, std = (np.float32(preprocessing[key]).reshape(1, -1, 1, 1) for key in ('mean', 'std'))",
-            "",
-            *(pixels or made_up),
-            f"logits = compiled({{'{INPUT_NAME}': ({name} - mean) / std}})['{OUTPUT_NAME}']",
-            "answer = classes[int(logits[0].argmax())]",
-        ]
-    )
+
+def snippet(file: str, kind: str, pixels: Sequence[str] = ()) -> str:
+    """Python that runs a file on one image or one sample of measurements, see ``sample_code``."""
+    preprocessing = f"preprocessing = json.loads(model.get_rt_info(['{SECTION}', 'preprocessing']).value)"
+    return sample_code(IMPORTS, [*compiled(file), preprocessing, CLASSES], answering, kind, pixels)
 
 
 def text_snippet(file: str) -> str:
-    """Python that runs a file on one text; run from the run folder."""
-    return "\n".join(
-        [
-            "import json",
-            "",
-            "import numpy as np",
-            "import openvino",
-            "from tokenizers import Tokenizer",
-            "",
-            *compiled(file),
-            f"classes = json.loads(model.get_rt_info(['{SECTION}', 'classes']).value)",
-            "",
-            "tokenizer = Tokenizer.from_file('tokenizer/tokenizer.json')",
-            "tokenizer.no_padding()",
-            "ids = tokenizer.encode('your text').ids",
-            f"logits = compiled({{'{INPUT_NAME}': np.array([ids])}})['{OUTPUT_NAME}']",
-            "answer = classes[int(logits[0].argmax())]",
-        ]
-    )
+    """Python that runs a file on one text, see ``text_code``."""
+    return text_code(IMPORTS, [*compiled(file), CLASSES], answering)
+
+
+def answering(inputs: str) -> list[str]:
+    """The line that sets ``logits``."""
+    return [f"logits = compiled({{'{INPUT_NAME}': {inputs}}})['{OUTPUT_NAME}']"]
 
 
 def compiled(file: str) -> list[str]:
