@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from kdzoo.errors import KdzooError
 from kdzoo.storage.atomic import write_bytes
+from kdzoo.storage.cache_folder import cache_folder
 from kdzoo.storage.owner import sweep
 from kdzoo.types import stable_hash
 from kdzoo.zoo.finding import Found
@@ -29,14 +29,10 @@ Body = dict[str, Any]
 _fatal: dict[Found, str] = {}  # of this process, should the folder not take it
 
 
-def cache_folder() -> Path | None:
+def catalogue_folder() -> Path | None:
     """Return the user's cache folder of kdzoo's catalogues; None where there is no home."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        root = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
-    except RuntimeError:
-        return None
-    return root / "kdzoo" / "catalogue"
+    folder = cache_folder()
+    return None if folder is None else folder / "catalogue"
 
 
 def read_body(place: Path, lasts_s: float | None) -> Body | None:
@@ -94,5 +90,5 @@ def remember_fatal(one: Found, cause: str) -> None:
 
 
 def _fatal_place(one: Found) -> Path | None:
-    folder, state = cache_folder(), plugin_state(one)
+    folder, state = catalogue_folder(), plugin_state(one)
     return None if folder is None or state is None else folder / f"fatal-{stable_hash(state)}.json"

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 import kdzoo
 from kdzoo.types import stable_hash
-from kdzoo.zoo.cache import age, cache_folder, fatal_plugins, read_body, remember_fatal, write_body
+from kdzoo.zoo.cache import age, catalogue_folder, fatal_plugins, read_body, remember_fatal, write_body
 from kdzoo.zoo.cards import body_of, cards_of, zoo_of
 from kdzoo.zoo.finding import Found, find_plugins
 from kdzoo.zoo.installed import distributions, files_below, plugin_state, state_of
@@ -70,7 +70,7 @@ def _surveyed() -> Zoo:
 
 def _place(found: Sequence[Found], only: str) -> Path | None:
     """Return the file of the catalogue of what is installed; None where that cannot be decided."""
-    folder, states = cache_folder(), [plugin_state(one) for one in found]
+    folder, states = catalogue_folder(), [plugin_state(one) for one in found]
     if folder is None or None in states:
         return None
     settings = {name: value for name, value in os.environ.items() if name.startswith("KDZOO_")}
