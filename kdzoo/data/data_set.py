@@ -104,17 +104,7 @@ class DataSet:
         self._check = FormCheck(self._title, self.classes, self.inputs, recipe.augmentation, self.decoder)
         self._check.header(self.modalities)
         whole = self._whole(splits.train, "train")
-        content: list[Any] = [
-            *self.inputs.content(),
-            source.name,
-            source.options.model_dump(mode="json", exclude_defaults=True),
-            self.classes,
-            self.channels,
-            self.size,
-            self.mean,
-            self.std,
-            split_hash(self._digests["train"], splits.train.targets),
-        ]
+        content = self._content(source, splits.train.targets)
         self.parts: dict[str, Part] = {}
         if splits.validation is not None:
             self.parts["validation"] = self._whole(splits.validation, "validation")
@@ -142,6 +132,20 @@ class DataSet:
         absent = sorted(set(range(len(self.classes))) - set(whole.targets.tolist()))
         if absent and len(whole.labelled):
             self.notes.append(f"no training sample of: {', '.join(self.classes[k] for k in absent)}")
+
+    def _content(self, source: DataSource, targets: np.ndarray) -> list[Any]:
+        """Return what the fingerprint is of: what the samples are, and the whole training split with its targets."""
+        return [
+            *self.inputs.content(),
+            source.name,
+            source.options.model_dump(mode="json", exclude_defaults=True),
+            self.classes,
+            self.channels,
+            self.size,
+            self.mean,
+            self.std,
+            split_hash(self._digests["train"], targets),
+        ]
 
     def decoder_of(self, preprocessing: Preprocessing | None) -> Decoder | None:
         """Return what makes pixels of encoded images by other steps than the data set's own."""

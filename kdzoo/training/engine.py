@@ -102,7 +102,7 @@ class Engine:
         ctx = self.context(batch, Clock(0, self.job.train.epochs, 0, self.job.steps_per_epoch))
         update = next(iter(self.job.algorithm.step(ctx)))
         self.networks.of(update)
-        _, terms = self._weigh(update)
+        _, terms = weighted_sum(self.job, update)
         values = terms()
         self._check_finite(values, batch)
         return values
@@ -148,7 +148,7 @@ class Engine:
         seed_generators(job.precision.device, derive_seed(job.seed, "step", self.step, job.ranks.rank))
         self.networks.start_step(self.step)
         values = StepValues()
-        with self._memory_errors():
+        with memory_errors(job):
             self._updates(batch, Clock(epoch, job.train.epochs, self.step, job.steps_per_epoch), values)
         self.networks.average()
         logged = self.log.add_step(values)
@@ -230,7 +230,7 @@ class Engine:
                 optimized.optimizer.zero_grad(set_to_none=True)
             if number == len(parts) - 1:
                 self.networks.averaging[update.network].begin()
-            total, terms = self._weigh(update)
+            total, terms = weighted_sum(self.job, update)
             scaled = optimized.scaler.scale(total / len(parts))
             if self.job.ranks.world > 1:
                 scaled.backward()  # meanwhile the terms of the other processes arrive
@@ -240,27 +240,6 @@ class Engine:
                 scaled.backward()
             values.add_terms(update.network, raw, number, len(parts))
         return network
-
-    def _weigh(self, update: Update) -> tuple[Tensor, Terms]:
-        """The weighted sum of an update's terms, and what waits for the raw value of each, a mean over all processes.
-
-        The values come from the device in one transfer.
-        """
-        job = self.job
-        total: Tensor | None = None
-        for name, term in update.loss.items():
-            if name not in job.loss_weights:
-                known = ", ".join(job.loss_weights)
-                raise ContractError(f"{job.title}: no weight for the loss term '{name}'; known: {known}")
-            if not isinstance(term, Tensor) or term.dim() != 0:
-                raise ContractError(f"{job.title}: the loss term '{name}' is not a scalar tensor")
-            weighted = job.loss_weights[name] * term
-            total = weighted if total is None else total + weighted
-        if total is None or not total.requires_grad:
-            raise ContractError(f"{job.title}: the update of '{update.network}' has nothing to train on")
-        raw = torch.stack([term.detach().float() for term in update.loss.values()])
-        mean, names = job.ranks.start_mean(raw), tuple(update.loss)
-        return total, lambda: dict(zip(names, mean().tolist(), strict=True))
 
     def _optimizer_step(self, network: str, parts: Sequence[Batch | None], values: StepValues) -> None:
         job, optimized = self.job, self.networks.optimized[network]
@@ -297,19 +276,6 @@ class Engine:
         }
         return error
 
-    @contextmanager
-    def _memory_errors(self) -> Iterator[None]:
-        """Raise OutOfMemory where memory runs out inside."""
-        try:
-            yield
-        except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
-                raise
-            raise OutOfMemory(
-                f"stage '{self.job.name}': out of memory at batch size {self.job.batch_size}; lower data.batch_size, "
-                f"raise train.accumulate (same batch in smaller parts), or choose precision: bf16\n  {error}"
-            ) from error
-
     # --- results and state --------------------------------------------------------------------
 
     def result_weights(self) -> dict[str, dict[str, Tensor]]:
@@ -323,6 +289,41 @@ class Engine:
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Continue from a saved state; bit-identical to never having stopped."""
         self.step = restore_stage(self.job, self.networks, self.selection, self.log, tensors, state)
+
+
+def weighted_sum(job: Job, update: Update) -> tuple[Tensor, Terms]:
+    """The weighted sum of an update's terms, and what waits for the raw value of each, a mean over all processes.
+
+    The values come from the device in one transfer.
+    """
+    total: Tensor | None = None
+    for name, term in update.loss.items():
+        if name not in job.loss_weights:
+            known = ", ".join(job.loss_weights)
+            raise ContractError(f"{job.title}: no weight for the loss term '{name}'; known: {known}")
+        if not isinstance(term, Tensor) or term.dim() != 0:
+            raise ContractError(f"{job.title}: the loss term '{name}' is not a scalar tensor")
+        weighted = job.loss_weights[name] * term
+        total = weighted if total is None else total + weighted
+    if total is None or not total.requires_grad:
+        raise ContractError(f"{job.title}: the update of '{update.network}' has nothing to train on")
+    raw = torch.stack([term.detach().float() for term in update.loss.values()])
+    mean, names = job.ranks.start_mean(raw), tuple(update.loss)
+    return total, lambda: dict(zip(names, mean().tolist(), strict=True))
+
+
+@contextmanager
+def memory_errors(job: Job) -> Iterator[None]:
+    """Raise OutOfMemory where memory runs out inside."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not _out_of_memory(error):
+            raise
+        raise OutOfMemory(
+            f"stage '{job.name}': out of memory at batch size {job.batch_size}; lower data.batch_size, "
+            f"raise train.accumulate (same batch in smaller parts), or choose precision: bf16\n  {error}"
+        ) from error
 
 
 _END: Any = object()
