@@ -114,6 +114,16 @@ class DistributedError(KdzooError):
     exit_code = 10
 
 
+class ExecutorError(KdzooError):
+    """An executor that cannot be used: its library or cluster is not there, or its workers are of other versions."""
+
+    exit_code = 11
+
+
+class LostError(ExecutorError):
+    """A task that ended with its worker: the process was killed, or its machine is gone."""
+
+
 class Interrupted(KdzooError):
     """A run stopped by a signal after its state was saved."""
 

@@ -1,7 +1,7 @@
 """What the author of an algorithm may use.
 
-The other readers have modules of their own: ``kdzoo.api.models``, ``kdzoo.api.data`` and ``kdzoo.api.export``. A plugin
-imports these four and nothing deeper.
+The other readers have modules of their own: ``kdzoo.api.models``, ``kdzoo.api.data``, ``kdzoo.api.export`` and
+``kdzoo.api.execution``. A plugin imports these five and nothing deeper.
 """
 
 from __future__ import annotations

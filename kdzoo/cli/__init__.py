@@ -1,7 +1,8 @@
 """The command line: the only place that prints, and that catches what a user can mend.
 
 Exit codes: 0 done; 1 not reproduced, undecided or not conforming; 2 recipe, names, needs; 3 damaged files; 4 output;
-5 locked; 6 diverged; 7 memory; 8 data; 9 export rejected; 10 processes disagree; 130 and 143 interrupted, state saved.
+5 locked; 6 diverged; 7 memory; 8 data; 9 export rejected; 10 processes disagree; 11 executor; 130 and 143
+interrupted, state saved.
 """
 
 from __future__ import annotations

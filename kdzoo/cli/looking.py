@@ -14,7 +14,7 @@ from kdzoo.terminal import say, width
 
 commands = typer.Typer()
 
-KINDS = ("algorithms", "models", "datasets", "exporters", "quantizers", "trackers", "recipes")
+KINDS = ("algorithms", "models", "datasets", "exporters", "quantizers", "trackers", "executors", "recipes")
 
 
 @commands.command()

@@ -41,3 +41,8 @@ def register_quantizers(register: Callable[[type], Any]) -> None:
 @hookspec
 def register_trackers(register: Callable[[type], Any]) -> None:
     """Offer trackers of metrics: call ``register(Class)`` with a subclass of ``Tracker`` for each."""
+
+
+@hookspec
+def register_executors(register: Callable[[type], Any]) -> None:
+    """Offer places where tasks run: call ``register(Class)`` with a subclass of ``Executor`` for each."""

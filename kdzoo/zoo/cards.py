@@ -29,7 +29,7 @@ Schema = dict[str, Any]
 
 @dataclass(frozen=True)
 class Card:
-    """A data set, export format, quantizer or tracker."""
+    """A data set, export format, quantizer, tracker or executor."""
 
     name: str
     description: str = ""

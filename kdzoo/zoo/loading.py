@@ -45,6 +45,7 @@ _HOOKS = {
     "register_exporters": _Hook("export format", admission.check_exporter),
     "register_quantizers": _Hook("quantizer", admission.check_quantizer),
     "register_trackers": _Hook("tracker", admission.check_tracker),
+    "register_executors": _Hook("executor", admission.check_executor),
 }
 
 

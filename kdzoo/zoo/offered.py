@@ -13,9 +13,10 @@ from kdzoo.zoo.finding import PluginInfo
 
 if TYPE_CHECKING:
     from kdzoo.contract.algorithm import Algorithm
+    from kdzoo.contract.execution import Executor
     from kdzoo.contract.extension_points import DataSource, Exporter, Quantizer, Tracker
 
-KINDS = ("algorithm", "model", "data set", "export format", "tracker", "quantizer")
+KINDS = ("algorithm", "model", "data set", "export format", "tracker", "quantizer", "executor")
 KNOWN_SHOWN = 8
 
 Key = tuple[str, str]  # what it is, its name: ("algorithm", "kd")
@@ -33,6 +34,7 @@ class Zoo:
     plugins: tuple[PluginInfo, ...]
     refused: Mapping[Key, str] = field(default_factory=dict)  # names of plugins that were refused for a clash
     quantizers: Mapping[str, Offer] = field(default_factory=dict)
+    executors: Mapping[str, Offer] = field(default_factory=dict)
 
     def algorithm(self, name: str) -> type[Algorithm]:
         """Return an algorithm; raise UnknownName, or PluginError if two plugins claim the name."""
@@ -55,6 +57,10 @@ class Zoo:
         """Return a tracker; raises as ``algorithm``."""
         return self._find("tracker", self.trackers, name)
 
+    def executor(self, name: str) -> type[Executor]:
+        """Return an executor; raises as ``algorithm``."""
+        return self._find("executor", self.executors, name)
+
     def with_algorithm(self, cls: type[Algorithm]) -> Zoo:
         """Return this zoo with one more algorithm, for testing a class that no plugin registers yet."""
         if cls.name in self.algorithms and self.algorithms[cls.name].thing is cls:
@@ -71,6 +77,7 @@ class Zoo:
             "export format": self.exporters,
             "tracker": self.trackers,
             "quantizer": self.quantizers,
+            "executor": self.executors,
         }
         return {(kind, name): offer for kind, group in groups.items() for name, offer in group.items()}
 
@@ -105,4 +112,5 @@ def merged_zoo(offers: Mapping[Key, Offer], plugins: tuple[PluginInfo, ...], ref
         plugins=plugins,
         refused=MappingProxyType(dict(refused)),
         quantizers=MappingProxyType(merged["quantizer"]),
+        executors=MappingProxyType(merged["executor"]),
     )

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from kdzoo.contract.declared import Needs, Paper
+from kdzoo.contract.execution import Executor
 from kdzoo.contract.extension_points import DataSource, Exporter, ModelFamily, OfferOptions, Quantizer, Tracker
 from kdzoo.errors import PluginError, plain, shown
 from kdzoo.types import NAME
@@ -121,3 +122,10 @@ def check_quantizer(thing: Any) -> None:
 def check_tracker(thing: Any) -> None:
     """Check a tracker's class."""
     _subclass(thing, Tracker)
+
+
+def check_executor(thing: Any) -> None:
+    """Check an executor's class."""
+    label = _subclass(thing, Executor)
+    shares = getattr(thing, "shares_files", None)
+    _require(isinstance(shares, bool), f"{label}: shares_files is {shown(shares)}; it is true or false")

@@ -430,6 +430,7 @@ def test_examples_of_the_other_hooks_are_taken_up(tmp_path):
         "register_exporters": admission.check_exporter,
         "register_quantizers": admission.check_quantizer,
         "register_trackers": admission.check_tracker,
+        "register_executors": admission.check_executor,
     }
     seen = []
     for number, block in enumerate(complete("hooks.md")):

@@ -26,7 +26,7 @@ def test_an_unknown_name_is_an_attribute_error():
         api.__getattr__("Algorthm")
 
 
-def test_hooks_data_and_export_formats_need_no_torch():
-    code = "import sys; from kdzoo.api import hookimpl; import kdzoo.api.data, kdzoo.api.export\n"
+def test_hooks_data_executors_and_export_formats_need_no_torch():
+    code = "import sys; from kdzoo.api import hookimpl; import kdzoo.api.data, kdzoo.api.execution, kdzoo.api.export\n"
     code += "print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

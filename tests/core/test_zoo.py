@@ -76,7 +76,7 @@ def shelf(tmp_path, monkeypatch):
 
 
 def offers(loaded) -> dict:
-    fields = ("algorithms", "models", "datasets", "exporters", "trackers")
+    fields = ("algorithms", "models", "datasets", "exporters", "trackers", "executors")
     return {field: dict(getattr(loaded, field)) for field in fields}
 
 
@@ -103,6 +103,7 @@ def test_all_kinds_of_offers(shelf):
         from pathlib import Path
         from kdzoo.api import hookimpl
         from kdzoo.api.data import DataSource
+        from kdzoo.api.execution import Executor
         from kdzoo.api.export import Exporter, Tracker
         from kdzoo.api.models import ModelFamily
 
@@ -121,6 +122,15 @@ def test_all_kinds_of_offers(shelf):
             def log(self, stage, step, values): ...
             def close(self): ...
 
+        class Here(Executor):
+            name = "here"
+            shares_files = True
+            def open(self): ...
+            def submit(self, name, function, arguments, resources): ...
+            def workers(self): return 1
+            def ask_to_stop(self): ...
+            def close(self): ...
+
         @hookimpl
         def register_models(register):
             register(ModelFamily("tiny", ("tiny_1", "tiny_2")))
@@ -136,6 +146,10 @@ def test_all_kinds_of_offers(shelf):
         @hookimpl
         def register_trackers(register):
             register(Log)
+
+        @hookimpl
+        def register_executors(register):
+            register(Here)
     """
     shelf.put("more", more=source)
     loaded = load_zoo()
@@ -143,6 +157,7 @@ def test_all_kinds_of_offers(shelf):
     assert loaded.dataset("dots").name == "dots"
     assert loaded.exporter("paper").suffix == ".txt"
     assert loaded.tracker("diary").name == "diary"
+    assert loaded.executor("here").shares_files
     assert list(loaded.models) == ["tiny_1", "tiny_2"]
     assert loaded.models["tiny_1"].thing.name == "tiny"
 
@@ -160,7 +175,7 @@ def test_an_instance_may_be_a_plugin(shelf):
 
 HOOKS = (
     "register_algorithms, register_models, register_datasets, register_exporters, register_quantizers, "
-    "register_trackers"
+    "register_trackers, register_executors"
 )
 BROKEN = {
     "no_such_module": (None, "ModuleNotFoundError: No module named 'shelf_bad_bad'"),
@@ -349,13 +364,19 @@ OTHER_OFFERS = {
     ),
     "quantizer": ("register_quantizers", "register(print)", "print is no subclass of Quantizer"),
     "tracker": ("register_trackers", "register(print)", "print is no subclass of Tracker"),
+    "executor": ("register_executors", "register(print)", "print is no subclass of Executor"),
+    "shares_files": (
+        "register_executors",
+        "register(type('E', (Executor,), {'name': 'e', **dict.fromkeys(Executor.__abstractmethods__, print)}))",
+        "E: shares_files is nothing; it is true or false",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", OTHER_OFFERS)
 def test_other_offers_are_checked(shelf, case):
     hook, call, cause = OTHER_OFFERS[case]
-    source = "".join(f"from kdzoo.api{part} import *\n" for part in ("", ".models", ".data", ".export"))
+    source = "".join(f"from kdzoo.api{part} import *\n" for part in ("", ".models", ".data", ".export", ".execution"))
     source += f"from kdzoo.api import hookimpl\n@hookimpl\ndef {hook}(register):\n    {call}\n"
     shelf.put("bad", bad=source)
     assert plugin(load_zoo(), "bad").cause == cause

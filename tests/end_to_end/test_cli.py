@@ -268,7 +268,7 @@ def test_list_prints_objects(cli: CommandLine, kind: str) -> None:
 
 
 def test_list_refuses_another_kind(cli: CommandLine) -> None:
-    known = "known: algorithms, models, datasets, exporters, quantizers, trackers, recipes"
+    known = "known: algorithms, models, datasets, exporters, quantizers, trackers, executors, recipes"
     refused(cli("list", "algorithm"), 2, f"list: unknown kind 'algorithm'; did you mean 'algorithms'? {known}")
     refused(cli("list", "wishes"), 2, f"list: unknown kind 'wishes'; {known}")
 
