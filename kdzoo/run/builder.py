@@ -27,7 +27,8 @@ from kdzoo.models.network import Network
 from kdzoo.models.weights import start_from
 from kdzoo.plan.resolve import Plan, ResolvedAlgorithm
 from kdzoo.recipe.problems import explain
-from kdzoo.recipe.sections import Recipe, TrainRecipe
+from kdzoo.recipe.sections import Recipe
+from kdzoo.recipe.train_sections import TrainRecipe
 from kdzoo.run.launching import check_processes
 from kdzoo.run.needs import (
     check_labels,

@@ -14,7 +14,8 @@ from kdzoo.errors import ContractError, DistributedError, NeedsError
 from kdzoo.models.building import memory_bytes
 from kdzoo.models.network import Network
 from kdzoo.plan.resolve import Plan
-from kdzoo.recipe.sections import Recipe, TrainRecipe
+from kdzoo.recipe.sections import Recipe
+from kdzoo.recipe.train_sections import TrainRecipe
 from kdzoo.training.job import Plain
 
 #: A training step takes at least the room of its inputs as many times.

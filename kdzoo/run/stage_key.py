@@ -8,7 +8,7 @@ from typing import Any
 from kdzoo.contract.stage import ModelSpec, Stage
 from kdzoo.models.weights import weights_sha256
 from kdzoo.plan.resolve import ResolvedAlgorithm
-from kdzoo.recipe.sections import TrainRecipe
+from kdzoo.recipe.train_sections import TrainRecipe
 from kdzoo.run.builder import Builder
 from kdzoo.run.keys import STAGE_FORMAT, core_hash, model_hash, source_hash
 from kdzoo.types import stable_hash
@@ -27,7 +27,7 @@ def stage_key(build: Builder, stage: Stage, chosen: ResolvedAlgorithm | None, tr
             "loss_weights": dict(chosen.loss_weights),
             "source": source_hash(chosen.cls),
         }
-    ignored = {"checkpoint_seconds"} | (ALONE if build.ranks.world == 1 else set())
+    ignored = {"preset", "checkpoint_seconds"} | (ALONE if build.ranks.world == 1 else set())
     return stable_hash(
         {
             "format": STAGE_FORMAT,

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdzoo.errors import NeedsError
-from kdzoo.recipe.sections import TrainRecipe
+from kdzoo.recipe.train_sections import TrainRecipe
 
 
 class Freezing:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from kdzoo.contract.step import StepContext
     from kdzoo.data.loader import Loader
     from kdzoo.models.network import Network
-    from kdzoo.recipe.sections import TrainRecipe
+    from kdzoo.recipe.train_sections import TrainRecipe
     from kdzoo.training.device import Precision
     from kdzoo.training.stored_answers import AnsweringTeacher
     from kdzoo.training.teacher import Teacher

@@ -17,7 +17,7 @@ from timm.scheduler import MultiStepLRScheduler, create_scheduler_v2
 from torch import Tensor, nn
 
 from kdzoo.errors import RecipeError, nearest
-from kdzoo.recipe.sections import OptimizerRecipe, TrainRecipe
+from kdzoo.recipe.train_sections import OptimizerRecipe, TrainRecipe
 from kdzoo.storage.state_codec import packed, unpacked
 from kdzoo.training.device import Precision
 

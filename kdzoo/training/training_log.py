@@ -16,8 +16,6 @@ from kdzoo.training.job import TASK
 if TYPE_CHECKING:
     from kdzoo.training.job import Job
 
-#: A weighted term this many times larger than every other is warned about.
-DOMINANT_RATIO = 50.0
 #: The owner, in place of a network, of a value that an algorithm noted.
 NOTES = "notes"
 
@@ -90,7 +88,7 @@ class TrainingLog:
         """Add the epoch's row and its warnings; return the means of all values by name."""
         means = {name: total / self._job.steps_per_epoch for name, total in self._sums.items()}
         self.add_row(epoch, step, "train", {**means, "lr": lr})
-        self._warn_about(means, step)
+        self._warn_about(means)
         for text in self._job.algorithm.warnings(means):
             self._warn(text)
         return means
@@ -135,23 +133,14 @@ class TrainingLog:
                 raise ContractError(f"{job.title}: the note '{name}' is {value}")
         return numbers
 
-    def _warn_about(self, means: Mapping[str, float], step: int) -> None:
-        """Name terms that cannot help: constant over an epoch, or far larger than all others."""
+    def _warn_about(self, means: Mapping[str, float]) -> None:
+        """Name terms that are constant over an epoch and cannot help."""
         job, weights = self._job, self._job.loss_weights
         weighted = {name: abs(weights[name] * means[name]) for name in means if weights.get(name)}
         for name in weighted:
             low, high = self._extremes[name]
             if job.steps_per_epoch > 1 and low == high and not (name == TASK and job.unlabelled):
                 self._warn(f"the loss term '{name}' is constant ({low:g}): it trains nothing")
-        if step > job.steps_per_epoch:
-            return  # later a small term may be small because it is solved
-        for name, value in weighted.items():
-            rest = max((other for key, other in weighted.items() if key != name), default=0.0)
-            if value > DOMINANT_RATIO * rest > 0:
-                self._warn(
-                    f"in the first epoch the weighted term '{name}' is {value / rest:.0f} times every other; see "
-                    "algorithm.loss_weights"
-                )
 
     def _warn(self, text: str) -> None:
         text = f"stage '{self._job.name}': {text}"

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from kdzoo.errors import NeedsError, RecipeError
-from kdzoo.recipe.sections import TrainRecipe
+from kdzoo.recipe.train_sections import TrainRecipe
 from kdzoo.testing.harness import Harness
 from kdzoo.training.engine import Engine
 from kdzoo.zoo.loading import load_zoo

@@ -13,7 +13,7 @@ from timm.optim import list_optimizers
 from torch import nn
 
 from kdzoo.errors import RecipeError
-from kdzoo.recipe.sections import TrainRecipe
+from kdzoo.recipe.train_sections import TrainRecipe
 from kdzoo.training.device import Precision
 from kdzoo.training.optimization import Optimized, settings_of
 

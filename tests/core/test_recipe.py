@@ -15,7 +15,8 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 from kdzoo.errors import RecipeError, UnknownName
 from kdzoo.recipe.problems import Positions, RecipeProblems, explain
 from kdzoo.recipe.reading import dump_recipe, load_recipe, parse_recipe, recipe_hash
-from kdzoo.recipe.sections import Recipe, TrainRecipe
+from kdzoo.recipe.sections import Recipe
+from kdzoo.recipe.train_sections import TrainRecipe
 from kdzoo.recipe.yaml_text import scalar
 
 BAD = sorted((Path(__file__).parents[1] / "fixtures" / "bad_recipes").glob("*.yaml"))
@@ -270,6 +271,37 @@ def test_overrides_that_do_not_fit():
 def test_options_are_replaced_not_merged():
     train = parse(SMALL, "train.optimizer.options.nesterov=true").train
     assert train.merged({"optimizer": {"options": {"dampening": 0}}}).optimizer.options == {"dampening": 0}
+
+
+REPDISTILLER = {
+    "epochs": 240,
+    "optimizer": {"name": "momentum", "lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4, "decay_free": "nothing"},
+    "schedule": {"name": "multistep", "milestones": [150, 180, 210], "decay_rate": 0.1},
+}
+
+
+def test_a_preset_is_what_it_spells():
+    named, spelled = TrainRecipe(preset="repdistiller"), TrainRecipe.model_validate(REPDISTILLER)
+    assert named.model_dump(exclude={"preset"}) == spelled.model_dump(exclude={"preset"})
+    assert TrainRecipe(preset="timm") == TrainRecipe()
+
+
+def test_what_a_recipe_says_comes_before_its_preset():
+    train = TrainRecipe.model_validate({"preset": "repdistiller", "epochs": 20, "optimizer": {"lr": 0.1}})
+    assert (train.epochs, train.optimizer.name, train.optimizer.lr) == (20, "momentum", 0.1)
+    other = TrainRecipe.model_validate({"preset": "repdistiller", "schedule": {"name": "cosine"}})
+    assert (other.schedule.name, other.schedule.milestones, other.optimizer.name) == ("cosine", (), "momentum")
+    assert TrainRecipe.model_validate(train.model_dump()) == train
+
+
+def test_a_model_may_have_another_preset():
+    train = TrainRecipe(epochs=7).merged({"preset": "repdistiller", "optimizer": {"lr": 0.2}})
+    assert (train.epochs, train.optimizer.lr, train.optimizer.decay_free) == (240, 0.2, "nothing")
+
+
+def test_an_unknown_preset_is_refused():
+    with pytest.raises(RecipeError, match=r"train\.preset: must be 'timm' or 'repdistiller'"):
+        TrainRecipe().merged({"preset": "repdistilled"})
 
 
 # --- overrides --------------------------------------------------------------------------------------
