@@ -150,7 +150,7 @@ def save_ready(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return ready
 
 
-def write_through(path: Path, data: bytes) -> str:
+def write_through(path: Path, data: bytes | memoryview) -> str:
     """Create ``path``, flush it to the disk and read it back; return its sha256."""
     sha256 = hashlib.sha256(data).hexdigest()
     with open(path, "xb") as file:

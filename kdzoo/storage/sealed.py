@@ -65,8 +65,13 @@ def read_sealed(path: Path, **fields: type) -> dict[str, Any]:
 
     ``fields`` are the names and types that the content must have: a seal says nothing about which file it belongs to.
     """
-    with _reading(path):
+    with reading(path):
         data = read_file(path)
+    return unsealed(data, str(path), **fields)
+
+
+def unsealed(data: bytes, path: str, **fields: type) -> dict[str, Any]:
+    """What ``read_sealed`` returns, of bytes that are at hand; ``path`` says in an error where they are from."""
     try:
         content = parse_object(data)
     except JsonError as error:
@@ -92,7 +97,14 @@ def read_manifest(path: Path, **fields: type) -> dict[str, Any]:
 
     ``pending`` is what files were to become when a process that changed them was killed; None is a removed file.
     """
-    content = {"pending": {}} | read_sealed(path, files=dict, **fields)
+    with reading(path):
+        data = read_file(path)
+    return unsealed_manifest(data, str(path), **fields)
+
+
+def unsealed_manifest(data: bytes, path: str, **fields: type) -> dict[str, Any]:
+    """What ``read_manifest`` returns, of bytes that are at hand; ``path`` says in an error where they are from."""
+    content = {"pending": {}} | unsealed(data, path, files=dict, **fields)
     if not isinstance(content["pending"], dict):
         raise CorruptError(f"{path}: damaged: its 'pending' is no record of files")
     removed = [name for name, record in content["pending"].items() if record is None]
@@ -110,7 +122,7 @@ def differences(folder: Path, files: Files) -> list[str]:
     for name, record in files.items():
         path = folder / name
         try:
-            with _reading(path):
+            with reading(path):
                 _check_size(path, record)
                 _check_hash(path, record, sha256_file(path))
         except CorruptError as error:
@@ -141,7 +153,7 @@ def read_recorded(path: Path, files: Files, name: str) -> bytes:
     """Read a file and return it only if its record in ``files``, under ``name``, confirms it."""
     if name not in files:
         raise CorruptError(f"{path}: not in its manifest")
-    with _reading(path):
+    with reading(path):
         _check_size(path, files[name])
         data = path.read_bytes()
     _check_hash(path, files[name], hashlib.sha256(data).hexdigest())
@@ -162,7 +174,8 @@ def _check_hash(path: Path, record: Mapping[str, Any], sha256: str) -> None:
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
+    """Turn what the system says of a file that cannot be read into a CorruptError."""
     try:
         yield
     except FileNotFoundError:

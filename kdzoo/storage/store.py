@@ -9,6 +9,7 @@ from pathlib import Path
 from kdzoo.errors import CorruptError
 from kdzoo.storage.atomic import rename_new, sync_folder, writing
 from kdzoo.storage.owner import discarded, sweep, temporary_in
+from kdzoo.storage.parcel import unpack
 from kdzoo.storage.sealed import differences, listed, read_manifest, record_files, write_sealed
 
 ENTRY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
@@ -29,13 +30,7 @@ class Store:
         place = self._place(kind, key)
         if not place.exists():
             return None
-        try:
-            manifest = read_manifest(place / "manifest.json", kind=str, key=str)
-            if (manifest["kind"], manifest["key"]) != (kind, key):
-                raise CorruptError(f"{place}: holds {manifest['kind']} {manifest['key']}")
-            problems = differences(place, manifest["files"])
-        except CorruptError as error:
-            problems = [str(error)]
+        problems = _problems(place, kind, key)
         if problems:
             raise CorruptError(f"stored {kind}: damaged{listed(problems)}\ndelete {place} and run again")
         return place
@@ -64,8 +59,36 @@ class Store:
         assert found is not None
         return found
 
+    def receive(self, kind: str, key: str, content: bytes) -> Path:
+        """Store a result that ``pack`` made of a store's folder on another machine; return its place, as ``publish``.
+
+        Raise CorruptError where the content is damaged or of another key; nothing is stored then.
+        """
+        place = self._place(kind, key)
+
+        def check(folder: Path) -> None:
+            problems = _problems(folder, kind, key)
+            if problems:
+                raise CorruptError(f"{place}: the {kind} that arrived for it is damaged{listed(problems)}")
+
+        unpack(content, place, check)
+        found = self.find(kind, key)
+        assert found is not None
+        return found
+
     def _place(self, kind: str, key: str) -> Path:
         for name in (kind, key):
             if not ENTRY.fullmatch(name):
                 raise ValueError(f"a kind or key of the store must be a plain name, got {name!r}")
         return self.root / kind / key
+
+
+def _problems(place: Path, kind: str, key: str) -> list[str]:
+    """One line for each thing that is wrong with the folder of a result."""
+    try:
+        manifest = read_manifest(place / "manifest.json", kind=str, key=str)
+        if (manifest["kind"], manifest["key"]) != (kind, key):
+            raise CorruptError(f"{place}: holds {manifest['kind']} {manifest['key']}")
+        return differences(place, manifest["files"])
+    except CorruptError as error:
+        return [str(error)]
