@@ -36,8 +36,8 @@ MOST_CLASSES, MOST_PANELS = 20, 9
 MOST_CURVES = 12
 #: Characters of a name in a chart.
 LONGEST_NAME = 40
-#: Inches, so that text is as large as the page's where the page is wide, and still readable on a phone.
-WIDTH, HEIGHT = 5.0, 3.4
+#: Inches, little more than a phone is wide, so that text is readable there.
+WIDTH, HEIGHT = 4.0, 2.8
 #: Inches that a letter of a name takes.
 LETTER = 0.09
 
@@ -242,7 +242,7 @@ def per_class_accuracy(classes: Sequence[str], accuracy: Mapping[str, Sequence[f
     words = "; ".join(
         f"{short(classes[k])}: " + ", ".join(f"{label} {shown[label][k]}" for label in labels) for k in reversed(order)
     )
-    drawing = render("classes", words, draw, 5.6, 1.1 + 0.27 * len(order))
+    drawing = render("classes", words, draw, 4.4, 1.1 + 0.27 * len(order))
     return Chart("Accuracy by class", caption, (drawing,))
 
 
@@ -295,11 +295,11 @@ def scatter(item: Scatter, number: int) -> Chart:
             axes.plot(xs, ys, joined + MARKERS[i % 8], color=SERIES[i % 8], markersize=7, label=group or None)
             for x, y, label in zip(xs, ys, labels, strict=True):
                 above = highest_nearby(x, y, [(x, y) for x, y, *_ in points])
-                name_point(axes, label, (x, y), 7 if above else -7, 8)
+                name_point(axes, label, (x, y), 7 if above else -7, 9)
         axes.margins(x=0.12, y=0.18)
         axes.set(xlabel=short(item.x_label), ylabel=short(item.y_label))
         if any(groups):
             axes.legend()
 
     words = "; ".join(f"{group} {label} {y:.4g} at {x:.4g}".strip() for x, y, label, group in points)
-    return Chart(item.title, item.note, (render(f"item{number}", words, draw, 6.0, 3.9),))
+    return Chart(item.title, item.note, (render(f"item{number}", words, draw, 4.4, 3.2),))

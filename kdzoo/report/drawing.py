@@ -29,6 +29,10 @@ ROLES = {"student": 0, "control": 1, "teacher": 2, "export": 3}
 MARKERS = "osD^vPX*"
 DASHES = ("-", "--", "-.", ":")
 
+#: How much larger a drawing is shown, at most, than it was drawn: its 10 points are then the 16 pixels of the page's
+#: text. A phone shows it smaller than it was drawn, and its text is still readable.
+LARGEST = 1.2
+
 #: How matplotlib draws.
 SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
@@ -134,7 +138,7 @@ def inline(name: str, words: str, document: str, width: float) -> str:
     for key in ("width", "height", "version"):
         root.attrib.pop(key, None)
     root.set("class", "chart")
-    root.set("style", f"max-width: {width:g}in")  # its text is never larger than the page's
+    root.set("style", f"max-width: {LARGEST * width:.3g}in")
     root.set("role", "img")
     root.set("aria-label", words)
     return ElementTree.tostring(root, encoding="unicode")

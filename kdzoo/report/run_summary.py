@@ -14,6 +14,8 @@ from kdzoo.report.verdict import Verdict, verdict
 
 #: More values of a list in provenance.json than this are counted, not listed.
 MOST_VALUES = 20
+#: Where provenance.json has the switches of torch.
+SETTINGS = "environment.settings."
 
 #: What it means for a student that only the likeliest classes of its teacher's answers were kept.
 SPREAD = (
@@ -49,6 +51,7 @@ class RunSummary:
     answers: str  # what the teacher's stored answers mean for the student; empty where they are whole
     time: str
     provenance: Grid
+    settings: Grid | None  # the part of the provenance that few readers need: every switch of torch
     recipe_text: str
     usage: tuple[Usage, ...]
     version: str = __version__
@@ -57,6 +60,8 @@ class RunSummary:
 def summarize(run: Run) -> RunSummary:
     """Say what a run folder holds."""
     results = run.results
+    origin = list(leaves(run.provenance))
+    settings = [(name.removeprefix(SETTINGS), value) for name, value in origin if name.startswith(SETTINGS)]
     files = [entry.usage for entry in results.entries() if entry.network == "student" and entry.format and entry.usage]
     return RunSummary(
         recipe=run.name,
@@ -75,7 +80,8 @@ def summarize(run: Run) -> RunSummary:
         stages=stages(results.stages, best_kept=section(run.recipe, "train").get("select") == "best"),
         answers=answers(results.stages),
         time=duration(results.seconds) if results.seconds else "",
-        provenance=grid(["what", "value"], list(leaves(run.provenance))),
+        provenance=grid(["what", "value"], [(name, value) for name, value in origin if not name.startswith(SETTINGS)]),
+        settings=grid(["setting", "value"], settings) if settings else None,
         recipe_text=run.recipe_text,
         usage=tuple(usage for usage in (results.usage, *files[:1]) if usage),
     )

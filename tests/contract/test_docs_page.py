@@ -156,4 +156,9 @@ def test_a_report_fits_the_window(browser, tmp_path, width):
     cut = "[...document.querySelectorAll('svg, table, td')].filter(e => e.getBoundingClientRect().right > innerWidth)"
     assert page.evaluate(f"{cut}.length") == 0
     assert page.locator("td", has_text="71.25").first.is_visible()
+    small = """[...document.querySelectorAll('svg')].flatMap(svg => {
+        const shown = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
+        return [...svg.querySelectorAll('text')].map(t => shown * parseFloat(getComputedStyle(t).fontSize));
+    }).filter(size => size < 8.5)"""
+    assert page.evaluate(small) == [], "letters of a drawing are too small to read"
     page.close()

@@ -156,6 +156,7 @@ PROVENANCE: dict[str, Any] = {
     "environment": {
         "kdzoo": "0.1.0", "torch": "2.15.0", "timm": "1.0.31", "python": "3.11.2",
         "device": "cpu", "cpu": "x86_64", "isa": "AVX512", "threads": 2,
+        "settings": {"torch's gradient mode": True, "torch.backends.cuda.math_sdp": True},
     },
     "plugins": {
         "example": {"distribution": "example", "version": "2.0"},

@@ -187,6 +187,14 @@ def test_drawings_are_as_wide_as_there_is_room(showing):
             assert re.fullmatch(r"max-width: [\d.]+in", attributes["style"])
 
 
+def test_the_switches_of_torch_are_folded_below_the_rest_of_the_provenance(showing):
+    told = page(read_run(showing)).split("<h2>Provenance</h2>")[1]
+    before, folded = told.split("<details><summary>2 settings</summary>")
+    assert "environment.torch</th>" in before
+    assert "settings" not in before
+    assert "torch.backends.cuda.math_sdp</th>" in folded.split("</details>")[0]
+
+
 @pytest.mark.parametrize("select", ["last", "best"])
 def test_the_best_epoch_is_shown_where_its_weights_are_kept(tmp_path, select):
     folder = write_run(tmp_path / "run")
