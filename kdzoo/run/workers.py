@@ -7,35 +7,18 @@ import os
 import signal
 import threading
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from typing import Any
 
-import kdzoo.errors
-from kdzoo.errors import DistributedError, KdzooError
+from kdzoo.contract.failure import Failure
+from kdzoo.errors import DistributedError
 
 #: Seconds between two looks at whether to stop.
 POLL_S = 0.1
 
 Stop = Callable[[], int]  # a signal's number once asked to stop, else 0
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An exception as it travels between processes, where not every class can."""
-
-    kind: str
-    text: str
-    traceback: str
-
-    def raised(self) -> Exception:
-        cls = getattr(kdzoo.errors, self.kind, None)
-        if isinstance(cls, type) and issubclass(cls, KdzooError):
-            return cls(self.text)
-        return RuntimeError(f"a worker process failed:\n{self.traceback}")
 
 
 class Workers:
@@ -84,7 +67,7 @@ def _failed(future: Future[Any]) -> Failure | None:
         text = "a worker process died, or was killed (out of memory?); what was saved stays, the same command goes on"
         return Failure(DistributedError.__name__, text, "")
     if error is not None:
-        return Failure(type(error).__name__, str(error), "".join(traceback.format_exception(error)))
+        return Failure.of(error)
     result = future.result()
     return result if isinstance(result, Failure) else None
 
@@ -123,4 +106,4 @@ def _work(task: Any) -> Any:
                 _begun["work"] = _begun["begin"](*_begun["arguments"], _begun["stop"])
             return _begun["work"](task)
         except Exception as error:  # whatever it is, it goes to the process that asked
-            return Failure(type(error).__name__, str(error), traceback.format_exc())
+            return Failure.of(error)
