@@ -20,8 +20,8 @@ def significant(value: float) -> str:
 
 
 def counted(value: float) -> str:
-    """A count in the unit that suits it: 868, 78.0 k, 1.73 M, 4.09 G."""
-    return scaled(value, ("", " k", " M", " G"), 1000)
+    """A count in the unit that suits it: 868, 78.0 k, 1.73 M, 4.09 G, 2.50 T."""
+    return scaled(value, ("", " k", " M", " G", " T", " P", " E"), 1000)
 
 
 def sized(mib: float) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -21,6 +21,9 @@ class Part(BaseModel):
     """A part of results.json. Keys that the report does not show are ignored."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore", allow_inf_nan=False, protected_namespaces=())
+
+
+_Part = TypeVar("_Part", bound=Part)
 
 
 class Latency(Part):
@@ -244,14 +247,19 @@ class Results(Part):
 
 def parse_results(content: Mapping[str, Any], place: Path | str = "results.json") -> Results:
     """Return the content of a results.json as typed data; ReportError names the first part that is not right."""
+    return parsed(Results, content, place, "a finished run")
+
+
+def parsed(kind: type[_Part], content: Mapping[str, Any], place: Path | str, writer: str) -> _Part:
+    """Return content as typed data; ReportError names the first part that is not as ``writer`` writes it."""
     try:
-        return Results.model_validate(visible(content))
+        return kind.model_validate(visible(content))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where, problem = ".".join(map(str, first["loc"])), first["msg"][:1].lower() + first["msg"][1:]
         given = "" if first["type"] == "missing" else f", got {plain(repr(first['input']), 40)}"
         raise ReportError(
-            f"{place}: {plain(where, 80)}: {plain(problem, 200)}{given}; it is not as a finished run writes it"
+            f"{place}: {plain(where, 80)}: {plain(problem, 200)}{given}; it is not as {writer} writes it"
         ) from None
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from kdzoo.contract.classification import quality
+from kdzoo.study.statistics import spread
 
 if TYPE_CHECKING:
     from kdzoo.recipe.sections import ExpectedRecipe
@@ -36,9 +36,9 @@ class Reproduction:
     problem: str
 
 
-def tolerance_of(expected: ExpectedRecipe, spread: float, seeds: int) -> float:
-    """How many points below the published mean a mean over ``seeds`` with a standard deviation ``spread`` may be."""
-    error = (expected.std**2 / expected.seeds + max(spread, expected.std) ** 2 / seeds) ** 0.5
+def tolerance_of(expected: ExpectedRecipe, std: float, seeds: int) -> float:
+    """How many points below the published mean a mean over ``seeds`` with a standard deviation ``std`` may be."""
+    error = (expected.std**2 / expected.seeds + max(std, expected.std) ** 2 / seeds) ** 0.5
     return max(STANDARD_ERRORS * error, LEAST_TOLERANCE)
 
 
@@ -54,25 +54,26 @@ def hold_against(expected: ExpectedRecipe, results: Sequence[Mapping[str, Any]])
     above MOST_TOLERANCE, a mean within it is neither reproduced nor refuted.
     """
     students = [quality(result["student"]) for result in results]
-    mean, spread = statistics.fmean(students), statistics.stdev(students) if len(students) > 1 else expected.std
-    tolerance = tolerance_of(expected, spread, len(students))
-    below = expected.top1_percent - mean
+    found = spread(students)
+    std = expected.std if found.std is None else found.std
+    tolerance = tolerance_of(expected, std, len(students))
+    below = expected.top1_percent - found.mean
     lines = [
-        f"student   {mean:.2f} +- {spread:.2f} % over {len(students)} seeds; "
+        f"student   {found.mean:.2f} +- {std:.2f} % over {len(students)} seeds; "
         f"expected {expected.top1_percent:.2f} +- {expected.std:.2f} over {expected.seeds} (tolerance {tolerance:.2f})"
     ]
     controls = [quality(result["control"]) for result in results if result.get("control")]
     bound = results[0].get("upper_bound")
     if len(controls) == len(students) and bound:
         lines.append(
-            f"control   {statistics.fmean(controls):.2f} %, an upper bound: the same network trained {bound}; the "
-            f"student's mean is {mean - statistics.fmean(controls):+.2f} points from it"
+            f"control   {spread(controls).mean:.2f} %, an upper bound: the same network trained {bound}; the "
+            f"student's mean is {found.mean - spread(controls).mean:+.2f} points from it"
         )
     elif len(controls) == len(students):
         gains = [s - c for s, c in zip(students, controls, strict=True)]
         wins = sum(gain > 0 for gain in gains)
         lines.append(
-            f"control   {statistics.fmean(controls):.2f} %; gain {statistics.fmean(gains):+.2f} points, "
+            f"control   {spread(controls).mean:.2f} %; gain {spread(gains).mean:+.2f} points, "
             f"{min(gains):+.2f} to {max(gains):+.2f}, better on {wins} of {len(gains)} seeds"
         )
     if below > tolerance:
