@@ -63,7 +63,7 @@ def export(
     from kdzoo.run.runner import Runner
     from kdzoo.storage.store import Store
 
-    runner = Runner(plan, zoo, source, Store(folder.parent.parent / ".store"))
+    runner = Runner(plan, zoo, source, Store(folder.parent.parent / ".store", source.uses))
     entries = runner.export_again()
     for entry in entries:
         say(json.dumps(entry, indent=2))

@@ -66,7 +66,8 @@ def run_plan(
         if folder.resumed:
             display.note(f"resuming {folder.root}")
         try:
-            runner = Runner(plan, zoo, folder, Store(out / ".store"), ranks, display, stop)
+            store = Store(out / ".store", folder.uses if ranks.first else None)
+            runner = Runner(plan, zoo, folder, store, ranks, display, stop)
             runner.rehearse()
             # Now, as an edit during the run is not what ran.
             keys = (result_key(runner.build), training_key(runner.build)) if ranks.first else ()

@@ -79,5 +79,6 @@ def begin_work(
     folder = None if place is None else RunFolder.view(place[0], owner=place[1])
     control = Control(Ranks(recipe.device), stop=stop)
     log = StageLog(None, Trackers((), control.display.note))  # the first process writes the log
-    stages = StageRunner(Builder(plan, Store(store), control.ranks), zoo, folder, control, log, [])
+    results = Store(store, None if folder is None else folder.uses)
+    stages = StageRunner(Builder(plan, results, control.ranks), zoo, folder, control, log, [])
     return lambda stage: stages.train(stage).key

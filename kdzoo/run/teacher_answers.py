@@ -51,7 +51,8 @@ def answer_recipe(
     )
     with training:
         try:
-            runner = Runner(replace(plan, trackers=()), zoo, training, Store(runs / ".store"), None, display, stop)
+            store = Store(runs / ".store", training.uses)
+            runner = Runner(replace(plan, trackers=()), zoo, training, store, None, display, stop)
             runner.data.check_form()
         except KdzooError:
             training.abandon()

@@ -87,14 +87,16 @@ def remove_folder(
     discard(temporary)
 
 
-def append_line(path: Path, line: str) -> None:
-    """Append one line in one write, so that a kill leaves at most the last line torn."""
+def append_line(path: Path, line: str, durable: bool = False) -> None:
+    """Append one line in one write, so that a kill leaves at most the last line torn; ``durable``: flush it to disk."""
     data = line.encode() + b"\n"
     with writing(path, len(data)):
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             if os.write(descriptor, data) != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if durable:
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)
 

@@ -16,9 +16,10 @@ from kdzoo.storage.atomic import replace_files, writing
 from kdzoo.storage.owner import sweep
 from kdzoo.storage.runs import Record
 from kdzoo.storage.sealed import Files, differences, listed, read_manifest, record_files, write_sealed
+from kdzoo.storage.uses import USES
 
 #: Not in the manifest: sealed on their own, gone after the run, or written by a tracker as it likes.
-UNLISTED = ("run.json", "manifest.json", "lock", "checkpoints", "planning", "tensorboard")
+UNLISTED = ("run.json", "manifest.json", "lock", USES, "checkpoints", "planning", "tensorboard")
 
 
 class Manifest:

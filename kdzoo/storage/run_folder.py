@@ -22,6 +22,7 @@ from kdzoo.storage.owner import Owner, sweep
 from kdzoo.storage.recipe_changes import check_same_recipe, differs_in_exports_alone
 from kdzoo.storage.runs import Record, RunRecord, create_run, existing_run, read_run_record, runs_of_seed, stage_folder
 from kdzoo.storage.sealed import read_recorded
+from kdzoo.storage.uses import Uses
 
 Outcome = Literal["new", "resumed", "finished", "viewed"]
 
@@ -30,7 +31,8 @@ class RunFolder:
     """One run on disk. Use it as a context manager, so that its lock is given up.
 
     ``outcome``: "new"; "resumed"; "finished" when there was nothing left to do; "viewed" when only looked at.
-    ``log`` is metrics.jsonl. ``warnings`` holds what was found wrong but could be mended; ``warn`` gets it at once.
+    ``log`` is metrics.jsonl, ``uses`` the results of the store that the run refers to. ``warnings`` holds what was found
+    wrong but could be mended; ``warn`` gets it at once.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class RunFolder:
         owner: Owner | None = None,
     ) -> None:
         self.root, self.outcome, self.log = root, outcome, MetricLog(root / "metrics.jsonl")
+        self.uses = Uses(root)
         self.warnings: list[str] = []
         self._record, self._lock, self._tell, self._owner = RunRecord(root, record), lock, warn, owner
         self._before: tuple[Record, bytes] | None = None  # record and recipe of a finished run that was reopened

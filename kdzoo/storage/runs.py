@@ -14,6 +14,7 @@ from kdzoo.storage.atomic import rename_new, write_text, writing
 from kdzoo.storage.lock import Lock
 from kdzoo.storage.owner import discarded, temporary_in
 from kdzoo.storage.sealed import read_sealed, write_sealed
+from kdzoo.storage.uses import USES
 from kdzoo.types import NAME
 
 RUN_ID = re.compile(r"(\d{4,})-seed(-?\d+)")
@@ -105,6 +106,7 @@ def create_run(
         lock.acquire()
         with lock.released_on_error():
             write_text(temporary / "recipe.yaml", recipe_text)
+            write_text(temporary / USES, "")
             write_sealed(temporary / "run.json", record)
             with writing(place):
                 renamed = rename_new(temporary, place)

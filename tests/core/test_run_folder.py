@@ -58,7 +58,13 @@ def test_a_run_gets_a_folder_of_its_own(tmp_path):
     with start(tmp_path / "runs", seed=7) as folder:
         assert folder.root == tmp_path / "runs" / "digits-kd" / "0001-seed7"
         assert (folder.outcome, folder.run_id, folder.finished, folder.resumed) == ("new", "0001-seed7", False, False)
-        assert sorted(path.name for path in folder.root.iterdir()) == ["checkpoints", "lock", "recipe.yaml", "run.json"]
+        assert sorted(path.name for path in folder.root.iterdir()) == [
+            "checkpoints",
+            "lock",
+            "recipe.yaml",
+            "run.json",
+            "uses",
+        ]
         assert sealed.read_sealed(folder.root / "run.json") == {
             "schema_version": 1,
             "kdzoo": kdzoo.__version__,
@@ -520,7 +526,7 @@ def test_a_finished_run_verifies_wherever_a_change_of_its_files_is_killed(tmp_pa
 def delivered(root: Path) -> int:
     """How many files of a run there are that a manifest records."""
     files = {path.name for path in root.rglob("*") if path.is_file()}
-    return sum(not owner.TEMPORARY.fullmatch(name) for name in files - {"run.json", "manifest.json", "lock"})
+    return sum(not owner.TEMPORARY.fullmatch(name) for name in files - {"run.json", "manifest.json", "lock", "uses"})
 
 
 def killed_at(moment: int, action: Callable[[], None], monkeypatch) -> int:

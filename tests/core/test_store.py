@@ -20,6 +20,7 @@ from kdzoo.storage import atomic, owner, sealed, state_codec
 from kdzoo.storage.checkpoints import Checkpoints
 from kdzoo.storage.owner import Owner
 from kdzoo.storage.store import Store
+from kdzoo.storage.uses import Uses
 
 
 def leftovers(folder: Path) -> list[Path]:
@@ -661,3 +662,57 @@ def test_the_store_says_when_it_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be written: Not a directory"):
         Store(tmp_path / "file").publish("stage", "abc", fill)
+
+
+# --- who uses what ----------------------------------------------------------------------------
+
+
+def stored(store: Store, key: str) -> Path:
+    return store.publish("stage", key, lambda folder: atomic.write_text(folder / "a.txt", key))
+
+
+def test_what_is_looked_for_or_stored_is_recorded_once_and_first(tmp_path):
+    noted = Uses(tmp_path)
+    assert Store(tmp_path / "store", noted).find("stage", "missing") is None
+    store = Store(tmp_path / "store", noted)
+
+    def write(folder: Path) -> None:
+        assert noted.read() == {"stage/missing", "stage/a"}, "the record must be there before the result is"
+
+    store.publish("stage", "a", write)
+    assert store.find("stage", "a") == tmp_path / "store" / "stage" / "a"
+    Store(tmp_path / "store", Uses(tmp_path)).find("stage", "a")
+    assert noted.path.read_text() == "stage/missing\nstage/a\n"
+    assert Store(tmp_path / "store").find("stage", "a") is not None, "nothing is recorded of a store without a record"
+
+
+def test_a_record_of_uses_goes_on_after_a_line_that_was_cut(tmp_path):
+    Uses(tmp_path).add("stage", "a")
+    with Uses(tmp_path).path.open("a") as file:
+        file.write("stage/b")
+    Uses(tmp_path).add("stage", "bcd")
+    assert Uses(tmp_path).read() == {"stage/a", "stage/b", "stage/bcd"}
+
+
+def test_a_damaged_record_of_uses_is_named(tmp_path):
+    record = Uses(tmp_path)
+    for content, problem in ((None, "missing"), (b"stage/a\n\0\0\n", "line 2 is damaged"), (b"\xff", "cannot be read")):
+        if content is not None:
+            record.path.write_bytes(content)
+        with pytest.raises(CorruptError) as caught:
+            record.read()
+        assert str(caught.value).startswith(f"{record.path}: {problem}")
+
+
+def test_a_find_says_when_a_result_was_used_last(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    place = stored(store, "a")
+    os.utime(place, (0, 0))
+    store.find("stage", "a")
+    assert place.stat().st_mtime > 1e9
+
+    def denied(*args, **kwargs):
+        raise PermissionError(errno.EPERM, "not yours")
+
+    monkeypatch.setattr(os, "utime", denied)
+    assert store.find("stage", "a") == place, "a store that can only be read serves"
