@@ -31,8 +31,8 @@ class RunFolder:
     """One run on disk. Use it as a context manager, so that its lock is given up.
 
     ``outcome``: "new"; "resumed"; "finished" when there was nothing left to do; "viewed" when only looked at.
-    ``log`` is metrics.jsonl, ``uses`` the results of the store that the run refers to. ``warnings`` holds what was found
-    wrong but could be mended; ``warn`` gets it at once.
+    ``log`` is metrics.jsonl, ``uses`` records the results of the store that the run needs. ``warnings`` holds what was
+    found wrong but could be mended; ``warn`` gets it at once.
     """
 
     def __init__(

@@ -55,7 +55,7 @@ def damage(path: Path, others: list[Path], rng: random.Random) -> Iterator[str]:
 
 def files_of(folder: Path) -> list[Path]:
     """Files of a run that its manifest vouches for, and the manifest itself."""
-    skipped = ("lock",)
+    skipped = ("lock", "uses")
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in skipped)
 
 

@@ -17,8 +17,8 @@ from kdzoo.storage.run_folder import RunFolder
 
 COMMANDS = ("verify-run", "report", "compare", "export")
 
-#: Hold nothing of the result: the name of a live owner, and the checkpoints of unfinished stages.
-EMPTY = ("lock", "checkpoints")
+#: Hold nothing of the result: the name of a live owner, the stored results that it used, and unfinished checkpoints.
+OUTSIDE = ("lock", "uses", "checkpoints")
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def content(folder: Path) -> dict[Path, bytes]:
 def test_every_corruption_of_every_file_is_refused(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    files = [path for path in content(run) if path.name not in EMPTY]
+    files = [path for path in content(run) if path.name not in OUTSIDE]
     assert {"run.json", "manifest.json", "results.json", "student.json"} < {path.name for path in files}
     others = dict(zip(files, [*files[1:], files[0]], strict=True))
     corruptions: tuple[Callable[[bytes, bytes], bytes | None], ...] = (
@@ -140,6 +140,6 @@ def test_the_number_of_files_is_told(
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code in (0, None)
-    outside = {"run.json", "manifest.json", "lock"}
+    outside = {"run.json", "manifest.json", "lock", "uses"}
     count = len([path for path in content(run) if path.name not in outside])
     assert capsys.readouterr().out == f"{run}: {count} files verify\n"
