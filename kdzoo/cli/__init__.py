@@ -40,6 +40,7 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    no_color: Annotated[bool, typer.Option("--no-color", help="Write no colours; so does NO_COLOR=1.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
@@ -55,6 +56,9 @@ def main() -> None:
     debug = "--debug" in sys.argv or bool(os.environ.get("KDZOO_DEBUG"))
     if "--debug" in sys.argv:
         sys.argv.remove("--debug")
+    if "--no-color" in sys.argv:  # anywhere, and for the processes that this one starts
+        sys.argv.remove("--no-color")
+        os.environ["NO_COLOR"] = "1"
     from kdzoo.errors import Interrupted, KdzooError, shown
 
     if hidden := [each for each in sys.argv[1:] if re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", each)]:

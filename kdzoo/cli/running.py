@@ -38,9 +38,10 @@ def run(
     folder, results = _run(recipe, overrides, out, new, resume)
     if results is None:
         return
-    from kdzoo.report.compare import comparison_table
+    from kdzoo.report.compare import comparison_parts
 
-    say(comparison_table(results, width()))
+    for text, tone in comparison_parts(results, width()):
+        say(text, tone=tone)
     for warning in results["warnings"]:
         warn(f"warning: {warning}")
     say(f"run folder: {folder}")

@@ -25,6 +25,11 @@ def comparison_table(results: Mapping[str, Any], width: int | None = None) -> st
 
     Where it is wider than ``width`` characters, it has fewer columns.
     """
+    return "\n".join(text for text, _ in comparison_parts(results, width))
+
+
+def comparison_parts(results: Mapping[str, Any], width: int | None = None) -> list[tuple[str, str]]:
+    """Return what ``comparison_table`` consists of, each text with its tone: that of a verdict, ``bad``, or none."""
     parsed = parse_results(results)
     found = comparison(parsed)
     models = [entry.model for entry in parsed.entries()]
@@ -38,13 +43,14 @@ def comparison_table(results: Mapping[str, Any], width: int | None = None) -> st
         *(f"{head.title}\n{wrapped(head.unit, max(6, len(head.title)))}".strip() for head in found.heads[1:]),
     ]
     parameters, macs, p95, ece = 5, 7, 9, 4
-    lines = [text_table(header, rows, left=2, width=width, spare=(p95, macs, ece, parameters)), ""]
+    table = text_table(header, rows, left=2, width=width, spare=(p95, macs, ece, parameters))
     judged = verdict(parsed)
-    said = [f"Rejected: {plain(row.name)}: {plain(problem, 400)}" for row in found.rows for problem in row.problems]
-    said.append(f"{judged.headline}. {judged.sentence}")
-    return "\n".join(
-        [*lines, *(line if width is None else textwrap.fill(line, width, break_on_hyphens=False) for line in said)]
-    )
+    rejected = [f"Rejected: {plain(row.name)}: {plain(problem, 400)}" for row in found.rows for problem in row.problems]
+    said = [*((text, "bad") for text in rejected), (f"{judged.headline}.", judged.tone), (judged.sentence, "")]
+    return [
+        (f"{table}\n", ""),
+        *((text if width is None else textwrap.fill(text, width, break_on_hyphens=False), tone) for text, tone in said),
+    ]
 
 
 def compare_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:

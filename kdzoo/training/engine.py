@@ -52,6 +52,7 @@ class Progress:
     samples_per_s: float
     shares: Mapping[str, float]  # of the time: data, teacher, student
     values: Mapping[str, float]
+    loss: float | None = None  # the weighted sum of the student's terms
     end_of_epoch: bool = False
 
 
@@ -167,18 +168,20 @@ class Engine:
                 samples_per_s=job.batch_size * job.ranks.world / max(spent, 1e-9),
                 shares={name: part / max(total, 1e-9) for name, part in seconds.items()},
                 values=logged,
+                loss=self.log.loss(logged),
             )
         )
 
     def _end_epoch(self, epoch: int) -> None:
         job = self.job
         means = self.log.end_epoch(epoch, self.step, self.networks.optimized["student"].lr)
+        loss = self.log.loss(means)
         if job.validate is not None:
             metrics = job.validate(self.networks.result)
             self.log.add_row(epoch, self.step, "validation", metrics)
             self.selection.consider(epoch, metrics, self.networks.result_model)
             means = {**means, **{f"validation_{name}": value for name, value in metrics.items()}}
-        self.on_progress(Progress(job.name, epoch, job.train.epochs, self.step, job.steps, 0.0, {}, means, True))
+        self.on_progress(Progress(job.name, epoch, job.train.epochs, self.step, job.steps, 0.0, {}, means, loss, True))
 
     # --- one step -----------------------------------------------------------------------------
 

@@ -97,6 +97,12 @@ class TrainingLog:
         """Add a row of metrics.jsonl."""
         self.rows.append({"stage": self._job.name, "epoch": epoch, "step": step, "split": split, **values})
 
+    def loss(self, values: Mapping[str, float]) -> float | None:
+        """The weighted sum of the student's terms among values by name; None where it has none."""
+        weights = self._job.loss_weights
+        own = [name for name, network in self.logged_of.items() if network == "student" and name in values]
+        return sum(weights[name] * values[name] for name in own) if own else None
+
     def state(self) -> dict[str, Any]:
         """All that ``restore`` needs, as JSON."""
         return {

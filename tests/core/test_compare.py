@@ -83,7 +83,8 @@ def test_the_comparison_as_text():
 teacher  cifar_resnet110     93.57     100.00   0.041      1.73 M  6.89 MiB   255 M         9.87   11.9
 student  cifar_resnet8       89.02      90.87       \N{EN DASH}      78.0 k   324 KiB  12.6 M        0.591  0.715
 
-No control, no verdict. The distilled student reaches 89.02 % on 10,000 test samples. \
+No control, no verdict.
+The distilled student reaches 89.02 % on 10,000 test samples. \
 The run has no control, so it cannot say whether distillation helped."""
     )
 

@@ -203,11 +203,18 @@ def test_every_value_is_logged_under_the_network_that_it_trains(make: Callable[.
         "level": "notes",
         "gap": "notes",
     }
-    everything = to_the_end(make(Everything))
+    everything = make(Everything)
+    shown: list[Any] = []
+    everything.on_progress = shown.append
+    to_the_end(everything)
     owners = {"critic": "critic", "peer_0.task": "peer_0"} | dict.fromkeys(
         ("task", "project", "bank", "fool"), "student"
     )
     assert everything.log.logged_of == owners
+    weights = everything.job.loss_weights
+    for progress in (shown[0], shown[-1]):  # of a step, of an epoch
+        own = sum(weights[name] * progress.values[name] for name in ("task", "project", "bank", "fool"))
+        assert progress.loss == pytest.approx(own)
     resumed = make(Everything)
     resumed.restore(*everything.state())
     assert resumed.log.logged_of == owners

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import io
+import os
+import pty
+import struct
 import sys
+import termios
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from kdzoo.report.columns import fitted_text, listed
-from kdzoo.terminal import Display, printable, say, width
+from kdzoo.terminal import Display, Line, Screen, printable, say, shortened, warn, width
 
 
 @pytest.mark.parametrize(
@@ -85,6 +92,7 @@ def test_paragraphs_are_filled_and_items_keep_their_place() -> None:
 class Step:
     epoch: int
     values: dict[str, float]
+    loss: float | None = 0.5
     end_of_epoch: bool = False
     stage: str = "student"
     epochs: int = 2
@@ -94,56 +102,80 @@ class Step:
     shares: dict[str, float] = field(default_factory=lambda: {"data": 0.25, "student": 0.75})
 
 
-def steps(display: Display) -> str:
-    """Two epochs of a stage; returns what the bar said in the second."""
-    display.progress(Step(0, {"loss": 2.5, "task": 2.0}))
-    display.progress(Step(0, {"loss": 2.0, "validation_top1_percent": 61.5}, end_of_epoch=True))
-    display.progress(Step(1, {"loss": 1.5, "task": 1.0}))
-    bar = display.live.tasks[0].fields["text"] if display.live else ""
-    display.progress(Step(1, {"loss": 1.25, "validation_top1_percent": 71.25}, end_of_epoch=True))
+def on_terminal(screen: Screen, columns: int = 100, rows: int = 25, **options: Any) -> io.StringIO:
+    """Give a screen a terminal of a size; returns what is written to it."""
+    written = io.StringIO()
+    screen.console = Console(file=written, force_terminal=True, width=columns, height=rows, **options)
+    return written
+
+
+def drawn(screen: Screen) -> list[str]:
+    """The live lines as they are drawn."""
+    return screen._drawn().plain.splitlines()
+
+
+def steps(display: Display) -> list[str]:
+    """Two epochs of a stage; returns what is drawn in the second."""
+    display.progress(Step(0, {"task": 2.0}, 2.5))
+    display.progress(Step(0, {"task": 2.0, "validation_top1_percent": 61.5}, 2.0, end_of_epoch=True))
+    display.progress(Step(1, {"task": 1.0}, 1.5, step=3))
+    bar = drawn(display)
+    display.progress(Step(1, {"task": 1.0, "validation_top1_percent": 71.25}, 1.25, end_of_epoch=True, step=4))
     display.stage("delivery", "evaluating \x1b[2J")
     return bar
 
 
-def test_a_terminal_shows_loss_and_accuracy_and_keeps_a_line_a_stage() -> None:
+def test_a_terminal_shows_loss_and_accuracy_and_keeps_a_line_an_epoch() -> None:
     display = Display()
-    display.console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    written = on_terminal(display)
     with display:
-        bar = steps(display)
-    assert bar == "epoch 2/2  loss 1.5  validation 61.50 %  1234 samples/s  data 25%"
-    said = display.console.file.getvalue()  # type: ignore[attr-defined]
-    assert "  student: 2 epochs, loss 1.25, validation 71.25 %\n" in said
+        [bar] = steps(display)
+        assert drawn(display) == []  # the stage is over
+    assert bar == (
+        "student  \N{BOX DRAWINGS HEAVY HORIZONTAL}".ljust(15, "\N{BOX DRAWINGS HEAVY HORIZONTAL}")
+        + "\N{BOX DRAWINGS LIGHT HORIZONTAL}" * 2
+        + "  epoch 2/2  loss 1.5  validation 61.50 %  1234 samples/s  data 25%  0:00"
+    )
+    said = written.getvalue()
+    assert "  student  epoch 1/2  loss 2  validation 61.50 %\n" in said
+    assert "  student  epoch 2/2  loss 1.25  validation 71.25 %\n" in said
     assert "delivery: evaluating \\x1b[2J" in said
+    assert said.endswith("\x1b[?25h\r\x1b[1A\x1b[2K")  # the cursor is back, nothing is left of the live line
 
 
 @pytest.mark.parametrize(
     ("columns", "text"),
     [
-        (120, "epoch 2/2  task 1  validation 61.50 %  kd 0.5  other 2  1234 samples/s  data 25%  student 75%"),
-        (80, "epoch 2/2  task 1  validation 61.50 %  kd 0.5  other 2"),
-        (60, "epoch 2/2  task 1  validation 61.50 %"),
-        (10, "epoch 2/2"),
+        (120, "epoch 2/2  loss 0.5  validation 61.50 %  task 1  kd 0.5  other 2  1234 samples/s  data 25%"),
+        (80, "epoch 2/2  loss 0.5  validation 61.50 %  task 1"),
+        (60, "epoch 2/2  loss 0.5  validation 61.50 %"),
+        (40, "epoch 2/2  loss 0.5"),
+        (30, "epoch 2/2"),
+        (20, "e\N{HORIZONTAL ELLIPSIS}"),
     ],
 )
-def test_a_narrow_terminal_shows_the_first_term_and_the_accuracy(columns: int, text: str) -> None:
+def test_a_narrow_terminal_shows_the_loss_and_the_accuracy_first(columns: int, text: str) -> None:
     display = Display()
-    display.console = Console(file=io.StringIO(), force_terminal=True, width=columns)
+    on_terminal(display, columns)
     terms = {"task": 1.0, "kd": 0.5, "grad_norm": 9.0, "other": 2.0, "fourth": 3.0}
     with display:
         display.progress(Step(0, terms))
         display.progress(Step(0, {**terms, "validation_top1_percent": 61.5}, end_of_epoch=True))
-        display.progress(Step(1, terms))
-        assert display.live.tasks[0].fields["text"] == text
+        display.progress(Step(1, terms, step=2))
+        [line] = drawn(display)
+    assert line[19 if columns > 70 else 9 : -6] == text
+    assert len(line) <= columns - 3  # where the terminal writes ^C, no line wraps
 
 
-def test_a_pipe_gets_a_line_an_epoch() -> None:
+@pytest.mark.parametrize("options", [{"force_terminal": False}, {"force_terminal": True, "_environ": {"TERM": "dumb"}}])
+def test_a_pipe_and_a_dumb_terminal_get_a_line_an_epoch(options: dict[str, Any]) -> None:
     display = Display()
-    display.console = Console(file=io.StringIO(), width=100)
+    display.console = Console(file=io.StringIO(), width=100, **options)
     with display:
         steps(display)
     assert display.console.file.getvalue().splitlines() == [  # type: ignore[attr-defined]
-        "  student epoch 1/2  loss 2  validation_top1_percent 61.5",
-        "  student epoch 2/2  loss 1.25  validation_top1_percent 71.25",
+        "  student epoch 1/2  task 2  validation_top1_percent 61.5",
+        "  student epoch 2/2  task 1  validation_top1_percent 71.25",
         "delivery: evaluating \\x1b[2J",
     ]
 
@@ -154,3 +186,98 @@ def test_a_silent_display_says_nothing(capsys: pytest.CaptureFixture[str]) -> No
         display.note("something")
     captured = capsys.readouterr()
     assert captured.out + captured.err == ""
+
+
+# --- several live lines -------------------------------------------------------------------------------
+
+LINES = [Line(f"arm-{i} seed 0: student", ("epoch 1/9", "loss 0.5"), i / 8, 65.0) for i in range(9)]
+
+
+def test_a_screen_shows_a_line_for_each_task_and_counts_those_that_have_no_room() -> None:
+    screen = Screen()
+    on_terminal(screen, 80, 8)
+    with screen:
+        screen.show(LINES, "3 of 12 tasks\x1b[2J")
+        lines = drawn(screen)
+        assert lines[0] == "3 of 12 tasks\\x1b[2J"
+        assert [line.split()[0] for line in lines[1:-1]] == ["arm-0", "arm-1", "arm-2", "arm-3"]
+        assert lines[-1] == "and 5 more"
+        assert lines[3].endswith("  epoch 1/9  loss 0.5  1:05")
+        screen.show([Line("waiting"), LINES[8]])
+        assert [len(line) for line in drawn(screen)] == [len("waiting") + 16, 58]
+
+
+def test_of_a_long_name_the_end_is_shown_too() -> None:
+    assert shortened("digits-with-a-long-name seed 0: student", 20, 10) == "digits-wi\N{HORIZONTAL ELLIPSIS}0: student"
+    assert [shortened("abc", room, 1) for room in range(4)] == [
+        "",
+        "\N{HORIZONTAL ELLIPSIS}",
+        "\N{HORIZONTAL ELLIPSIS}c",
+        "abc",
+    ]
+
+
+# --- colour ---------------------------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("asked", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True), ({"TERM": "dumb"}, False)]
+)
+def test_verdicts_and_errors_have_colours_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, asked: dict[str, str], coloured: bool
+) -> None:
+    for name, value in ({"NO_COLOR": "", "TERM": "xterm"} | asked).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    say("better \x1b[2J", tone="good")
+    say("unknown", tone="unknown")
+    warn("error: a.yaml: wrong")
+    plain = ("better \\x1b[2J\nunknown\n", "error: a.yaml: wrong\n")
+    painted = ("\x1b[32mbetter \\x1b[2J\x1b[0m\nunknown\n", "\x1b[31merror:\x1b[0m a.yaml: wrong\n")
+    assert (sys.stdout.getvalue(), sys.stderr.getvalue()) == (painted if coloured else plain)  # type: ignore[attr-defined]
+
+
+def test_a_pipe_has_no_colours(capsys: pytest.CaptureFixture[str]) -> None:
+    say("better", tone="good")
+    warn("error: wrong")
+    assert capsys.readouterr() == ("better\n", "error: wrong\n")
+
+
+# --- a real terminal --------------------------------------------------------------------------------
+
+LIVE = """
+import sys, time
+from kdzoo.terminal import Line, Screen, stop_signals
+with stop_signals() as stop, Screen() as screen:
+    screen.show([Line(f"task {i}", ["epoch 1/9"], 0.5) for i in range(3)], "3 tasks")
+    while not stop() or sys.argv[1] == "2":
+        time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_after_ctrl_c_the_cursor_is_back_and_nothing_is_left_half_drawn(signals: int) -> None:
+    command = [sys.executable, "-c", LIVE, str(signals)]
+    pid, terminal = pty.fork()
+    if not pid:
+        os.environ["TERM"] = "xterm"
+        os.execv(command[0], command)
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
+    written, sent = b"", 0
+    with contextlib.suppress(OSError):  # Linux: the other end is closed
+        while part := os.read(terminal, 65536):
+            written += part
+            if (b"task 2" in written and not sent) or (b"stopping" in written and sent == 1 < signals):
+                os.write(terminal, b"\x03")
+                sent += 1
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == (0 if signals == 1 else 130)
+    end = written[written.rindex(b"task 2") :]
+    assert b"\x1b[?25h" in end
+    assert end.count(b"\x1b[1A\x1b[2K") >= 3 if signals == 1 else end.endswith(b"\r\x1b[4A\x1b[J\x1b[?25h")
