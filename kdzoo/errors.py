@@ -131,6 +131,10 @@ class Interrupted(KdzooError):
         super().__init__(message)
         self.exit_code = exit_code
 
+    def __reduce__(self) -> tuple[type[Interrupted], tuple[str, int]]:
+        """Say how to make it again in another process, with its exit code."""
+        return type(self), (str(self), self.exit_code)
+
 
 def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
     """Return the clause ``; did you mean 'x'?`` for the closest known name, or nothing."""

@@ -18,7 +18,7 @@ from kdzoo.models.network import registering_module
 STAGE_FORMAT = 1
 
 #: What of the core decides no bit of a result: report, tests and command line.
-INDECISIVE = ("report", "study", "testing", "checks", "terminal", "cli", "__main__", "recipes")
+INDECISIVE = ("processes", "report", "study", "testing", "checks", "terminal", "cli", "__main__", "recipes")
 
 
 def source_hash(cls: type) -> str:

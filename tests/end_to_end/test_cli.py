@@ -20,6 +20,7 @@ from command_line import RECIPES, CommandLine, Trained, base_environment, result
 from safetensors.torch import load_file
 from test_refusals import refused
 
+from kdzoo.cli import looking
 from kdzoo.storage.run_folder import RunFolder
 from kdzoo.testing.checks import ALL
 
@@ -252,7 +253,7 @@ def test_the_schema_accepts_every_bundled_recipe(cli: CommandLine) -> None:
     assert "temperature" in ended.out
 
 
-@pytest.mark.parametrize("kind", ["algorithms", "models", "datasets", "exporters", "quantizers", "trackers", "recipes"])
+@pytest.mark.parametrize("kind", looking.KINDS)
 def test_list_prints_objects(cli: CommandLine, kind: str) -> None:
     ended = cli("list", kind, "--json")
     assert ended.code == 0, ended
