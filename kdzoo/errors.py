@@ -32,6 +32,10 @@ class NeedsError(KdzooError):
     """An algorithm's declared needs that the recipe does not meet."""
 
 
+class BudgetError(KdzooError):
+    """A budget that no candidate for the student meets."""
+
+
 class PluginError(KdzooError):
     """A plugin that is broken, or two that claim one name."""
 

@@ -1,22 +1,12 @@
-"""The user's cache folder: what was found out about the installed plugins, one JSON file an entry.
-
-An entry that is missing, damaged or too old, or a folder that cannot be read or written, is never an error.
-"""
+"""What was found out about the installed plugins, kept in the user's cache folder."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kdzoo.errors import KdzooError
-from kdzoo.storage.atomic import write_bytes
-from kdzoo.storage.cache_folder import cache_folder
-from kdzoo.storage.owner import sweep
+from kdzoo.storage.cache_folder import cache_folder, read_entry, write_entry
 from kdzoo.types import stable_hash
 from kdzoo.zoo.finding import Found
 from kdzoo.zoo.installed import plugin_state
@@ -35,33 +25,9 @@ def catalogue_folder() -> Path | None:
     return None if folder is None else folder / "catalogue"
 
 
-def read_body(place: Path, lasts_s: float | None) -> Body | None:
-    """Return the content of an entry; None if there is none, or it is damaged or too old."""
-    try:
-        digest, _, content = place.read_bytes().partition(b"\n")
-        if hashlib.sha256(content).hexdigest().encode() != digest or (lasts_s is not None and age(place) > lasts_s):
-            return None
-        body = json.loads(content)
-    except (OSError, ValueError, RecursionError):
-        return None
-    return body if isinstance(body, dict) else None
-
-
-def age(place: Path) -> float:
-    """Return how long ago an entry was written, in seconds."""
-    return time.time() - place.stat().st_mtime
-
-
 def write_body(place: Path, body: Mapping[str, Any]) -> None:
     """Keep an entry if the folder takes it."""
-    content = json.dumps(body, separators=(",", ":")).encode()
-    with contextlib.suppress(OSError, KdzooError):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(place, hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
-        sweep(place.parent)
-        entries = sorted(place.parent.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-        for old in entries[KEPT:]:
-            old.unlink(missing_ok=True)
+    write_entry(place, body, KEPT)
 
 
 # --- plugins that end or hang the process -------------------------------------------------------------
@@ -77,7 +43,7 @@ def fatal_plugins(found: Iterable[Found]) -> dict[Found, str]:
             fatal[one] = _fatal[one]
             continue
         place = _fatal_place(one)
-        if place is not None and (body := read_body(place, FATAL_S)) is not None:
+        if place is not None and (body := read_entry(place, FATAL_S)) is not None:
             fatal[one] = str(body.get("cause", ""))
     return fatal
 

@@ -15,8 +15,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 import kdzoo
+from kdzoo.storage.cache_folder import age, read_entry
 from kdzoo.types import stable_hash
-from kdzoo.zoo.cache import age, catalogue_folder, fatal_plugins, read_body, remember_fatal, write_body
+from kdzoo.zoo.cache import catalogue_folder, fatal_plugins, remember_fatal, write_body
 from kdzoo.zoo.cards import body_of, cards_of, zoo_of
 from kdzoo.zoo.finding import Found, find_plugins
 from kdzoo.zoo.installed import distributions, files_below, plugin_state, state_of
@@ -88,7 +89,7 @@ def _place(found: Sequence[Found], only: str) -> Path | None:
 
 
 def _read(place: Path) -> Zoo | None:
-    body = read_body(place, None)
+    body = read_entry(place)
     try:
         if body is None or state_of(Path(source[0]) for source in body["sources"]) != body["sources"]:
             return None

@@ -201,10 +201,10 @@ MAY_WRITE = {
     "kdzoo/run/runner.py": ({"shutil.rmtree"}, "trackers' files, which are written anew when a run goes on"),
     "kdzoo/run/stage_log.py": ({"shutil.rmtree"}, "trackers' files, which are written anew when a run goes on"),
     "kdzoo/run/student_files.py": ({".mkdir"}, "the folder that storage writes a model's own files into"),
+    "kdzoo/study/candidates.py": ({"tempfile.TemporaryDirectory"}, "the scratch folder of a file that is measured"),
     "kdzoo/testing/checks.py": ({"tempfile.TemporaryDirectory"}, "the checkpoints of a check"),
     "kdzoo/testing/harness.py": ({"tempfile.mkdtemp"}, "the runs of checks, removed with their harness"),
     "kdzoo/testing/scaffold.py": ({".mkdir"}, "the folder that storage writes a new plugin into"),
-    "kdzoo/zoo/cache.py": ({".mkdir", ".unlink"}, "the user's cache, which storage writes"),
     "kdzoo/zoo/survey.py": ({"os.write"}, "the pipe to the process that asked"),
     "plugins/kdzoo_executorch/executorch_file.py": (
         {".write_bytes"},

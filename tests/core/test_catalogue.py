@@ -231,11 +231,12 @@ def test_two_processes_write_one_catalogue(cache: Path, tmp_path: Path) -> None:
     code = f"""
         import sys
         from pathlib import Path
-        from kdzoo.zoo.cache import read_body, write_body
+        from kdzoo.storage.cache_folder import read_entry
+        from kdzoo.zoo.cache import write_body
         body = {{"plugins": [], "refused": [], "offers": [], "sources": [], "filling": sys.argv[1] * 100_000}}
         for _ in range(20):
             write_body(Path({str(cache)!r}, "same.json"), body)
-            assert read_body(Path({str(cache)!r}, "same.json"), None) is not None
+            assert read_entry(Path({str(cache)!r}, "same.json")) is not None
     """
     both = [subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), letter]) for letter in "ab"]
     assert [process.wait() for process in both] == [0, 0]
