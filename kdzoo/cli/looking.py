@@ -29,7 +29,7 @@ def show(
     possible_path(Path(what))
     path = find_recipe(Path(what))
     if path.exists() or what.endswith((".yaml", ".yml")):
-        from kdzoo.plan.resolve import filled
+        from kdzoo.plan.filled import filled
         from kdzoo.recipe.reading import dump_recipe, load_recipe
 
         say(dump_recipe(filled(load_recipe(path, list(override or [])).recipe, catalogue())), end="")

@@ -60,6 +60,9 @@ class Algorithm(nn.Module):
     #: Name of the option that chooses the algorithm for the stages; options that this class does not declare then go to
     #: that algorithm, and so do the loss weights.
     delegate: ClassVar[str | None] = None
+    #: Options and loss weights, under ``options`` and ``loss_weights``, that an algorithm has by default where this one
+    #: hands its work to it, by that algorithm's name.
+    delegate_defaults: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {}
     #: Conformance checks that do not apply, each with the reason; shown on the card.
     skip_checks: ClassVar[Mapping[str, str]] = {}
     #: What every recipe of this algorithm needs, e.g. a student of some kind; the conformance suite adds it to its own

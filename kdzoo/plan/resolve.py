@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import to_jsonable_python
 
 from kdzoo.contract.declared import bounds
 from kdzoo.contract.extension_points import DataSource, Exporter, Offer, Quantizer, Tracker
 from kdzoo.contract.stage import AlgorithmChoice, ModelSpec
 from kdzoo.errors import KdzooError, PluginError, RecipeError, UnknownName, shown
-from kdzoo.plan.preprocessing import fill_preprocessing
 from kdzoo.plan.schema import fits
 from kdzoo.plan.stored_answers import why_not_logits, why_not_without_network
 from kdzoo.recipe.problems import PREPROCESSING, RecipeProblems, explain, unknown_key
@@ -177,46 +175,6 @@ def _section(model: type[Section], content: Any) -> Section | None:
         return None  # what is wrong with it has been reported
 
 
-# --- defaults -------------------------------------------------------------------------------------
-
-
-def filled(recipe: Recipe, zoo: Zoo) -> Recipe:
-    """Return a recipe with the defaults of its plugins' options, its loss weights and its preprocessing written out.
-
-    ``zoo`` may be one of cards. What it does not offer stays as it is written.
-    """
-    data = recipe.model_dump(mode="json")
-    section, weights = data["algorithm"], dict[str, float]()
-    name: Any = recipe.algorithm.name
-    seen = set[str]()
-    while name in zoo.algorithms and name not in seen:
-        cls = zoo.algorithms[name].thing
-        seen.add(name)
-        section["options"] = {**_defaults(cls), **section["options"]}
-        weights = {**cls.default_weights, **weights}
-        name = section["options"].get(cls.delegate) if cls.delegate else None
-    section["loss_weights"] = {**weights, **section["loss_weights"]}
-    if recipe.data.name in zoo.datasets:
-        options = data["data"]["options"]
-        data["data"]["options"] = {**_defaults(zoo.datasets[recipe.data.name].thing), **options}
-    for export in data["export"]:
-        if export["format"] in zoo.exporters:
-            defaults = _defaults(zoo.exporters[export["format"]].thing)
-            defaults.pop("quantize", None)  # it is written next to the options
-            export["options"] = {**defaults, **export["options"]}
-    if not isinstance(recipe.data.augmentation, str):
-        data["data"]["augment"] = recipe.data.augmentation.model_dump(mode="json")
-    if recipe.data.name in zoo.datasets and zoo.datasets[recipe.data.name].thing.encoded:
-        fill_preprocessing(data, recipe)
-    return Recipe.model_validate(data)
-
-
-def _defaults(cls: Any) -> dict[str, Any]:
-    fields = cls.Options.model_fields.items()
-    given = {name: field.get_default(call_default_factory=True) for name, field in fields if not field.is_required()}
-    return dict(to_jsonable_python(given))
-
-
 # --- the algorithm --------------------------------------------------------------------------------
 
 
@@ -250,6 +208,7 @@ def _resolve(
     if cls.delegate and validated is None:
         return None
     via = getattr(validated, cls.delegate) if cls.delegate else None
+    usual = cls.delegate_defaults.get(via or "", {})
     delegate = _lookup(zoo.algorithm, via, f"options.{cls.delegate}", report) if via is not None else None
     if via is not None and delegate is None:
         return None
@@ -267,6 +226,7 @@ def _resolve(
     for term in loss_weights:
         if term not in terms:
             report(f"loss_weights.{term}", unknown_key(term, list(terms), "loss term"))
+    rest, loss_weights = usual.get("options", {}) | rest, {**usual.get("loss_weights", {}), **loss_weights}
     chosen = _bind(cls, own, loss_weights, zoo, report)
     delegated = _bind(delegate, rest, loss_weights, zoo, report) if delegate is not None else None
     if chosen is None or (delegate is not None and delegated is None):

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kdzoo.errors import Interrupted, KdzooError
-from kdzoo.plan.resolve import Plan, filled
+from kdzoo.plan.filled import filled
+from kdzoo.plan.resolve import Plan
 from kdzoo.recipe.reading import dump_recipe, recipe_hash
 from kdzoo.report.writing import write_report
 from kdzoo.run.builder import Builder

@@ -13,7 +13,8 @@ from kdzoo.contract.stage import StageResult
 from kdzoo.errors import KdzooError, NeedsError
 from kdzoo.evaluation.measuring import network_entry
 from kdzoo.models.network import Network
-from kdzoo.plan.resolve import Plan, filled
+from kdzoo.plan.filled import filled
+from kdzoo.plan.resolve import Plan
 from kdzoo.plan.stored_answers import why_not_logits, why_not_without_network
 from kdzoo.recipe.reading import dump_recipe, recipe_hash
 from kdzoo.run.runner import Runner

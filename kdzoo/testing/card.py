@@ -208,6 +208,9 @@ def describe_algorithm(cls: type[Algorithm] | AlgorithmCard, offer: Offer) -> st
     lines += _option_lines(card)
     if card.default_weights:
         lines += ["", "loss_weights"] + [f"  {name:<20} {weight:g}" for name, weight in card.default_weights.items()]
+    for via, usual in card.delegate_defaults.items():
+        given = {**usual.get("options", {}), **usual.get("loss_weights", {})}
+        lines += ["", f"through {via}, by default: " + ", ".join(f"{name} {value:g}" for name, value in given.items())]
     for label in LABELS:
         if parts.get(label) and not (label == "Differs from the paper" and DIFFERS in notes):
             lines += ["", f"{label}: {parts[label]}"]

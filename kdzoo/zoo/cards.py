@@ -64,6 +64,7 @@ class AlgorithmCard(Card):
     default_weights: Mapping[str, Any] = field(default_factory=dict)
     also_known_as: tuple[str, ...] = ()
     delegate: str | None = None
+    delegate_defaults: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     rung: str = "losses"  # the lowest that the class overrides
     plans_stages: bool = False
     skip_checks: Mapping[str, str] = field(default_factory=dict)
@@ -97,6 +98,7 @@ def card_of(kind: str, thing: Any) -> Any:
         default_weights=dict(thing.default_weights),
         also_known_as=tuple(thing.also_known_as),
         delegate=thing.delegate,
+        delegate_defaults=thing.delegate_defaults,
         rung=rung(thing),
         plans_stages=plans_stages(thing),
         skip_checks=dict(thing.skip_checks),

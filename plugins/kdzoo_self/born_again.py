@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -37,11 +38,10 @@ class BornAgain(Algorithm):
     Raises: nothing.
     Source: Furlanello, Lipton, Tschannen, Itti, Anandkumar, "Born-Again Neural Networks", ICML 2018,
         https://arxiv.org/abs/1805.04770, the sequence of teaching selves.
-    Differs from the paper: 1. the divergence is softened and weighed as ``via`` does by default; the paper's objective
-        has no temperature: for it write ``temperature: 1.0`` and equal loss weights. 2. the ensemble of all generations
-        is measured, and one network delivered. 3. the variants that weigh samples by the teacher's confidence or
-        permute its predictions are left out.
-    Defaults from: the paper (one rebirth, by distillation of the outputs); the algorithm of ``via`` (everything else).
+    Differs from the paper: 1. the ensemble of all generations is measured, and one network delivered. 2. the variants
+        that weigh samples by the teacher's confidence or permute its predictions are left out.
+    Defaults from: the paper (one rebirth, by distillation of the outputs; through ``kd`` no temperature, and labels and
+        teacher weigh the same); the algorithm of ``via`` (everything else).
     """
 
     name = "born_again"
@@ -53,6 +53,7 @@ class BornAgain(Algorithm):
     )
     needs = Needs(teachers=(0, 1))
     delegate = "via"
+    delegate_defaults: ClassVar = {"kd": {"options": {"temperature": 1.0}, "loss_weights": {"task": 1.0, "kd": 1.0}}}
     also_known_as = ("ban", "born_again_networks")
 
     class Options(AlgorithmOptions):

@@ -21,7 +21,8 @@ from kdzoo.data.image_code import image_code
 from kdzoo.data.images import Decoder
 from kdzoo.errors import ModelError, RecipeError
 from kdzoo.models.building import data_preprocessing, own_preprocessing
-from kdzoo.plan.resolve import filled, resolve
+from kdzoo.plan.filled import filled
+from kdzoo.plan.resolve import resolve
 from kdzoo.recipe.problems import Positions
 from kdzoo.recipe.reading import LoadedRecipe, parse_recipe
 from kdzoo.recipe.sections import Recipe

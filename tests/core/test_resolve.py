@@ -17,7 +17,8 @@ from kdzoo.api.models import ModelFamily
 from kdzoo.contract.extension_points import Offer
 from kdzoo.contract.stage import ModelSpec
 from kdzoo.errors import PluginError, RecipeError, UnknownName
-from kdzoo.plan.resolve import Plan, filled, further_problems, resolve, resolve_algorithm, resolve_choice, unmet_needs
+from kdzoo.plan.filled import filled
+from kdzoo.plan.resolve import Plan, further_problems, resolve, resolve_algorithm, resolve_choice, unmet_needs
 from kdzoo.plan.schema import recipe_schema
 from kdzoo.plan.stored_answers import why_not_logits, why_not_without_network
 from kdzoo.recipe.reading import dump_recipe, parse_recipe
@@ -538,6 +539,22 @@ def test_every_default_of_a_plugin_is_filled_in():
         before.algorithm.options,
         before.algorithm.loss_weights,
     )
+
+
+def test_an_algorithm_may_have_other_defaults_for_its_delegate():
+    usual = {"soft": {"options": {"temperature": 1.0}, "loss_weights": {"soft": 2.0}}}
+    chain = type("Usual", (Chain,), {"delegate_defaults": usual})
+    zoo = dataclasses.replace(
+        ZOO, algorithms={**ZOO.algorithms, "chain": dataclasses.replace(ZOO.algorithms["chain"], thing=chain)}
+    )
+    _, soft = resolve_algorithm("chain", {"via": "soft"}, {"task": 0.5}, zoo)
+    assert soft is not None
+    assert (soft.options.temperature, soft.loss_weights) == (1.0, {"task": 0.5, "soft": 2.0})
+    _, soft = resolve_algorithm("chain", {"via": "soft", "temperature": 3.0}, {"soft": 0.7}, zoo)
+    assert soft is not None
+    assert (soft.options.temperature, soft.loss_weights) == (3.0, {"task": 0.1, "soft": 0.7})
+    whole = filled(parse_recipe(CHAIN.encode(), Path("x.yaml"), ["algorithm.options={}"]).recipe, zoo).algorithm
+    assert (whole.options["temperature"], whole.loss_weights["task"], whole.loss_weights["soft"]) == (1.0, 0.1, 2.0)
 
 
 def test_the_defaults_of_a_delegate_are_filled_in_too():

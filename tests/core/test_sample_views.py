@@ -25,7 +25,7 @@ from kdzoo.data.loader import Loader
 from kdzoo.data.mixing import box, mixed
 from kdzoo.data.sample_views import SampleViews
 from kdzoo.errors import DataError, NeedsError, RecipeError
-from kdzoo.plan.resolve import filled
+from kdzoo.plan.filled import filled
 from kdzoo.recipe.image_sections import PRESETS, AugmentRecipe
 from kdzoo.recipe.reading import parse_recipe
 from kdzoo.recipe.sections import DataRecipe
