@@ -22,7 +22,7 @@ from typing import Any
 
 import typer
 
-from kdzoo import api, cli, errors, losses
+from kdzoo import cli, errors
 from kdzoo.contract.algorithm import Algorithm
 from kdzoo.contract.extension_points import Offer
 from kdzoo.recipe.reading import load_recipe
@@ -688,23 +688,15 @@ def _recipes_of(name: str, recipes: Mapping[str, Recipe], zoo: Zoo, here: str) -
 
 
 def _functions(cls: type[Algorithm]) -> str:
-    """The pure functions that the class's module defines or imports from the core."""
-    module = cls.__module__
-    functions = inspect.getmembers(sys.modules[module], inspect.isfunction)
-    found = [f for name, f in functions if name.endswith("_loss") and f.__module__ in (module, losses.__name__)]
-    if not found:
+    """The pure functions that the class names."""
+    if not cls.loss_functions:
         return "It has no loss of its own."
-    return page(
-        *(
-            page(fenced(f"from {_place(f, module)} import {f.__name__}\n\n{_signature(f)}", "python"), _documented(f))
-            for f in found
-        )
-    )
+    return page(*map(_function, cls.loss_functions))
 
 
-def _place(function: Callable[..., Any], module: str) -> str:
-    """Where a plugin imports a pure function from."""
-    return module if function.__module__ == module else api.__name__
+def _function(function: Callable[..., Any]) -> str:
+    line = f"from kdzoo.losses import {function.__name__}"
+    return page(fenced(f"{line}\n\n{_signature(function)}", "python"), _documented(function))
 
 
 def _signature(function: Callable[..., Any]) -> str:

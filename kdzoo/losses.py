@@ -1,46 +1,76 @@
-"""What the losses of several algorithms are made of: pure functions of tensors, all in log space and nats."""
+"""Every loss of every algorithm under one path, for a training loop of one's own.
+
+    from kdzoo.losses import kd_loss
+
+Each is a pure function of tensors; its docstring says their shapes, and ``dir(kdzoo.losses)`` lists all. They are the
+functions that the installed plugins name in ``Algorithm.loss_functions``, and those that plugins share. A plugin is
+imported when one of its functions is asked for.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
+from kdzoo.errors import PluginError, UnknownName, nearest
+from kdzoo.zoo.cards import losses_of
+from kdzoo.zoo.catalogue import catalogue
+from kdzoo.zoo.finding import BUILT_IN
+from kdzoo.zoo.loading import load_zoo
+
+if TYPE_CHECKING:
+    from kdzoo.contract.extension_points import Offer
+    from kdzoo.contract.shared_losses import mean_prediction, sample_distances, soft_target_loss
+
+__all__ = ["mean_prediction", "sample_distances", "soft_target_loss"]
+
+SHARED = "kdzoo.contract.shared_losses"
 
 
-def soft_target_loss(student_logits: Tensor, *teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Return temperature^2 times KL(teacher || student) of the softened predictions, in nats, averaged over samples.
+class UnknownLoss(UnknownName, AttributeError):
+    """A name that is no loss of any installed plugin."""
 
-    Both sets of logits are divided by the temperature before the softmax. Of several teachers the divergences are
-    summed. Only ``student_logits`` receive a gradient, whose size hardly depends on the temperature; it is that of the
-    cross-entropy with the teacher's soft targets.
 
-    Shapes: (N, K), each teacher's (N, K) -> scalar, at least 0, 0 when student equals teacher.
-    Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", NIPS 2014 Deep Learning Workshop,
-        https://arxiv.org/abs/1503.02531, section 2.
+def offered() -> dict[str, Mapping[str, Offer]]:
+    """Return the losses of the installed plugins: by name, for each module that defines one the algorithm's offer.
+
+    Of kdzoo's own and another's under one name, its own stays.
     """
-    student = F.log_softmax(student_logits / temperature, dim=1)
-    teachers = [F.log_softmax(logits.detach() / temperature, dim=1) for logits in teacher_logits]
-    terms = [F.kl_div(student, teacher, reduction="batchmean", log_target=True) for teacher in teachers]
-    return torch.stack(terms).sum() * temperature**2
+    found: dict[str, dict[str, Offer]] = {}
+    for offer in catalogue().algorithms.values():
+        for name, module in losses_of(offer.thing).items():
+            if name not in __all__:
+                found.setdefault(name, {}).setdefault(module, offer)
+    own = {
+        name: {module: offer for module, offer in offers.items() if offer.distribution == BUILT_IN}
+        for name, offers in found.items()
+    }
+    return {name: own[name] or offers for name, offers in found.items()}
 
 
-def mean_prediction(logits: Sequence[Tensor], temperature: float = 1.0) -> Tensor:
-    """Return the logarithm of the mean of several networks' softened probabilities.
+def __getattr__(name: str) -> Any:
+    if name.startswith("_"):
+        raise AttributeError(f"module 'kdzoo.losses' has no attribute '{name}'")
+    value = getattr(import_module(SHARED), name) if name in __all__ else _loss(name)
+    globals()[name] = value
+    return value
 
-    Shapes: each (N, K) -> (N, K), each row the logarithm of a distribution.
-    """
-    predictions = torch.stack([F.log_softmax(own / temperature, dim=1) for own in logits])
-    return predictions.logsumexp(dim=0) - math.log(len(predictions))
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *offered()])
 
 
-def sample_distances(features: Tensor) -> Tensor:
-    """Return the Euclidean distances between all samples of a batch.
-
-    Shapes: (N, ...) -> (N, N), in units of the features.
-    """
-    samples = features.flatten(1)
-    # From the differences themselves: the product form loses close pairs in float32.
-    return torch.cdist(samples, samples, compute_mode="donot_use_mm_for_euclid_dist")
+def _loss(name: str) -> Any:
+    known = offered()
+    if name not in known:
+        close = nearest(name, sorted(known)) or "; dir(kdzoo.losses) lists them"
+        raise UnknownLoss(f"kdzoo.losses: unknown loss '{name}'{close}")
+    if len(known[name]) > 1:
+        owners = [f"{module} of {offer.distribution} {offer.version}" for module, offer in known[name].items()]
+        raise PluginError(
+            f"kdzoo.losses: '{name}' is offered by {' and by '.join(owners)}; import it from the module that is meant"
+        )
+    (offer,) = known[name].values()
+    functions = load_zoo(offer.plugin).algorithm(offer.name).loss_functions
+    return next(function for function in functions if function.__name__ == name)

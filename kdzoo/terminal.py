@@ -10,9 +10,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self, TextIO
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from kdzoo.errors import CONTROL
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 #: How what is said is coloured: a verdict by its tone, errors and warnings by their first word.
 COLOURS = {"good": "32", "even": "33", "bad": "31", "error": "31", "warning": "33"}
@@ -61,14 +64,19 @@ _screens: list[Screen] = []  # that are live
 
 
 @contextlib.contextmanager
-def stop_signals() -> Iterator[Callable[[], int]]:
-    """Turn SIGINT and SIGTERM into a flag; a second one stops at once, its state the last checkpoint."""
+def stop_signals(exits: bool = True) -> Iterator[Callable[[], int]]:
+    """Turn SIGINT and SIGTERM into a flag; a second one stops at once, its state the last checkpoint.
+
+    That ends the process, or, without ``exits``, raises KeyboardInterrupt.
+    """
     _asked.clear()
 
     def note(number: int, frame: Any) -> None:
         if _asked:
             for screen in _screens:
                 screen.wipe()
+            if not exits:
+                raise KeyboardInterrupt
             os._exit(128 + number)
         _asked.append(number)
 
@@ -109,13 +117,13 @@ class Screen:
     """Lines on standard error that change while work goes on, and lines that stay above them.
 
     Not a terminal, or a dumb one: only the lines that stay. ``silent`` shows nothing: of several processes only the
-    first speaks. May be shown to from one thread.
+    first speaks. ``console`` takes the place of standard error. May be shown to from one thread.
     """
 
-    def __init__(self, silent: bool = False) -> None:
+    def __init__(self, silent: bool = False, console: Console | None = None) -> None:
         from rich.console import Console
 
-        self.console = Console(stderr=True, quiet=silent, force_terminal=sys.stderr.isatty())
+        self.console = console or Console(stderr=True, quiet=silent, force_terminal=sys.stderr.isatty())
         self.lines: Sequence[Line] = ()
         self.head = ""
         self._live: Any = None
@@ -236,8 +244,8 @@ def progress_line(name: str, progress: Mapping[str, Any], seconds_left: float | 
 class Display(Screen):
     """The progress of a run: on a terminal a live bar; a line an epoch stays."""
 
-    def __init__(self, silent: bool = False) -> None:
-        super().__init__(silent)
+    def __init__(self, silent: bool = False, console: Console | None = None) -> None:
+        super().__init__(silent, console)
         self._stage = ""
         self._begin = (0.0, 0)  # of the stage: time, and steps that were done before
         self._validated: Mapping[str, float] = {}  # at the end of the last epoch

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from kdzoo.contract.declared import Level, ModelShapes, Needs, OwnNetwork, Paper, Shapes
     from kdzoo.contract.hookspecs import hookimpl
     from kdzoo.contract.report_items import FinishedRun, HeatMap, Images, Point, ReportItem, Scatter, Table
+    from kdzoo.contract.shared_losses import mean_prediction, sample_distances, soft_target_loss
     from kdzoo.contract.stage import AlgorithmChoice, Costs, ModelSpec, Stage, StagePlan, StageResult
     from kdzoo.contract.step import Outputs, StepContext, Update
     from kdzoo.errors import KdzooError, NeedsError
-    from kdzoo.losses import mean_prediction, sample_distances, soft_target_loss
 
 #: Where each name is defined. It is imported when it is first asked for, as an export format needs no torch.
 _HOMES = {
@@ -30,7 +30,7 @@ _HOMES = {
     "kdzoo.contract.stage": "AlgorithmChoice Costs ModelSpec Stage StagePlan StageResult",
     "kdzoo.contract.step": "Outputs StepContext Update",
     "kdzoo.errors": "KdzooError NeedsError",
-    "kdzoo.losses": "mean_prediction sample_distances soft_target_loss",
+    "kdzoo.contract.shared_losses": "mean_prediction sample_distances soft_target_loss",
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 

@@ -31,7 +31,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from kdzoo import __version__
+        from kdzoo.version import __version__
 
         say(f"kdzoo {__version__}")
         raise typer.Exit

@@ -6,7 +6,7 @@ optimizer steps in order) or ``stages`` (several phases of training).
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -55,6 +55,9 @@ class Algorithm(nn.Module):
     paper: ClassVar[Paper]
     needs: ClassVar[Needs] = Needs()
     default_weights: ClassVar[Mapping[str, float]] = {}
+    #: The pure functions that the distillation terms come from, each at the top of its module and named ``..._loss``;
+    #: ``kdzoo.losses`` offers them for other training loops.
+    loss_functions: ClassVar[tuple[Callable[..., Tensor], ...]] = ()
     also_known_as: ClassVar[tuple[str, ...]] = ()
     Options: ClassVar[type[AlgorithmOptions]] = AlgorithmOptions
     #: Name of the option that chooses the algorithm for the stages; options that this class does not declare then go to

@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdzoo import __version__
 from kdzoo.contract.classification import have_labels, result_entry, top1_percent
 from kdzoo.contract.extension_points import Exporter
 from kdzoo.errors import ExportError
 from kdzoo.models.network import Network
 from kdzoo.models.weights import count_parameters
+from kdzoo.version import __version__
 
 #: Samples on which the file is held against the plain model in float32 on the CPU.
 SAMPLES = 64

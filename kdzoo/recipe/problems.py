@@ -18,15 +18,24 @@ MAX_SHOWN = 50
 
 @dataclass
 class Positions:
-    """Where each path of a recipe was written: line and column from 1, or the override that set it."""
+    """Where each path of a recipe was written: line and column from 1, or the override that set it.
+
+    ``in_file``: whether anybody can look the lines up.
+    """
 
     marks: dict[str, tuple[int, int]] = field(default_factory=dict)
     overrides: dict[str, str] = field(default_factory=dict)
+    in_file: bool = True
 
     def where(self, path: str) -> str:
-        """Return ``line 7`` or ``-o train.epochs``; of the nearest written parent if ``path`` itself is not."""
+        """Return ``line 7`` or ``-o train.epochs``; of the nearest written parent if ``path`` itself is not.
+
+        Empty where there are no lines.
+        """
         written = self._written(path)
-        return f"-o {self.overrides[written]}" if written in self.overrides else f"line {self.at(path)[0]}"
+        if written in self.overrides:
+            return f"-o {self.overrides[written]}"
+        return f"line {self.at(path)[0]}" if self.in_file else ""
 
     def at(self, path: str) -> tuple[int, int]:
         """Return line and column; overrides come after every line."""
@@ -91,7 +100,8 @@ class RecipeProblems:
         for spot, (path, message) in zip(spots, order, strict=False):
             says = f"{plain(path, 200)}: {message}" if path else message
             overridden = spot == f"-o {path}" or (spot.startswith("-o ") and f"-o {path}".startswith(f"{spot}."))
-            lines.append(f"  -o {says}" if overridden else f"  {plain(spot, 200):{width}} {says}")
+            where = f"{plain(spot, 200):{width}} " if spot else ""
+            lines.append(f"  -o {says}" if overridden else f"  {where}{says}")
         if len(order) > MAX_SHOWN:
             lines.append(f"  and {len(order) - MAX_SHOWN} more")
         return "\n".join([*lines, *(f"  {note}" for note in self._notes)])

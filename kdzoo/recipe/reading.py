@@ -79,9 +79,14 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), also: Also | None = N
     return parse_recipe(content, path, overrides, also)
 
 
-def parse_recipe(content: bytes, path: Path, overrides: Sequence[str] = (), also: Also | None = None) -> LoadedRecipe:
-    """Read a recipe from the bytes of the file at ``path``; as ``load_recipe``."""
-    positions = Positions()
+def parse_recipe(
+    content: bytes, path: Path, overrides: Sequence[str] = (), also: Also | None = None, in_file: bool = True
+) -> LoadedRecipe:
+    """Read a recipe from the bytes of the file at ``path``; as ``load_recipe``.
+
+    Without ``in_file`` there is no file, ``path`` is what errors call the recipe, and they name no line.
+    """
+    positions = Positions(in_file=in_file)
     problems = RecipeProblems(path, positions)
 
     def mark(below: str, line: int, column: int) -> None:

@@ -240,3 +240,9 @@ class _Dumper(yaml.SafeDumper):
 def write_yaml(data: Any) -> str:
     """Return plain data as YAML that ``read_yaml`` reads back unchanged."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+def write_flow(data: Any) -> str:
+    """Return plain data as YAML on one line, as an override has it."""
+    text = yaml.dump([data], Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=True, width=10**9)
+    return text.strip().removeprefix("[").removesuffix("]")

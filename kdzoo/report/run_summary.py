@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kdzoo import __version__
 from kdzoo.report.measurements import NOTHING, Grid, comparison, counted, duration, grid, item_text, variants
 from kdzoo.report.reading import Run, section
 from kdzoo.report.results import Results, StageFacts, Table, Usage
 from kdzoo.report.verdict import Verdict, verdict
+from kdzoo.version import __version__
 
 #: More values of a list in provenance.json than this are counted, not listed.
 MOST_VALUES = 20

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdzoo.contract import classification as metrics
+from kdzoo.contract.shared_losses import mean_prediction
 from kdzoo.contract.stage import ModelSpec, StagePlan, StageResult
 from kdzoo.contract.step import Outputs
 from kdzoo.errors import ContractError
 from kdzoo.evaluation.measuring import measure_latency, predict, timed_forward
-from kdzoo.losses import mean_prediction
 from kdzoo.models.network import Network, evaluating
 from kdzoo.models.weights import count_parameters
 from kdzoo.run.builder import Builder

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import kdzoo
+from kdzoo import version
 from kdzoo.errors import KdzooError, PluginError
 from kdzoo.models.network import registering_module
 
@@ -18,7 +18,10 @@ from kdzoo.models.network import registering_module
 STAGE_FORMAT = 1
 
 #: What of the core decides no bit of a result: report, tests and command line.
-INDECISIVE = ("processes", "report", "study", "testing", "checks", "terminal", "cli", "__main__", "recipes")
+INDECISIVE = (
+    *("processes", "report", "study", "testing", "checks", "terminal", "cli", "python", "losses"),
+    *("__main__", "recipes"),
+)
 
 
 def source_hash(cls: type) -> str:
@@ -44,7 +47,7 @@ def core_hash() -> str:
     makes of the files while a run goes on. Raises KdzooError where the source of a module that runs is missing: a key
     that leaves it out would be wrong.
     """
-    return core_hash_of(Path(kdzoo.__file__).parent)
+    return core_hash_of(Path(version.__file__).parent)
 
 
 @functools.cache

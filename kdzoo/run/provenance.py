@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import kdzoo
+from kdzoo import version
 from kdzoo.recipe.reading import recipe_hash
 from kdzoo.run.builder import Builder
 
@@ -35,7 +35,7 @@ def provenance(build: Builder) -> dict[str, Any]:
 
 def commit_of_source() -> str | None:
     """The commit of the checkout this package runs from, marked when it has changes; None when installed."""
-    root = Path(kdzoo.__file__).parent.parent
+    root = Path(version.__file__).parent.parent
     if not (root / ".git").exists():
         return None
 

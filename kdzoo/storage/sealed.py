@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import kdzoo
 from kdzoo.errors import CorruptError, plain
 from kdzoo.types import stable_hash
+from kdzoo.version import __version__
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +44,7 @@ def write_sealed(
 
 
 def sealed_bytes(content: Mapping[str, Any]) -> bytes:
-    plain = json.loads(json.dumps({"schema_version": SCHEMA_VERSION, "kdzoo": kdzoo.__version__, **content}))
+    plain = json.loads(json.dumps({"schema_version": SCHEMA_VERSION, "kdzoo": __version__, **content}))
     return _with_seal(plain)
 
 
@@ -80,7 +80,7 @@ def unsealed(data: bytes, path: str, **fields: type) -> dict[str, Any]:
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise CorruptError(
             f"{path}: made by a newer kdzoo ({content.get('kdzoo')}, format {version}); "
-            f"this is {kdzoo.__version__} and reads formats up to {SCHEMA_VERSION}: update kdzoo"
+            f"this is {__version__} and reads formats up to {SCHEMA_VERSION}: update kdzoo"
         )
     if content.pop("seal", None) != stable_hash(content):
         raise CorruptError(f"{path}: damaged: its content does not match its seal")

@@ -39,6 +39,7 @@ from kdzoo.testing.harness import (
     Vacuous,
     assert_finite,
     assert_same,
+    calls_of,
     ensure,
     harness_of,
     reached_by_distillation,
@@ -95,6 +96,33 @@ def terms_are_finite_scalars(harness: Harness) -> None:
     engine = harness.engine()
     for _, loss in updates_of(engine, harness.context(engine)):
         assert_finite(loss)
+
+
+def losses_are_offered(harness: Harness) -> None:
+    """The distillation terms come from pure functions that the class offers under kdzoo.losses."""
+    if not harness.trains or not harness.terms:
+        raise Vacuous("it has no loss of its own")
+    functions = harness.cls.loss_functions
+    ensure(
+        bool(functions),
+        f"loss_functions is empty, and there are the terms {', '.join(harness.terms)}; name the functions that they "
+        "come from, or say in skip_checks why none can be used without the algorithm",
+    )
+    for function in functions:
+        ensure("Shapes:" in (function.__doc__ or ""), f"{function.__name__}: its docstring has no 'Shapes:'")
+        owners = {
+            f"{offer.distribution} {offer.version}"
+            for offer in harness.zoo.algorithms.values()
+            for other in offer.thing.loss_functions
+            if other.__name__ == function.__name__ and other is not function
+        }
+        ensure(not owners, f"{function.__name__}: {' and '.join(sorted(owners))} offers another function of this name")
+    engine = harness.engine()
+    called = calls_of(lambda: list(updates_of(engine, harness.context(engine))))
+    names = ", ".join(function.__name__ for function in functions)
+    ensure(
+        any(function.__code__ in called for function in functions), f"a step calls nothing of loss_functions: {names}"
+    )
 
 
 def perfect_student_scores_zero(harness: Harness) -> None:
@@ -405,6 +433,7 @@ ALL: tuple[Callable[[Harness], None], ...] = (
     card_is_complete,
     terms_match_weights,
     terms_are_finite_scalars,
+    losses_are_offered,
     perfect_student_scores_zero,
     losses_is_pure,
     extreme_logits,

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import copy
 import shutil
+import sys
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import torch
@@ -210,6 +212,18 @@ def updates_of(engine: Engine, ctx: StepContext) -> Iterator[tuple[str, Mapping[
     engine.job.algorithm.train(True)
     for update in engine.job.algorithm.step(ctx):
         yield update.network, update.loss
+
+
+def calls_of(action: Callable[[], Any]) -> set[CodeType]:
+    """The code of every function of Python that an action calls."""
+    called: set[CodeType] = set()
+    before = sys.getprofile()
+    sys.setprofile(lambda frame, event, _: called.add(frame.f_code) if event == "call" else None)
+    try:
+        action()
+    finally:
+        sys.setprofile(before)
+    return called
 
 
 def reached_by_distillation(engine: Engine, ctx: StepContext) -> bool:

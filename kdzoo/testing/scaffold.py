@@ -53,6 +53,7 @@ class {title}(Algorithm):
         url="https://arxiv.org/abs/1312.6184",
         equation="section 2.2",
     )
+    loss_functions = ({name}_loss,)
     default_weights = {{"task": 1.0, "{name}": 0.1}}
 
     class Options(AlgorithmOptions):

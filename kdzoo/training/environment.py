@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdzoo import __version__
 from kdzoo.training.device import bf16_instructions, device_name
 from kdzoo.training.parallel import Ranks
+from kdzoo.version import __version__
 from kdzoo.zoo.process_state import torch_settings
 
 #: Environment variables by which libraries choose their kernels.

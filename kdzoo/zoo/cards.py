@@ -70,6 +70,7 @@ class AlgorithmCard(Card):
     skip_checks: Mapping[str, str] = field(default_factory=dict)
     quantizer: str | None = None
     upper_bound: str = ""
+    losses: Mapping[str, str] = field(default_factory=dict)  # the module of each of its loss functions, by name
 
 
 CARDS: Mapping[str, Any] = {"algorithm": AlgorithmCard, "model": ModelFamily}
@@ -104,7 +105,15 @@ def card_of(kind: str, thing: Any) -> Any:
         skip_checks=dict(thing.skip_checks),
         quantizer=thing.quantizer,
         upper_bound=thing.upper_bound,
+        losses=losses_of(thing),
     )
+
+
+def losses_of(cls: Any) -> Mapping[str, str]:
+    """Return the module of each loss function that an algorithm's class or card names, by its name."""
+    if isinstance(cls, AlgorithmCard):
+        return cls.losses
+    return {function.__name__: function.__module__ for function in cls.loss_functions}
 
 
 def rung(cls: Any) -> str:

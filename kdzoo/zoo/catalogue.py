@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-import kdzoo
+from kdzoo import version
 from kdzoo.storage.cache_folder import age, read_entry
 from kdzoo.types import stable_hash
 from kdzoo.zoo.cache import catalogue_folder, fatal_plugins, remember_fatal, write_body
@@ -79,7 +79,7 @@ def _place(found: Sequence[Found], only: str) -> Path | None:
     key = {
         "format": FORMAT,
         "python": [sys.version, sys.executable],
-        "kdzoo": state_of(files_below(Path(kdzoo.__file__).parent)),
+        "kdzoo": state_of(files_below(Path(version.__file__).parent)),
         "installed": list(distributions()),
         "only": only,
         "settings": settings,

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import kdzoo
+from kdzoo import version
 from kdzoo.zoo.finding import Found
 
 MAX_FILES = 20_000  # a package of more is not watched, so it is loaded each time
@@ -73,7 +73,7 @@ def distributions() -> Iterator[str]:
 def loose_sources() -> list[Path]:
     """Files of the imported modules that no installation put in place: editable packages and code on PYTHONPATH."""
     fixed = [os.path.realpath(path) + os.sep for path in set(sysconfig.get_paths().values())]
-    fixed.append(os.path.dirname(os.path.realpath(kdzoo.__file__)) + os.sep)
+    fixed.append(os.path.dirname(os.path.realpath(version.__file__)) + os.sep)
     sources = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
     return [
         Path(source)

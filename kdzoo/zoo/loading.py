@@ -18,10 +18,10 @@ from typing import Any
 
 import pluggy
 
-from kdzoo import __version__
 from kdzoo.contract import hookspecs
 from kdzoo.contract.extension_points import Offer
 from kdzoo.errors import PluginError, nearest, plain, shown
+from kdzoo.version import __version__
 from kdzoo.zoo import plugin_checks as admission
 from kdzoo.zoo.cache import fatal_plugins
 from kdzoo.zoo.finding import GROUP, Found, PluginInfo, cause_of, find_plugins

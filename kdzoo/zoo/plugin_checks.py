@@ -70,6 +70,9 @@ def check_algorithm(thing: Any) -> None:
         number = isinstance(weight, int | float) and not isinstance(weight, bool)
         proper = number and math.isfinite(weight) and weight >= 0
         _require(proper, f"{label}: default_weights['{term}'] is {shown(weight)}; it is a finite number, 0 or more")
+    functions = thing.loss_functions
+    proper = isinstance(functions, tuple) and all(map(_is_loss, functions))
+    _require(proper, f"{label}: loss_functions is {shown(functions)}; it is a tuple of functions named ..._loss")
     aliases = thing.also_known_as
     proper = isinstance(aliases, tuple) and all(isinstance(alias, str) for alias in aliases)
     _require(proper, f"{label}: also_known_as is {shown(aliases)}; it is a tuple of texts")
@@ -81,6 +84,13 @@ def check_algorithm(thing: Any) -> None:
         inspect.getattr_static(thing, rung) is not inspect.getattr_static(Algorithm, rung) for rung in RUNGS
     )
     _require(overrides, f"{label} overrides none of {', '.join(RUNGS)}")
+
+
+def _is_loss(function: Any) -> bool:
+    """Whether it is a function at the top of a module, under its own name."""
+    name = getattr(function, "__name__", "")
+    at_top = inspect.isfunction(function) and name == function.__qualname__
+    return at_top and re.fullmatch(r"[a-z]\w*_loss", name) is not None
 
 
 def check_family(thing: Any) -> None:

@@ -65,6 +65,7 @@ class AdversarialFeatures(Algorithm):
         url="https://arxiv.org/abs/1803.10750",
     )
     needs = Needs(teachers=1, pre_logits=True, data="unlabelled")
+    loss_functions = (adversarial_features_student_loss, adversarial_features_discriminator_loss)
     default_weights: ClassVar = {"logits": 1.0, "adversarial": 1.0, "discriminator": 1.0}
     also_known_as = ("adversarial_network_compression", "anc", "adv_features")
     skip_checks: ClassVar = {

@@ -105,6 +105,11 @@ class AdversarialLogits(Algorithm):
         url="https://arxiv.org/abs/1709.00513",
     )
     needs = Needs(teachers=1, of_teacher="logits")
+    loss_functions = (
+        adversarial_logits_student_loss,
+        adversarial_logits_discriminator_loss,
+        adversarial_logits_penalty_loss,
+    )
     default_weights: ClassVar = {
         "task": 1.0,
         "l1": 1.0,

@@ -95,6 +95,7 @@ class AFDOnline(Algorithm):
         url="https://arxiv.org/abs/2002.01775",
     )
     needs = Needs(teachers=0, peers=(1, None), features=True)
+    loss_functions = (soft_target_loss, afd_online_generator_loss, afd_online_discriminator_loss)
     default_weights: ClassVar = {"task": 1.0, "kd": 1.0, "adversarial": 0.1, "discriminator": 1.0, "transfer": 1.0}
     also_known_as = ("afd_adversarial", "online_adversarial_kd", "adversarial_feature_distillation")
     skip_checks: ClassVar = {

@@ -162,6 +162,7 @@ class GANAugment(Algorithm):
         url="https://arxiv.org/abs/1812.02271",
     )
     needs = Needs(teachers=1, makes_images=True)
+    loss_functions = (soft_target_loss, gan_augment_generator_loss, gan_augment_discriminator_loss)
     default_weights: ClassVar = {
         "task": 0.1,
         "kd": 0.9,

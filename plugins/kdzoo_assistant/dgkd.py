@@ -45,6 +45,7 @@ class DGKD(Assisted):
         equation="section 3",
     )
     needs = Needs(teachers=1, assistants=(1, None), data="any")
+    loss_functions = (soft_target_loss,)
     default_weights: ClassVar = {"task": 0.1, "kd": 0.9}
     also_known_as = ("densely_guided_kd", "dense_guidance")
 

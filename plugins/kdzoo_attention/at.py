@@ -72,6 +72,7 @@ class AT(Algorithm):
         equation="section 3.1",
     )
     needs = Needs(features=True, data="any")
+    loss_functions = (at_loss,)
     default_weights: ClassVar = {"task": 1.0, "at": 1000.0}
     also_known_as = ("attention_transfer", "attention")
 

@@ -36,6 +36,7 @@ class CrossModalKD(Pairs):
         url="https://arxiv.org/abs/1507.00448",
     )
     needs = Needs(teachers=1, data="unlabelled", of_teacher="top_k")
+    loss_functions = (soft_target_loss,)
     default_weights: ClassVar = {"soft_labels": 1.0}
 
     class Options(PairsOptions):

@@ -54,6 +54,7 @@ class SupervisionTransfer(Pairs):
         equation="equation 1",
     )
     needs = Needs(teachers=1, features=True, data="unlabelled")
+    loss_functions = (supervision_transfer_loss,)
     default_weights: ClassVar = {"transfer": 1.0}
     also_known_as = ("cross_modal_distillation",)
 

@@ -76,6 +76,7 @@ class DAFL(Generating):
         url="https://arxiv.org/abs/1904.01186",
     )
     needs = Needs(teachers=1, pre_logits=True, data="none")
+    loss_functions = (dafl_one_hot_loss, dafl_activation_loss, dafl_balance_loss, batch_norm_gap_loss, soft_target_loss)
     default_weights: ClassVar = {"one_hot": 1.0, "activation": 0.1, "balance": 2.17, "batch_norm": 0.0, "kd": 1.0}
     also_known_as = ("data_free_learning",)
     skip_checks: ClassVar = {

@@ -119,6 +119,7 @@ class DeepInversion(Algorithm):
         equation="equations 2 to 8",
     )
     needs = Needs(teachers=1, data="none")
+    loss_functions = (total_variation_loss, batch_norm_gap_loss, deep_inversion_disagreement_loss, soft_target_loss)
     default_weights: ClassVar = {
         "cross_entropy": 1.0,
         "total_variation": 2.5e-5,

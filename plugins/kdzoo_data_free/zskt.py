@@ -75,6 +75,7 @@ class ZSKT(Generating):
         equation="algorithm 1",
     )
     needs = Needs(teachers=1, features=True, data="none")
+    loss_functions = (zskt_divergence_loss, zskt_attention_loss)
     default_weights: ClassVar = {"disagreement": 1.0, "kd": 1.0, "attention": 250.0}
     also_known_as = ("zero_shot_knowledge_transfer",)
     skip_checks: ClassVar = {

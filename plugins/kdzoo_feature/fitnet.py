@@ -87,6 +87,7 @@ class FitNet(Algorithm):
     )
     # Batch norm of a one-pixel map has nothing to average in a batch of one.
     needs = Needs(features=True, min_batch=2, data="any")
+    loss_functions = (fitnet_loss,)
     default_weights: ClassVar = {"task": 1.0, "hint": 100.0}
     also_known_as = ("fitnets", "hint", "hints")
     skip_checks: ClassVar = {

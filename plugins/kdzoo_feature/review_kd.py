@@ -100,6 +100,7 @@ class ReviewKD(Algorithm):
     )
     # The embedding is a one-pixel map to batch norm.
     needs = Needs(features=True, pre_logits=True, min_batch=2, data="any")
+    loss_functions = (review_kd_loss,)
     default_weights: ClassVar = {"task": 1.0, "review": 1.0}
     also_known_as = ("reviewkd", "knowledge_review", "review")
     skip_checks: ClassVar = {

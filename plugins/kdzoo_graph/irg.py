@@ -96,6 +96,7 @@ class IRG(Algorithm):
         equation="section 3",
     )
     needs = Needs(features=True, pre_logits=True, min_batch=3, data="any")
+    loss_functions = (irg_vertex_loss, irg_edge_loss, irg_transformation_loss)
     default_weights: ClassVar = {"task": 1.0, "vertex": 0.1, "edge": 5.0, "transformation": 5.0}
     also_known_as = ("instance_relationship_graph",)
 

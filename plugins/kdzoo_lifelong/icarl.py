@@ -75,6 +75,7 @@ class ICaRL(Lifelong):
         equation="algorithm 3",
     )
     needs = Needs(teachers=0, pre_logits=True)
+    loss_functions = (icarl_loss,)
     default_weights: ClassVar = {"task": 1.0, "icarl": 1.0}
     variants: ClassVar = (NEAREST_MEAN,)
     also_known_as = ("incremental_classifier_and_representation_learning",)

@@ -62,6 +62,7 @@ class LwF(Lifelong):
         url="https://arxiv.org/abs/1606.09282",
         equation="equations 2 and 3",
     )
+    loss_functions = (lwf_loss,)
     default_weights: ClassVar = {"task": 1.0, "lwf": 1.0}
     also_known_as = ("learning_without_forgetting",)
 

@@ -94,6 +94,7 @@ class CAMKD(SeveralTeachers):
         equation="section 2",
     )
     needs = Needs(teachers=(2, None), pre_logits=True, min_batch=2)  # batch norm has nothing to average over one sample
+    loss_functions = (ca_mkd_logits_loss, ca_mkd_feature_loss)
     default_weights: ClassVar = {"task": 1.0, "kd": 1.0, "feature": 50.0}
     also_known_as = ("camkd", "confidence_aware_kd")
     skip_checks: ClassVar = {

@@ -64,6 +64,7 @@ class MTAverage(SeveralTeachers):
         equation="section 1",
     )
     needs = Needs(teachers=(2, None), data="any")
+    loss_functions = (mt_average_outputs_loss, mt_average_losses_loss)
     default_weights: ClassVar = {"task": 1.0, "kd": 0.9}
     also_known_as = ("ensemble_kd", "average_kd", "avg_kd", "multi_teacher")
 

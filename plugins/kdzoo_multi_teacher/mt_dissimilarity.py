@@ -72,6 +72,7 @@ class MTDissimilarity(SeveralTeachers):
         url="https://doi.org/10.1145/3097983.3098135",
     )
     needs = Needs(teachers=(2, None), features=True, min_batch=3, data="any")
+    loss_functions = (mt_average_outputs_loss, mt_dissimilarity_loss)
     default_weights: ClassVar = {"task": 1.0, "kd": 0.9, "dissimilarity": 100.0}
     also_known_as = ("relative_dissimilarity", "multiple_teacher_networks")
 

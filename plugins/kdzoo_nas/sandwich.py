@@ -78,6 +78,7 @@ class Sandwich(Algorithm):
         equation="sections 3.2 to 4.2",
     )
     needs = Needs(teachers=0)
+    loss_functions = (sandwich_loss,)
     default_weights: ClassVar = {"task": 1.0, "sandwich": 1.0}
     also_known_as = ("us_net", "universally_slimmable", "inplace_distillation", "big_nas")
     tiny_recipe: ClassVar = {

@@ -71,6 +71,7 @@ class Codistill(Algorithm):
         equation="algorithm 1",
     )
     needs = Needs(teachers=0, peers=(1, None), sample_index=True, data="any")
+    loss_functions = (codistill_loss,)
     default_weights: ClassVar = {"task": 1.0, "codistill": 1.0}
     also_known_as = ("codistillation", "online_distillation")
     tiny_recipe: ClassVar = {"algorithm": {"options": {"burn_in_epochs": 0}}}  # the suite trains for one epoch only

@@ -47,6 +47,7 @@ class DML(Algorithm):
         url="https://arxiv.org/abs/1706.00384",
     )
     needs = Needs(teachers=0, peers=(1, None), data="any")
+    loss_functions = (dml_loss,)
     default_weights: ClassVar = {"task": 1.0, "dml": 1.0}
     also_known_as = ("deep_mutual_learning", "mutual_learning")
 

@@ -174,6 +174,7 @@ class ONE(Algorithm):
         equation="section 3",
     )
     needs = Needs(teachers=0, features=True, min_batch=2)  # the gate normalises over the batch
+    loss_functions = (one_loss,)
     default_weights: ClassVar = {"task": 1.0, "branches": 1.0, "ensemble": 1.0, "one": 1.0}
     also_known_as = ("on_the_fly_native_ensemble", "native_ensemble")
 

@@ -44,6 +44,7 @@ class QATKD(Rounding):
         equation="scheme C",
     )
     needs = Needs(of_teacher="top_k", data="any")
+    loss_functions = (soft_target_loss,)
     default_weights: ClassVar = {"task": 0.5, "kd": 0.5}
     also_known_as = ("apprentice", "qat", "quantization_aware_distillation")
     quantizer = "int8"

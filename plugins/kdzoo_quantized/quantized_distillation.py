@@ -44,6 +44,7 @@ class QuantizedDistillation(Rounding):
         url="https://arxiv.org/abs/1802.05668",
     )
     needs = Needs(of_teacher="top_k", data="any")
+    loss_functions = (soft_target_loss,)
     default_weights: ClassVar = {"task": 0.3, "kd": 0.7}
     quantizer = "int8_buckets"
 

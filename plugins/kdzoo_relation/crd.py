@@ -74,6 +74,7 @@ class CRD(Algorithm):
         equation="section 3",
     )
     needs = Needs(pre_logits=True, sample_index=True)
+    loss_functions = (crd_loss,)
     default_weights: ClassVar = {"task": 1.0, "crd": 0.8}
     also_known_as = ("contrastive_kd", "contrastive_representation_distillation")
     skip_checks: ClassVar = {

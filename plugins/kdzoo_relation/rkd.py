@@ -78,6 +78,7 @@ class RKD(Algorithm):
         equation="section 3.2",
     )
     needs = Needs(pre_logits=True, min_batch=3, data="any")
+    loss_functions = (rkd_distance_loss, rkd_angle_loss)
     default_weights: ClassVar = {"task": 1.0, "distance": 25.0, "angle": 50.0}
     also_known_as = ("relational_kd", "rkd_da")
 

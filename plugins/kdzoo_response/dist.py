@@ -72,6 +72,7 @@ class DIST(Algorithm):
         equation="section 4",
     )
     needs = Needs(min_classes=3, min_batch=3, of_teacher="logits", data="any")
+    loss_functions = (dist_inter_loss, dist_intra_loss)
     default_weights: ClassVar = {"task": 1.0, "inter": 1.0, "intra": 1.0}
     also_known_as = ("dist_kd", "stronger_teacher")
 

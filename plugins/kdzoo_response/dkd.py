@@ -77,6 +77,7 @@ class DKD(Algorithm):
         equation="section 3",
     )
     needs = Needs(min_classes=3, of_teacher="logits")
+    loss_functions = (dkd_target_loss, dkd_non_target_loss)
     default_weights: ClassVar = {"task": 1.0, "target": 1.0, "non_target": 8.0}
     also_known_as = ("decoupled_kd",)
 

@@ -9,6 +9,16 @@ from torch import Tensor
 from kdzoo.api import Algorithm, AlgorithmOptions, Needs, Paper, StepContext, Temperature, soft_target_loss
 
 
+def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """Return temperature^2 times KL(teacher || student) of the softened predictions, in nats.
+
+    Only ``student_logits`` receive a gradient; sum over classes, mean over samples.
+
+    Shapes: (N, K), (N, K) -> scalar, at least 0, 0 when student equals teacher.
+    """
+    return soft_target_loss(student_logits, teacher_logits, temperature=temperature)
+
+
 class KD(Algorithm):
     """Makes the student's softened class probabilities match the teacher's.
 
@@ -38,6 +48,7 @@ class KD(Algorithm):
         equation="section 2",
     )
     needs = Needs(of_teacher="top_k", data="any")
+    loss_functions = (kd_loss,)
     default_weights: ClassVar = {"task": 0.1, "kd": 0.9}
     also_known_as = ("hinton", "vanilla_kd", "soft_targets", "logit_distillation")
 
@@ -45,4 +56,4 @@ class KD(Algorithm):
         temperature: Temperature = 4.0
 
     def losses(self, ctx: StepContext) -> dict[str, Tensor]:
-        return {"kd": soft_target_loss(ctx.student.logits, ctx.teacher.logits, temperature=self.options.temperature)}
+        return {"kd": kd_loss(ctx.student.logits, ctx.teacher.logits, self.options.temperature)}

@@ -139,6 +139,7 @@ class BYOT(Algorithm):
         equation="section 3",
     )
     needs = Needs(teachers=0, features=True, min_batch=2)  # an exit may come down to one pixel
+    loss_functions = (byot_soft_label_loss, byot_hint_loss)
     default_weights: ClassVar = {"task": 0.9, "exit_labels": 0.9, "exit_soft": 0.1, "exit_hint": 1e-4}
     also_known_as = ("be_your_own_teacher", "self_distillation")
 

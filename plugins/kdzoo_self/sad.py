@@ -68,6 +68,7 @@ class SAD(Algorithm):
         equation="section 3.1",
     )
     needs = Needs(teachers=0, features=True)
+    loss_functions = (sad_loss,)
     default_weights: ClassVar = {"task": 1.0, "sad": 0.1}
     also_known_as = ("self_attention_distillation",)
 

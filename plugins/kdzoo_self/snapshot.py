@@ -59,6 +59,7 @@ class Snapshot(Algorithm):
         url="https://arxiv.org/abs/1812.00123",
     )
     needs = Needs(teachers=0)
+    loss_functions = (soft_target_loss,)
     default_weights: ClassVar = {"task": 1.5, "snapshot": 1.0}
     also_known_as = ("snapshot_distillation",)
     tiny_recipe: ClassVar = {"train": {"epochs": 4}}  # a cycle takes at least one epoch

@@ -67,6 +67,7 @@ class DistilBERT(Algorithm):
         equation="section 3",
     )
     needs = Needs(features=True, data="any")
+    loss_functions = (soft_target_loss, distilbert_cosine_loss)
     default_weights: ClassVar = {"task": 2.0, "kd": 5.0, "cosine": 1.0}
     also_known_as = ("distil_bert", "distil")
 

@@ -16,13 +16,13 @@ PLUGINS = ROOT / "plugins"
 
 # Bottom to top; a room imports only from floors below its own. A room is a package or a module directly below kdzoo/.
 FLOORS = [
-    {"__init__", "errors"},
+    {"errors", "version"},
     {"types"},
-    {"contract", "losses"},
+    {"contract"},
     {"processes"},
     {"api", "recipe", "storage"},
     {"zoo", "data"},
-    {"models"},
+    {"models", "losses"},
     {"plan", "training", "evaluation"},
     {"report"},
     {"run"},
@@ -30,8 +30,8 @@ FLOORS = [
     {"testing"},
     {"checks"},
     {"terminal"},
-    {"cli"},
-    {"__main__"},
+    {"cli", "python"},
+    {"__main__", "__init__"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 PRINTS = {"terminal.py"}

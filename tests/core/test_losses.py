@@ -1,14 +1,29 @@
-"""Values worked out by hand, what the paper claims of soft targets, and numbers at the edge."""
+"""Values by hand, what the paper claims of soft targets, numbers at the edge, and what kdzoo.losses offers."""
 
 from __future__ import annotations
 
+import ast
 import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from kdzoo.losses import mean_prediction, sample_distances, soft_target_loss
+import kdzoo
+from kdzoo import losses
+from kdzoo.contract.algorithm import Algorithm
+from kdzoo.contract.declared import Paper
+from kdzoo.contract.extension_points import Offer
+from kdzoo.errors import PluginError
+from kdzoo.losses import UnknownLoss, mean_prediction, offered, sample_distances, soft_target_loss
+from kdzoo.testing.checks import losses_are_offered, run_check
+from kdzoo.zoo.loading import load_zoo
+from kdzoo.zoo.plugin_checks import check_algorithm
+
+ROOT = Path(kdzoo.__file__).resolve().parents[1]
 
 
 def test_value_worked_out_by_hand() -> None:
@@ -134,3 +149,84 @@ def test_close_samples_far_from_zero_keep_their_distance() -> None:
     features = torch.full((2, 30), 1000.0)
     features[1, 0] += 2**-10
     assert sample_distances(features)[0, 1].item() == 2**-10
+
+
+# --- kdzoo.losses -------------------------------------------------------------------------------
+
+
+def test_every_public_loss_of_a_plugin_is_offered() -> None:
+    written = {
+        node.name
+        for path in (ROOT / "plugins").rglob("*.py")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef) and node.name.endswith("_loss") and not node.name.startswith("_")
+    }
+    assert len(written) >= 40
+    own = {name for name, modules in offered().items() if all(module.startswith("kdzoo_") for module in modules)}
+    assert own == written
+    assert set(dir(kdzoo.losses)) == written | {"mean_prediction", "sample_distances", "soft_target_loss"}
+
+
+def test_a_loss_is_the_function_of_its_algorithm() -> None:
+    assert kdzoo.losses.soft_target_loss is soft_target_loss
+    (loss,) = load_zoo().algorithm("kd").loss_functions
+    assert kdzoo.losses.kd_loss is loss
+    student, teacher = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(loss(student, teacher, 4.0), soft_target_loss(student, teacher, temperature=4.0))
+
+
+def test_an_unknown_loss_says_the_nearest() -> None:
+    with pytest.raises(UnknownLoss) as unknown:
+        kdzoo.losses.kdd_loss  # noqa: B018
+    assert str(unknown.value) == "kdzoo.losses: unknown loss 'kdd_loss'; did you mean 'kd_loss'?"
+    assert not hasattr(kdzoo.losses, "nothing_like_it")
+    with pytest.raises(AttributeError, match="no attribute '__wrapped__'"):
+        kdzoo.losses.__wrapped__  # noqa: B018
+
+
+class Matching(Algorithm):
+    name = "matching"
+    paper = Paper("", "", 0, "")
+
+
+def claimed(module: str) -> Any:
+    def kd_loss(logits: torch.Tensor) -> torch.Tensor: ...
+
+    def matching_loss(logits: torch.Tensor) -> torch.Tensor: ...
+
+    functions = (kd_loss, matching_loss)
+    for function in functions:
+        function.__module__ = module
+    return type("Other", (Matching,), {"loss_functions": functions})
+
+
+def test_two_of_one_name_are_an_error_that_names_both_and_kdzoos_own_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    zoo = load_zoo()
+    algorithms = dict(zoo.algorithms)
+    for name in ("one", "other"):
+        algorithms[f"of_{name}"] = Offer(f"of_{name}", claimed(f"kdzoo_{name}"), name, f"kdzoo-{name}", "1.0")
+    monkeypatch.setattr(losses, "catalogue", lambda: replace(zoo, algorithms=algorithms))
+    assert kdzoo.losses.kd_loss is load_zoo().algorithm("kd").loss_functions[0]
+    with pytest.raises(PluginError) as clash:
+        kdzoo.losses.matching_loss  # noqa: B018
+    assert str(clash.value) == (
+        "kdzoo.losses: 'matching_loss' is offered by kdzoo_one of kdzoo-one 1.0 and by kdzoo_other of kdzoo-other 1.0; "
+        "import it from the module that is meant"
+    )
+
+
+@pytest.mark.parametrize("wrong", [[soft_target_loss], (lambda x: x,), (torch.exp,), (sample_distances,)])
+def test_what_is_no_loss_function_is_refused(wrong: Any) -> None:
+    cls = type("Wrong", (Matching,), {"loss_functions": wrong, "losses": lambda self, ctx: {}})
+    with pytest.raises(PluginError, match=r"Wrong: loss_functions is .*; it is a tuple of functions named \.\.\._loss"):
+        check_algorithm(cls)
+
+
+def test_an_algorithm_with_terms_that_offers_none_does_not_conform() -> None:
+    cls = load_zoo().algorithm("kd")
+    assert run_check(losses_are_offered, cls).status == "passed"
+    silent = run_check(losses_are_offered, type("Silent", (cls,), {"loss_functions": ()}))
+    assert silent.status == "failed"
+    assert silent.text.startswith("loss_functions is empty, and there are the terms kd;")
+    other = run_check(losses_are_offered, type("Other", (cls,), {"loss_functions": (kdzoo.losses.at_loss,)}))
+    assert other.text == "a step calls nothing of loss_functions: at_loss"

@@ -291,7 +291,7 @@ def test_a_damaged_run_is_not_passed_over(tmp_path):
 def test_a_run_of_a_newer_kdzoo_is_refused(tmp_path, monkeypatch):
     with monkeypatch.context() as newer:
         newer.setattr(sealed, "SCHEMA_VERSION", 2)
-        newer.setattr(kdzoo, "__version__", "9.0")
+        newer.setattr(sealed, "__version__", "9.0")
         root = begun(tmp_path)
     expected = (
         f"{root}/run.json: made by a newer kdzoo (9.0, format 2); "

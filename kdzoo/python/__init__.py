@@ -1,0 +1,1 @@
+"""kdzoo from Python: recipes, runs and studies as objects."""
