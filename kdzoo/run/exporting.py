@@ -104,10 +104,7 @@ class Exporting:
         assert self.folder is not None
         network = of.network.to("cpu")
         inputs = self._test_inputs(network)
-        batches = self.build.loader.train_batches(0, 0)
-        calibration = [
-            network.preprocess(batch.inputs.cpu()) for batch in itertools.islice(batches, CALIBRATION_BATCHES)
-        ]
+        calibration = calibration_batches(self.build, network)
         done = []
         for exporter in exporters:
             self.say(f"export {label_of(exporter, of.role)}", "verifying on the whole test split")
@@ -157,6 +154,12 @@ class Exporting:
         """The whole test split as the model takes it."""
         batches = self.build.test_batches(network.inputs)
         return network.inputs.joined([network.preprocess(batch.inputs.cpu()).numpy() for batch in batches])
+
+
+def calibration_batches(build: Builder, network: Network) -> list[torch.Tensor]:
+    """Training batches as a network's model takes them, which a format may learn the ranges of activations from."""
+    batches = itertools.islice(build.loader.train_batches(0, 0), CALIBRATION_BATCHES)
+    return [network.preprocess(batch.inputs.cpu()) for batch in batches]
 
 
 def label_of(exporter: Exporter, role: Role) -> str:
