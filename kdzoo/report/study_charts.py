@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 from typing import TYPE_CHECKING, Literal
 
+from kdzoo.errors import plain
 from kdzoo.report.charts import HEIGHT, WIDTH, Chart, short
 from kdzoo.report.drawing import INK, MARKERS, MUTED, PAPER, SERIES, plain_ticks, render
 from kdzoo.report.measurements import counted, significant
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 MOST_ARMS = 60
 #: More points than this are not all named, only those that no other beats.
 MOST_NAMES = 12
+#: Letters of a name next to a point.
+LONGEST_POINT_NAME = 26
 #: Letters of a name on one line at the left of a plot of gains.
 LINE = 20
 #: Largest over smallest value from which an axis is logarithmic.
@@ -77,7 +81,7 @@ def dot_plot(gains: Sequence[Gain], name: str = "gains", x_label: str = "gain ov
 
     lines = sum(line_name(gain.label).count("\n") + 1 for gain in gains)
     words = f"{x_label}: " + "; ".join(described(gain) for gain in gains)
-    return render(name, words, draw, 5.2, 0.75 + 0.2 * lines + 0.08 * len(gains))
+    return render(name, words, draw, 4.2, 0.75 + 0.2 * lines + 0.08 * len(gains))
 
 
 def limits(gains: Sequence[Gain]) -> tuple[float, float]:
@@ -139,8 +143,8 @@ def cost_plot(
             axes.axhline(0, color=MUTED, linewidth=1)
         if any(groups):
             axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, handletextpad=0.2)
-        named = known if len(known) <= MOST_NAMES else best
-        labels = [(short(gain.label), cost, gain.mean) for gain, cost in named]
+        named = [*best, *(one for one in known if one not in best and len(known) <= MOST_NAMES)]
+        labels = [(plain(gain.label, LONGEST_POINT_NAME), cost, gain.mean) for gain, cost in named]
         name_points(figure, axes, labels, [(cost, gain.mean) for gain, cost in known])
 
     words = "; ".join(f"{short(gain.label)} {gain.mean:+.2f} at {counted(cost)}" for gain, cost in known)
@@ -186,8 +190,9 @@ def front_plot(front: Front, name: str) -> str:
         axes.set(xlabel=f"{label}, {unit}", ylabel="test accuracy of the file, %")
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, handletextpad=0.2)
         named = [point for point in front.points if len(front.points) <= MOST_NAMES or point.on_front]
-        labels = [(short(point.label), point.cost * step, point.top1_percent) for point in named]
-        name_points(figure, axes, labels, [(point.cost * step, point.top1_percent) for point in front.points])
+        named.sort(key=lambda point: not point.on_front)
+        labels = [(plain(p.label, LONGEST_POINT_NAME), p.cost * step, p.top1_percent) for p in named]
+        name_points(figure, axes, labels, [(p.cost * step, p.top1_percent) for p in front.points], steps(best))
 
     words = "; ".join(
         f"{short(p.label)} {short(p.file)} {p.top1_percent:.2f} % at {significant(p.cost * step)} {unit}"
@@ -195,6 +200,12 @@ def front_plot(front: Front, name: str) -> str:
         for p in front.points
     )
     return render(name, words, draw, WIDTH, HEIGHT)
+
+
+def steps(front: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The corners of the line that joins a front: level up to the next cost, then up."""
+    corners = [corner for a, b in pairwise(front) for corner in (a, (b[0], a[1]))]
+    return [*corners, *front[-1:]]
 
 
 def study_charts(study: Study) -> Iterator[Chart]:
@@ -240,7 +251,8 @@ def gain_chart(study: Study, number: int, which: Literal["over_control", "over_b
         caption += " An interval that reaches the edge goes on."
     if len(shown) < len(gains):
         caption += f" The first {len(shown)} of {len(gains)} arms."
-    drawing = dot_plot(shown, f"{which}{number}", f"{what.lower()} {other}, points")
+    axis = f"{what.lower()} {other if len(other) <= LINE else 'the baseline'}, points"
+    drawing = dot_plot(shown, f"{which}{number}", axis)
     yield Chart(f"{what} {other}{of(group.title)}", caption, (drawing,))
 
 
@@ -258,5 +270,5 @@ def cost_chart(study: Study) -> Iterator[Chart]:
     ]
     if gains:
         caption = "All training that leads to the student, with teacher and search. Up and to the left is better."
-        caption += "" if len(gains) <= MOST_NAMES else " Arms that no other beats in both are named."
+        caption += "" if len(gains) <= MOST_NAMES else " Of the arms those that no other beats in both are named."
         yield Chart("Gain against training compute", caption, (cost_plot(gains),))

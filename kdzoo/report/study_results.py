@@ -166,6 +166,7 @@ class GroupVerdict(Part):
     tone: Literal["good", "even", "bad", "unknown"]
     headline: str
     sentences: list[str]
+    facts: list[list[str]] = []  # pairs: a value, and what it is of
 
 
 class StudyVerdict(Part):

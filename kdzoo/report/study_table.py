@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kdzoo.errors import plain
 from kdzoo.report.measurements import NOTHING, counted, significant, sized
 from kdzoo.report.study_numbers import p_text
 from kdzoo.report.study_results import Compared, RankedArm, Study, parse_study
-from kdzoo.report.tables import text_table
+from kdzoo.report.tables import text_table, wrapped
 
 #: Longest name that is shown whole.
 LONGEST_NAME = 64
+#: Characters of an error that are shown; study.json has it whole.
+LONGEST_ERROR = 400
 #: Columns after rank and arm, and the order in which they are left out where there is no room.
 SPARE = ("compute", "step\nms", "size", "p50\nms", "p Holm", "seeds", "over the control\n95 %")
 
@@ -25,11 +27,8 @@ def study_table(study: Mapping[str, Any], width: int | None = None) -> str:
     study.json holds it.
     """
     parsed = parse_study(study)
-    parts = []
-    for number, group in enumerate(parsed.groups):
-        lines = [f"{group.title}:"] if group.title else []
-        parts.append("\n".join([*lines, group_table(parsed, number, width)]))
-    return "\n\n".join([*parts, *said(parsed, width)])
+    tables = [group_table(parsed, number, width) for number in range(len(parsed.groups))]
+    return "\n\n".join([*tables, *notes(parsed, tables, width), *said(parsed, width)])
 
 
 def group_table(study: Study, number: int, width: int | None) -> str:
@@ -38,7 +37,7 @@ def group_table(study: Study, number: int, width: int | None) -> str:
     baseline = study.groups[number].baseline
     columns: dict[str, list[str]] = {
         "": [NOTHING if row.rank is None else str(row.rank) for row in rows],
-        "arm": [plain(row.label, LONGEST_NAME) for row in rows],
+        "arm": [arm_name(row.label, width) for row in rows],
         "seeds": [seed_text(study, row) for row in rows],
         "accuracy\n% ± std": [accuracy(row) for row in rows],
     }
@@ -61,7 +60,15 @@ def group_table(study: Study, number: int, width: int | None) -> str:
     kept = [i for i in range(len(header)) if i < 2 or set(columns[header[i]]) - {NOTHING, "baseline"}]
     table = [[columns[header[i]][k] for i in kept] for k in range(len(rows))]
     spare = [place for head in SPARE for place, i in enumerate(kept) if header[i] == head]
-    return text_table([header[i] for i in kept], table, left=2, width=width, spare=spare)
+    text = text_table([header[i] for i in kept], table, left=2, width=width, spare=spare)
+    title = study.groups[number].title
+    return f"{filled(title, width)}:\n{text}" if title else text
+
+
+def arm_name(label: str, width: int | None) -> str:
+    """A name, on several lines where the terminal has no room for the numbers after it."""
+    name = plain(label, LONGEST_NAME)
+    return name if width is None or len(name) <= width // 4 else wrapped(name, width // 4)
 
 
 def seed_text(study: Study, row: RankedArm) -> str:
@@ -92,26 +99,31 @@ def number_text(value: float | None) -> str:
     return NOTHING if value is None else significant(value)
 
 
-def said(study: Study, width: int | None) -> list[str]:
-    """The notes below the tables, and the verdict."""
-    paragraphs = []
-    starred = [d for row in study.ranking for d in (row.over_control, row.over_baseline) if d]
-    if any(found.outcome in ("better", "worse") for found in starred):
-        paragraphs.append("* decided after Holm's correction; the others are not decided.")
-    if any(row.file for row in study.ranking):
-        paragraphs.append(f"Size and latency: the exported file {next(r.file for r in study.ranking if r.file)}.")
-    failed = [(arm.label, run) for arm in study.arms for run in arm.runs if run.status != "finished"]
-    for label, run in failed:
-        paragraphs.append(
-            f"{run.status}: {plain(label, LONGEST_NAME)} seed {run.seed}: {plain(run.error or NOTHING, 400)}"
-        )
-    notes = ["\n".join(filled(paragraph, width) for paragraph in paragraphs)] if paragraphs else []
+def notes(study: Study, tables: Sequence[str], width: int | None) -> list[str]:
+    """What the tables need explained, and the runs that failed: one paragraph, or none."""
+    lines = []
+    if any(" *" in table for table in tables):
+        lines.append("* decided after Holm's correction; the others are not decided.")
+    file = next((row.file for row in study.ranking if row.file), None)
+    if file and not any("size" in table.partition("Not shown")[2] for table in tables):
+        lines.append(f"Size and latency: the exported file {file}.")
+    lines += [
+        f"{run.status}: {plain(arm.label, LONGEST_NAME)} seed {run.seed}: {plain(run.error or NOTHING, LONGEST_ERROR)}"
+        for arm in study.arms
+        for run in arm.runs
+        if run.status != "finished"
+    ]
+    return ["\n".join(filled(line, width) for line in lines)] if lines else []
+
+
+def said(study: Study, width: int | None) -> Iterator[str]:
+    """The verdict: a headline, then its sentences; of several groups each has a paragraph."""
     verdict = study.verdict
-    judged = [] if len(verdict.groups) == 1 else [f"{verdict.headline}."]
+    if len(verdict.groups) > 1:
+        yield filled(f"{verdict.headline}.", width)
     for group in verdict.groups:
         title = f"{group.title}: " if group.title else ""
-        judged.append(filled(" ".join([f"{title}{group.headline}.", *group.sentences]), width))
-    return [*notes, "\n".join(judged)]
+        yield "\n".join(filled(text, width) for text in (f"{title}{group.headline}.", " ".join(group.sentences)))
 
 
 def filled(text: str, width: int | None) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 from kdzoo.errors import plain
 
+#: Characters that a line of words has, however narrow a table is asked to be.
+LEAST_WIDTH = 40
 #: What stands between two columns.
 GAP = "  "
 
@@ -42,7 +45,8 @@ def text_table(
     text = "\n".join(line for row in table for line in aligned(row, widths, left, bottom=row is table[0]))
     if given_up:
         names = ", ".join(header[i].split("\n")[0] for i in sorted(given_up))
-        text += f"\nNot shown, for want of width: {names}."
+        left_out = f"Not shown, for want of width: {names}."
+        text += "\n" + "\n".join(textwrap.wrap(left_out, max(width or 0, LEAST_WIDTH), break_long_words=False))
     return text
 
 

@@ -71,40 +71,63 @@ def judged(side: Side) -> dict[str, Any]:
     """Judge the arms of one group."""
     rows = side.rows
     if not rows:
-        return told("bad", "No run finished", missing(side))
+        return told(side, "bad", "No run finished", failures(side))
     best = rows[0]
     outcomes = {found.outcome for row in rows if (found := side.compared(row))}
     if not outcomes:
-        return told("unknown", "Nothing to compare with", [
-            f"{first(best)}. There is no control and no baseline with the same seeds, so the study cannot say what is "
-            "better.", *closing(side, best)])  # fmt: skip
-    if outcomes == {"upper bound"}:
-        gap = side.compared(best)
-        assert gap is not None
-        side_of = "below" if gap.mean < 0 else "above"
         sentence = (
-            f"{first(best)}, {abs(gap.mean):.2f} points {side_of} its control, which is an upper bound and no "
+            f"{first(side, best)}. There is no control and no baseline with the same seeds, so the study cannot say "
+            "what is better."
+        )
+        return told(side, "unknown", "Nothing to compare with", [sentence], best)
+    if outcomes == {"upper bound"}:
+        take = next(row for row in rows if side.compared(row))
+        gap = side.compared(take)
+        assert gap is not None
+        where = "below" if gap.mean < 0 else "above"
+        sentence = (
+            f"{first(side, take)}, {abs(gap.mean):.2f} points {where} its control, which is an upper bound and no "
             "competitor."
         )
-        return told("unknown", "Held against an upper bound", [sentence, *closing(side, best)])
+        return told(side, "unknown", "Held against an upper bound", [sentence], take)
     if outcomes == {"one seed"}:
         found = side.compared(best)
         gap_text = "" if found is None else f", {found.mean:+.2f} points against {side.reference}"
-        sentence = f"{first(best)}{gap_text}. Another seed gives other numbers: repeat the study with `seeds: 5`."
-        return told("unknown", "One seed decides nothing", [sentence, *closing(side, best)])
+        sentence = f"{first(side, best)}{gap_text}. Another seed gives other numbers: repeat the study with `seeds: 5`."
+        return told(side, "unknown", "One seed decides nothing", [sentence], best)
     if side.outcomes("better"):
         return winner(side)
     return no_winner(side)
 
 
-def told(tone: str, headline: str, sentences: Iterable[str]) -> dict[str, Any]:
-    return {"tone": tone, "headline": headline, "sentences": list(sentences)}
+def told(
+    side: Side, tone: str, headline: str, sentences: Iterable[str], row: RankedArm | None = None
+) -> dict[str, Any]:
+    """A verdict that is about ``row``: what it costs, and what else is not decided, follow the sentences."""
+    closed = [*sentences, *(closing(side, row) if row else ())]
+    return {"tone": tone, "headline": headline, "sentences": closed, "facts": list(facts(side, row)) if row else []}
 
 
-def first(row: RankedArm) -> str:
+def facts(side: Side, take: RankedArm) -> Iterator[list[str]]:
+    """The few numbers of an arm that are read first: a value, and what it is of."""
+    assert take.mean is not None
+    yield [f"{take.mean:.2f} %", f"mean accuracy of {take.label}, {seeds(take.seeds)}"]
+    if found := side.compared(take):
+        yield [f"{found.mean:+.2f}", f"points over {side.reference}; {interval(found)}"]
+    other = next((row for row in side.rows if row.label == side.baseline and row is not take), None)
+    if other and other.step_ms and take.step_ms:
+        yield [f"{take.step_ms / other.step_ms:.2f} x", f"the step time of {side.baseline}"]
+    if take.size_mib is not None:
+        yield [sized(take.size_mib), f"the file {take.file}"]
+    if take.latency_p50_ms is not None:
+        yield [f"{significant(take.latency_p50_ms)} ms", f"latency p50 of the file {take.file}"]
+
+
+def first(side: Side, row: RankedArm) -> str:
     """The beginning of what is said of the best arm."""
     assert row.mean is not None
-    return f"{row.label} has the highest mean, {reached(row.mean, row.std)} over {seeds(row.seeds)}"
+    does = "has the highest mean," if len(side.rows) > 1 else "reaches"
+    return f"{row.label} {does} {reached(row.mean, row.std)} over {seeds(row.seeds)}"
 
 
 def difference(side: Side, found: Compared, comparisons: int | None = None) -> str:
@@ -141,7 +164,7 @@ def winner(side: Side) -> dict[str, Any]:
             f"{side.reference} too. Which of these {len(better)} is best is not decided: the study compares each with "
             f"{side.reference} alone."
         )
-    return told(tone, headline, [*sentences, *closing(side, take)])
+    return told(side, tone, headline, sentences, take)
 
 
 def no_winner(side: Side) -> dict[str, Any]:
@@ -160,20 +183,23 @@ def no_winner(side: Side) -> dict[str, Any]:
             sentences.append(against_control(side, take))
             if take.over_control.outcome == "worse":
                 tone, headline = "bad", f"{take.label} is the best arm, and worse than its control"
-        return told(tone, headline, [*sentences, *closing(side, take)])
+        return told(side, tone, headline, sentences, take)
     if len(worse) == len(compared):
         single = len(compared) == 1
         headline = f"{best.label} is worse than its control" if single else "Every arm is worse than its control"
         found = side.compared(best) or side.compared(compared[0])
         assert found is not None
-        return told(
-            "bad", headline, [f"{first(best)}, {difference(side, found)} against the control.", *closing(side, best)]
-        )
+        sentence = f"{first(side, best)}, {difference(side, found)} against the control."
+        return told(side, "bad", headline, [sentence], best)
     headline = f"Not decided: {best.label} against its control"
     if len(side.rows) > 1:
         headline = f"Not decided: no arm is shown to be better than {side.baseline or 'its control'}"
     found = side.compared(best)
-    sentence = first(best) if found is None else f"{first(best)}: {difference(side, found)} against {side.reference}"
+    sentence = (
+        first(side, best)
+        if found is None
+        else f"{first(side, best)}: {difference(side, found)} against {side.reference}"
+    )
     sentences = [f"{sentence}."]
     if found and found.low is not None and found.high is not None and (found.low > 0 or found.high < 0):
         sentences.append(
@@ -181,7 +207,7 @@ def no_winner(side: Side) -> dict[str, Any]:
         )
     if side.baseline and best.over_control:
         sentences.append(against_control(side, best))
-    return told("even", headline, [*sentences, *closing(side, best)])
+    return told(side, "even", headline, sentences, best)
 
 
 def against_control(side: Side, row: RankedArm) -> str:
@@ -192,7 +218,7 @@ def against_control(side: Side, row: RankedArm) -> str:
         "better": f"{row.label} is better than its control",
         "worse": f"{row.label} is worse than its control, the same student without a teacher",
         "upper bound": f"The control of {row.label} is an upper bound and no competitor",
-    }.get(found.outcome, f"Whether {row.label} is better than its control is not decided")
+    }.get(found.outcome, f"{row.label} against its control is not decided")
     return f"{says}: {difference(side, found, side.study.families.over_control)}."
 
 
@@ -231,6 +257,14 @@ def cost(side: Side, take: RankedArm) -> Iterator[str]:
 def times(value: float, other: float | None, side: Side) -> str:
     """How often the baseline's value goes into another."""
     return f", {value / other:.2f} times that of {side.baseline}" if other else ""
+
+
+def failures(side: Side) -> Iterator[str]:
+    """What is said where no run has a result."""
+    runs = [run for row in side.study.in_group(side.number) for run in side.study.arm(row.label).runs]
+    error = next((run.error for run in runs if run.error), None)
+    first_line = f" The first error: {error.splitlines()[0]}" if error else ""
+    yield f"None of {len(runs)} runs has a result.{first_line}"
 
 
 def missing(side: Side) -> Iterator[str]:

@@ -51,7 +51,7 @@ def test_three_significant_digits(value, shown):
         (999.6, "1.00 k"),
         (78042, "78.0 k"),
         (1730714, "1.73 M"),
-        (3e13, "30,000 G"),
+        (3e13, "30.0 T"),
     ],
 )
 def test_counts_in_the_unit_that_suits_them(value, shown):
