@@ -216,7 +216,8 @@ def _sections(properties: Mapping[str, Any], defs: Mapping[str, Any], prefix: st
 
 def _reference(field: Mapping[str, Any]) -> str | None:
     """The section that a field holds, itself, or null, or in a list."""
-    for part in (field, field.get("items", {}), *field.get("anyOf", [])):
+    items = field.get("items", {})
+    for part in (field, items, *field.get("anyOf", []), *items.get("oneOf", [])):
         if "$ref" in part:
             return str(part["$ref"]).rsplit("/", 1)[-1]
     return None
@@ -226,7 +227,7 @@ def _section(path: str, text: str, properties: Mapping[str, Any], required: set[
     rows = []
     for key, field in properties.items():
         default = field.get("default")
-        shown = "the section's defaults" if default and _reference(field) else code(flow(default))
+        shown = "the section's defaults" if isinstance(default, Mapping) and _reference(field) else code(flow(default))
         shown = "required" if key in required else shown
         rows.append([code(key), kind(field), shown, prose(field.get("description", ""))])
     title = path if path.startswith("The ") else f"`{path}`"
@@ -244,8 +245,8 @@ LIMITS = {
 
 def kind(field: Mapping[str, Any]) -> str:
     """Type and range of a field of a JSON Schema, in words."""
-    if "anyOf" in field:
-        return ", or ".join(kind(part) for part in field["anyOf"])
+    if members := field.get("anyOf") or field.get("oneOf"):
+        return ", or ".join(map(kind, members))
     if "$ref" in field:
         name = _reference(field) or ""
         return "any keys of `train`" if name.startswith("Partial") else "section"

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class OfferOptions(BaseModel):
-    """Base of the options of data sets, export formats and quantizers: unknown keys are errors."""
+    """Base of the options of data sets, export formats, quantizers and trackers: unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
@@ -237,15 +237,45 @@ class Quantizer(Optioned):
 # --- tracking -------------------------------------------------------------------------------
 
 
+RunState = Literal["finished", "stopped", "failed"]
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """The run that a tracker tracks.
+
+    ``id`` is 32 hexadecimal digits, the same as often as the run goes on; ``recipe`` holds every default.
+    """
+
+    id: str
+    folder: Path
+    name: str  # of the recipe
+    seed: int
+    recipe: Mapping[str, Any]
+    resumed: bool  # whether it goes on after a stop; every row of the log then comes again, from the first on
+
+
 class Tracker(ABC):
-    """Receives the values that a run also writes to metrics.jsonl."""
+    """Receives the values that a run also writes to metrics.jsonl.
+
+    A recipe names it, or gives it options: ``{name: mlflow, options: {experiment: digits}}``. Made without arguments,
+    it has ``options`` and ``run`` before it is started. What it writes goes below ``<folder>/trackers/``.
+    """
 
     name: ClassVar[str]
     description: ClassVar[str] = ""
+    Options: ClassVar[type[OfferOptions]] = OfferOptions
+    options: OfferOptions
+    run: TrackedRun
+
+    @classmethod
+    def check(cls) -> None:
+        """Raise NeedsError where it cannot work here, e.g. without its library; called before anything is trained."""
+        return
 
     @abstractmethod
     def start(self, folder: Path) -> None:
-        """Open files below the run's ``folder``."""
+        """Begin to track ``run``, whose folder this is."""
 
     @abstractmethod
     def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
@@ -253,7 +283,16 @@ class Tracker(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Flush and close."""
+        """Flush and close: nothing more is logged, and the folder is about to be sealed."""
+
+    def finish(self, state: RunState, results: Mapping[str, Any]) -> None:
+        """Learn how the run ended, after ``close``.
+
+        ``finished``: every file of the folder is there and recorded in its manifest, and ``results`` is what
+        results.json holds. ``stopped`` by a signal, or ``failed``: ``results`` is empty, and the run may go on later.
+        After a kill nothing is called.
+        """
+        return
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,9 @@ def filled(recipe: Recipe, zoo: Zoo) -> Recipe:
             defaults = _defaults(zoo.exporters[export["format"]].thing)
             defaults.pop("quantize", None)  # it is written next to the options
             export["options"] = {**defaults, **export["options"]}
+    for tracker in data["trackers"]:
+        if not isinstance(tracker, str) and tracker["name"] in zoo.trackers:
+            tracker["options"] = {**_defaults(zoo.trackers[tracker["name"]].thing), **tracker["options"]}
     if not isinstance(recipe.data.augmentation, str):
         data["data"]["augment"] = recipe.data.augmentation.model_dump(mode="json")
     if recipe.data.name in zoo.datasets and zoo.datasets[recipe.data.name].thing.encoded:

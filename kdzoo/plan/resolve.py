@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from kdzoo.contract.declared import bounds
-from kdzoo.contract.extension_points import DataSource, Exporter, Offer, Quantizer, Tracker
+from kdzoo.contract.extension_points import DataSource, Exporter, Offer, OfferOptions, Quantizer, Tracker
 from kdzoo.contract.stage import AlgorithmChoice, ModelSpec
 from kdzoo.errors import KdzooError, PluginError, RecipeError, UnknownName, shown
 from kdzoo.plan.schema import fits
@@ -44,6 +44,14 @@ class ResolvedAlgorithm:
 
 
 @dataclass(frozen=True)
+class ResolvedTracker:
+    """A tracker ready to be made."""
+
+    cls: type[Tracker]
+    options: OfferOptions
+
+
+@dataclass(frozen=True)
 class Plan:
     """A resolved recipe: everything a run needs that does not depend on data or device."""
 
@@ -57,7 +65,7 @@ class Plan:
     peers: tuple[ModelSpec, ...]
     source: DataSource
     exporters: tuple[Exporter, ...]
-    trackers: tuple[type[Tracker], ...]
+    trackers: tuple[ResolvedTracker, ...]
     provenance: Mapping[str, Mapping[str, str]]  # plugin -> distribution and version
     quantizers: Mapping[str, type[Quantizer]] = field(default_factory=dict)  # every offered one, by name
 
@@ -107,8 +115,7 @@ def _parts(recipe: Recipe, zoo: Zoo, problems: RecipeProblems) -> Any:
         problems.add(path, message)
     source = _source(recipe.data, zoo, problems)
     exporters = _exporters(recipe, zoo, problems)
-    trackers = [_lookup(zoo.tracker, name, f"trackers.{i}", problems.add) for i, name in enumerate(recipe.trackers)]
-    return chosen, source, exporters, [tracker for tracker in trackers if tracker is not None]
+    return chosen, source, exporters, _trackers(recipe, zoo, problems)
 
 
 # --- what the catalogue shows to be wrong ---------------------------------------------------------
@@ -337,6 +344,24 @@ def _exporters(recipe: Recipe, zoo: Zoo, problems: RecipeProblems) -> list[Expor
     return exporters
 
 
+def _trackers(recipe: Recipe, zoo: Zoo, problems: RecipeProblems) -> list[ResolvedTracker]:
+    trackers = []
+    for index, wanted in enumerate(recipe.all_trackers):
+        path = f"trackers.{index}"
+        named = path if isinstance(recipe.trackers[index], str) else f"{path}.name"
+        cls = _lookup(zoo.tracker, wanted.name, named, problems.add)
+        options = None if cls is None else _options(cls.Options, wanted.options, f"{path}.options", problems.add)
+        if options is None or isinstance(cls, Card):
+            continue
+        try:
+            cls.check()
+        except KdzooError as error:
+            problems.add(named, str(error))
+        else:
+            trackers.append(ResolvedTracker(cls, options))
+    return trackers
+
+
 def _made(cls: type[Any], options: Mapping[str, Any], report: Report) -> Any:
     """Return an instance of a data set or an export format; what its constructor refuses is a problem too."""
     validated = _options(cls.Options, options, "options", report)
@@ -409,5 +434,5 @@ def _provenance(recipe: Recipe, chosen: tuple[ResolvedAlgorithm | None, ...], zo
     offers += [zoo.models[model.name] for _, model in recipe.models.each() if model.name in zoo.models]
     offers.append(zoo.datasets[recipe.data.name])
     offers += [zoo.exporters[wanted.format] for wanted in recipe.export]
-    offers += [zoo.trackers[name] for name in recipe.trackers]
+    offers += [zoo.trackers[wanted.name] for wanted in recipe.all_trackers]
     return {offer.plugin: {"distribution": offer.distribution, "version": offer.version} for offer in offers}

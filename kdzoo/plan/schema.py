@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from kdzoo.contract.extension_points import Offer
-from kdzoo.recipe.sections import AlgorithmRecipe, DataRecipe, ExportRecipe, Recipe
+from kdzoo.recipe.sections import AlgorithmRecipe, DataRecipe, ExportRecipe, Recipe, TrackerRecipe
 from kdzoo.zoo.cards import card_of
 from kdzoo.zoo.offered import Zoo
 
@@ -18,11 +18,11 @@ Schema = dict[str, Any]
 
 
 def recipe_schema(zoo: Zoo) -> Schema:
-    """Return the schema; which options are allowed depends on the algorithm, data set and export format named.
+    """Return the schema; which options are allowed depends on what is named.
 
     ``zoo`` may be one of cards.
     """
-    models: list[type[BaseModel]] = [Recipe, AlgorithmRecipe, DataRecipe, ExportRecipe]
+    models: list[type[BaseModel]] = [Recipe, AlgorithmRecipe, DataRecipe, ExportRecipe, TrackerRecipe]
     keys, whole = models_json_schema([(model, "validation") for model in models])
     definitions: dict[str, Schema] = whole["$defs"]
 
@@ -51,9 +51,13 @@ def recipe_schema(zoo: Zoo) -> Schema:
     _choose(section(AlgorithmRecipe), "name", zoo.algorithms, of_algorithm)
     _choose(section(DataRecipe), "name", zoo.datasets, of_data_set)
     _choose(section(ExportRecipe), "format", zoo.exporters, lambda offer: _exporter(defined("export", offer)[1]))
+    _choose(
+        section(TrackerRecipe), "name", zoo.trackers, lambda offer: {"options": {"$ref": defined("tracker", offer)[0]}}
+    )
     recipe = section(Recipe)
     if zoo.trackers:
-        recipe["properties"]["trackers"]["items"]["enum"] = sorted(zoo.trackers)
+        kinds = recipe["properties"]["trackers"]["items"]["oneOf"]
+        next(kind for kind in kinds if kind.get("type") == "string")["enum"] = sorted(zoo.trackers)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "kdzoo recipe",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal, cast
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from kdzoo.recipe.image_sections import PRESETS, Augmentation, AugmentRecipe, Batchwise, PreprocessingRecipe
 from kdzoo.recipe.problems import explain, misfits
@@ -154,6 +154,20 @@ class ExportRecipe(Section):
     teacher: Flag = Field(False, description="Also export the teacher, to compare both in one runtime.")
 
 
+class TrackerRecipe(Section):
+    """A tracker with options of its own."""
+
+    name: Line = Field(description="Name of the tracker; `kdzoo list trackers` shows them.")
+    options: Options = Field({}, description="Options of the tracker; `kdzoo show NAME` shows them.")
+
+
+#: A tracker's name, or a section.
+TrackerChoice = Annotated[
+    Annotated[Line, Tag("text")] | Annotated[TrackerRecipe, Tag("mapping")],
+    Discriminator(lambda value: "mapping" if isinstance(value, Mapping | TrackerRecipe) else "text"),
+]
+
+
 class ExpectedRecipe(Section):
     """The published result, which `kdzoo verify` re-checks."""
 
@@ -176,7 +190,9 @@ class Recipe(Section):
     cache: CacheRecipe | None = Field(None, description="Keep teacher outputs for reuse; null: off.")
     control: Flag = Field(True, description="Also train the student alone, under the same budget.")
     export: tuple[ExportRecipe, ...] = Field((), max_length=64, description="Files to export.")
-    trackers: tuple[Line, ...] = Field(("tensorboard",), max_length=64, description="Names of the trackers.")
+    trackers: tuple[TrackerChoice, ...] = Field(
+        ("tensorboard",), max_length=64, description="The trackers, each by its name or with options."
+    )
     device: Device = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="Precision of training.")
     threads: Annotated[Whole, Field(ge=1, le=1024)] | None = Field(
@@ -206,14 +222,19 @@ class Recipe(Section):
         if self.data.mixes and (self.cache is not None or any(t.is_answers for t in self.models.all_teachers)):
             path = "cache" if self.cache is not None else "data.augment"
             problems.append((path, "Mixup and CutMix show other images at each step, so no answer of a teacher recurs"))
-        for group in (self.export, self.trackers):
-            name = "export" if group is self.export else "trackers"
+        tracked = tuple(tracker.name for tracker in self.all_trackers)
+        for name, group in (("export", self.export), ("trackers", tracked)):
             for index, item in enumerate(group):
                 if item in group[:index]:
                     problems.append((f"{name}.{index}", f"repeats {name}.{group.index(item)}"))
         if problems:
             raise misfits(*problems)
         return self
+
+    @property
+    def all_trackers(self) -> tuple[TrackerRecipe, ...]:
+        """The trackers, each as a section."""
+        return tuple(TrackerRecipe(name=each) if isinstance(each, str) else each for each in self.trackers)
 
     def _views(self) -> list[tuple[str, str]]:
         """What is wrong with the number of views: each (path, message)."""

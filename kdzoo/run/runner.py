@@ -10,6 +10,7 @@ from typing import Any
 from kdzoo.contract.stage import ModelSpec, Stage, StagePlan, StageResult
 from kdzoo.errors import ContractError, ModelError
 from kdzoo.models.levels import Pairing
+from kdzoo.plan.filled import filled
 from kdzoo.plan.resolve import Plan
 from kdzoo.recipe.reading import recipe_hash
 from kdzoo.report.verdict import CAUSES
@@ -81,7 +82,7 @@ class Runner:
         if self.folder is not None and self.ranks.first:
             shutil.rmtree(self.folder.path("export"), ignore_errors=True)  # of a run that was killed while exporting
             self.folder.write_json("provenance.json", provenance(self.build))
-        self.log.begin()
+        self.log.begin(filled(self.recipe, self.zoo))
         try:
             teachers = self.teachers()
             self.stage_runner.first_teacher = teachers[0] if teachers else None

@@ -75,12 +75,13 @@ def run_plan(
         except KdzooError:
             folder.abandon()  # nothing was trained, so the mended recipe need not be a new run
             raise
-        with display:
+        with display, runner.log.until_the_end():
             results = runner.run()
-        if not ranks.first:
-            return folder.root, None, False
-        write_report(folder.root)
-        folder.finish(*keys)
+            if not ranks.first:
+                return folder.root, None, False
+            write_report(folder.root)
+            folder.finish(*keys)
+            runner.log.finish(results)
     ranks.close()
     if stop():  # too late to stop anything, but whoever asked must not take it for a run that was left alone
         raise Interrupted(f"the run had finished when it was asked to stop: {folder.root}", 128 + stop())

@@ -65,7 +65,7 @@ def answer_recipe(
 
 
 def _answer(runner: Runner, out: Path) -> list[Path]:
-    runner.log.begin()
+    runner.log.begin(runner.recipe)
     try:
         teachers = runner.teachers()
     finally:

@@ -19,7 +19,7 @@ from kdzoo.storage.sealed import Files, differences, listed, read_manifest, reco
 from kdzoo.storage.uses import USES
 
 #: Not in the manifest: sealed on their own, gone after the run, or written by a tracker as it likes.
-UNLISTED = ("run.json", "manifest.json", "lock", USES, "checkpoints", "planning", "tensorboard")
+UNLISTED = ("run.json", "manifest.json", "lock", USES, "checkpoints", "planning", "tensorboard", "trackers")
 
 
 class Manifest:

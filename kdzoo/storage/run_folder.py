@@ -6,6 +6,7 @@ the sha256 of every file that the run delivers."""
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -153,6 +154,11 @@ class RunFolder:
     @property
     def run_id(self) -> str:
         return self._record["run_id"]
+
+    @property
+    def uid(self) -> str:
+        """32 hexadecimal digits that no other run has; those of an older run come from where it lies."""
+        return self._record.content.get("uid") or hashlib.sha256(bytes(self.root.resolve())).hexdigest()[:32]
 
     @property
     def finished(self) -> bool:

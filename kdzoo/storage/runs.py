@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,14 @@ def create_run(
     """
     sequence = 1 + max([0, *_numbers(parent)])
     run_id = f"{sequence:04d}-seed{record['seed']}"
-    record = {"run_id": run_id, "sequence": sequence, "status": "running", "checkpointed": [], **record}
+    record = {
+        "run_id": run_id,
+        "uid": uuid.uuid4().hex,
+        "sequence": sequence,
+        "status": "running",
+        "checkpointed": [],
+        **record,
+    }
     temporary, place = temporary_in(parent), parent / run_id
     with discarded(temporary):
         with writing(place):

@@ -131,7 +131,7 @@ def check_quantizer(thing: Any) -> None:
 
 def check_tracker(thing: Any) -> None:
     """Check a tracker's class."""
-    _subclass(thing, Tracker)
+    _options(_subclass(thing, Tracker), thing.Options, OfferOptions)
 
 
 def check_executor(thing: Any) -> None:

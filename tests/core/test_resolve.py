@@ -12,13 +12,21 @@ from pydantic import Field
 
 from kdzoo.api import Algorithm, AlgorithmChoice, AlgorithmOptions, Needs, Paper
 from kdzoo.api.data import DataError, DataSource, OfferOptions
-from kdzoo.api.export import Exporter, Tracker
+from kdzoo.api.export import Exporter, NeedsError, Tracker
 from kdzoo.api.models import ModelFamily
 from kdzoo.contract.extension_points import Offer
 from kdzoo.contract.stage import ModelSpec
 from kdzoo.errors import PluginError, RecipeError, UnknownName
 from kdzoo.plan.filled import filled
-from kdzoo.plan.resolve import Plan, further_problems, resolve, resolve_algorithm, resolve_choice, unmet_needs
+from kdzoo.plan.resolve import (
+    Plan,
+    ResolvedTracker,
+    further_problems,
+    resolve,
+    resolve_algorithm,
+    resolve_choice,
+    unmet_needs,
+)
 from kdzoo.plan.schema import recipe_schema
 from kdzoo.plan.stored_answers import why_not_logits, why_not_without_network
 from kdzoo.recipe.reading import dump_recipe, parse_recipe
@@ -104,6 +112,15 @@ class Hardcover(Paperback):
 
 class Diary(Tracker):
     name = "diary"
+    missing: str | None = None
+
+    class Options(OfferOptions):
+        place: str = Field("desk", description="Where it is kept.")
+
+    @classmethod
+    def check(cls):
+        if cls.missing:
+            raise NeedsError(cls.missing)
 
     def start(self, folder): ...
 
@@ -169,7 +186,7 @@ def test_a_plan():
     assert found.assistants == found.peers == found.exporters == ()
     assert isinstance(found.source, Dots)
     assert found.source.options.noise == 0.5
-    assert found.trackers == (Diary,)
+    assert found.trackers == (ResolvedTracker(Diary, Diary.Options()),)
 
 
 def test_provenance_names_what_is_used():
@@ -220,6 +237,18 @@ def test_a_delegate_gets_what_is_not_the_algorithms_own():
             "trackers=[dairy]",
             "-o trackers.0: unknown tracker 'dairy'; did you mean 'diary'? known: diary",
         ),
+        (
+            RECIPE,
+            "trackers=[{name: dairy}]",
+            "-o trackers.0.name: unknown tracker 'dairy'; did you mean 'diary'? known: diary",
+        ),
+        (
+            RECIPE,
+            "trackers=[{name: diary, options: {palce: bed}}]",
+            "-o trackers.0.options.palce: unknown key; did you mean 'place'?",
+        ),
+        (RECIPE, "trackers=[{name: diary, option: {}}]", "-o trackers.0.option: unknown key; did you mean 'options'?"),
+        (RECIPE, "trackers=[diary, {name: diary}]", "-o trackers.1: repeats trackers.0"),
         (
             RECIPE,
             "export=[{format: pdf}]",
@@ -493,7 +522,11 @@ def test_the_schema_holds_every_plugins_options():
     assert list(follow(then(data, "name", "dots")["options"])["properties"]) == ["noise"]
     assert list(then(export, "format", "paperback")["options"]["properties"]) == ["pages"]
     assert then(export, "format", "hardcover")["quantize"] == {"type": "null"}
-    assert schema["properties"]["trackers"]["items"]["enum"] == ["diary"]
+    assert {"diary"} == {
+        name for kind in schema["properties"]["trackers"]["items"]["oneOf"] for name in kind.get("enum", [])
+    }
+    tracker = then(definitions["TrackerRecipe"], "name", "diary")
+    assert list(follow(tracker["options"])["properties"]) == ["place"]
     assert schema["additionalProperties"] is False
     assert schema["required"] == ["version", "name", "algorithm", "models", "data"]
 
@@ -523,13 +556,24 @@ def test_what_plugins_find_comes_out_with_what_is_wrong_in_the_recipe_itself():
 # --- defaults ---------------------------------------------------------------------------------------
 
 
+def test_a_tracker_has_options_and_may_say_that_it_cannot_work_here(monkeypatch):
+    found = plan(RECIPE, "trackers=[{name: diary, options: {place: bed}}]")
+    assert found.trackers == (ResolvedTracker(Diary, Diary.Options(place="bed")),)
+    assert found.provenance["books"] == {"distribution": "books-dist", "version": "1.0"}
+    monkeypatch.setattr(Diary, "missing", "needs the library ink")
+    with pytest.raises(RecipeError, match=r"line 8 trackers\.0: needs the library ink$"):
+        plan(RECIPE)
+
+
 def test_every_default_of_a_plugin_is_filled_in():
     given = ["algorithm.options.layers=[1]", "algorithm.loss_weights.soft=3", "export=[{format: paperback}]"]
+    given.append("trackers=[{name: diary}]")
     loaded = parse_recipe(RECIPE.encode(), Path("x.yaml"), given)
     whole = filled(loaded.recipe, ZOO)
     assert whole.algorithm.options == {**json.loads(Soft.Options().model_dump_json()), "layers": [1]}
     assert whole.algorithm.loss_weights == {**Soft.default_weights, "soft": 3}
     assert whole.data.options == json.loads(ZOO.datasets["dots"].thing.Options().model_dump_json())
+    assert whole.all_trackers[0].options == {"place": "desk"}
     assert whole.export[0].options == {"pages": ZOO.exporters["paperback"].thing.Options().pages}
     assert filled(whole, ZOO) == whole
     again = parse_recipe(dump_recipe(whole).encode(), Path("x.yaml"))

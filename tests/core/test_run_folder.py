@@ -69,6 +69,7 @@ def test_a_run_gets_a_folder_of_its_own(tmp_path):
             "schema_version": 1,
             "kdzoo": kdzoo.__version__,
             "run_id": "0001-seed7",
+            "uid": folder.uid,
             "sequence": 1,
             "name": "digits-kd",
             "seed": 7,

@@ -17,11 +17,12 @@ import torch
 from tiny_algorithms import PAPER, Alone, Couple, Match, same_bits
 
 from kdzoo.api import Algorithm, Needs, Stage, Update
-from kdzoo.api.export import Exporter, ExportError, Tracker, Usage
+from kdzoo.api.export import Exporter, ExportError, TrackedRun, Tracker, Usage
 from kdzoo.contract.stage import StageResult
 from kdzoo.errors import ContractError, DivergedError, Interrupted, KdzooError, ModelError, NeedsError, ResumeError
 from kdzoo.evaluation import verification
 from kdzoo.evaluation.measuring import predict
+from kdzoo.plan.resolve import ResolvedTracker
 from kdzoo.recipe.reading import recipe_hash
 from kdzoo.run import delivery, provenance, stage_runner
 from kdzoo.run.control import GO_ON
@@ -100,7 +101,9 @@ class Place:
             runner = self.runner(cls, folder, **changes)
             self.screen = runner.control.display = Screen()
             prepare(runner)
-            results = runner.run()
+            with runner.log.until_the_end():
+                results = runner.run()
+                runner.log.finish(results)
             return Ran(runner, folder.root, self.screen, results)
 
 
@@ -860,20 +863,29 @@ class Recorder(Tracker):
 
     name = "recorder"
     told: ClassVar[list[Any]] = []
+    tracks: ClassVar[TrackedRun]
 
     def start(self, folder: Path) -> None:
+        Recorder.tracks = self.run
         self.told.append(("start", folder.is_dir()))
 
     def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         self.told.append((stage, step, dict(values)))
 
+    def finish(self, state: str, results: Mapping[str, Any]) -> None:
+        self.told.append((state, bool(results)))
+
     def close(self) -> None:
         self.told.append(("close",))
 
 
+def chosen(*classes: type[Tracker]) -> list[ResolvedTracker]:
+    return [ResolvedTracker(cls, cls.Options()) for cls in classes]
+
+
 def tracked(run: Runner) -> None:
     Recorder.told.clear()
-    run.log.trackers = Trackers([Recorder], run._warn)
+    run.log.trackers = Trackers(chosen(Recorder), run._warn)
 
 
 EPOCHS = {"train": {"epochs": 2}}
@@ -889,19 +901,35 @@ def test_rows_are_logged_once_each_in_order_and_tracked_alike(place: Place) -> N
     ]
     assert set(ran.log[-2]) == {"stage", "epoch", "step", "split", "task", "match", "grad_norm", "lr"}
     assert set(ran.log[-1]) == {"stage", "epoch", "step", "split", "top1_percent"}
-    start, *rows, close = Recorder.told
-    assert (start, close) == (("start", True), ("close",))
+    start, *rows, close, end = Recorder.told
+    assert (start, close, end) == (("start", True), ("close",), ("finished", True))
     assert [(stage, step) for stage, step, _ in rows] == [(row["stage"], row["step"]) for row in ran.log]
     assert rows[-1][2] == {"validation/top1_percent": ran.log[-1]["top1_percent"]}
     assert rows[-2][2]["match"] == ran.log[-2]["match"]
     again = place.run(prepare=tracked, control=True, **EPOCHS)  # from the store: the same rows
     assert again.log == ran.log
-    assert Recorder.told[1:-1] == rows
+    assert Recorder.told[1:-2] == rows
 
 
 def test_trackers_are_closed_where_a_run_fails(shared: Place) -> None:
     refusal(ModelError, lambda: shared.run(prepare=tracked, min_teacher_top1_percent=99.5))
-    assert Recorder.told[-1] == ("close",)
+    assert Recorder.told[-2:] == [("close",), ("failed", False)]
+
+
+def test_trackers_learn_which_run_they_track_and_that_it_was_stopped(place: Place) -> None:
+    def stopped(run: Runner) -> None:
+        tracked(run)
+        stopping("student", 2)(run)
+
+    refusal(Interrupted, lambda: place.run(prepare=stopped, **EPOCHS))
+    assert Recorder.told[-2:] == [("close",), ("stopped", False)]
+    first = Recorder.tracks
+    place.run(prepare=tracked, resume=True, **EPOCHS)
+    second = Recorder.tracks
+    assert (first.id, first.folder) == (second.id, second.folder)
+    assert re.fullmatch("[0-9a-f]{32}", first.id)
+    assert (first.resumed, second.resumed) == (False, True)
+    assert (first.name, first.seed, first.recipe["train"]["epochs"]) == ("conformance", 0, 2)
 
 
 class Failing(Recorder):
@@ -920,6 +948,9 @@ class Failing(Recorder):
     def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         self.check("log")
 
+    def finish(self, state: str, results: Mapping[str, Any]) -> None:
+        self.check("finish")
+
     def close(self) -> None:
         self.check("close")
 
@@ -934,16 +965,17 @@ def test_a_tracker_that_fails_is_dropped_with_one_warning_and_training_goes_on(
 ) -> None:
     usual = place.run(prepare=tracked, **EPOCHS)
     rows = list(Recorder.told)
-    for at in ("made", "start", "log", "close"):
+    for at in ("made", "start", "log", "finish", "close"):
         monkeypatch.setattr(Failing, "at", at)
 
         def both(run: Runner) -> None:
             Recorder.told.clear()
-            run.log.trackers = Trackers([Failing, Recorder], run._warn)
+            run.log.trackers = Trackers(chosen(Failing, Recorder), run._warn)
 
         ran = place.run(prepare=both, **EPOCHS)
         text = "tracker 'failing' failed and was dropped: OSError: [Errno 28] No space left on device"
-        assert [warning for warning in ran.results["warnings"] if "tracker" in warning] == [text]
+        said = ran.results["warnings"] if at != "finish" else ran.runner.warnings
+        assert [warning for warning in said if "tracker" in warning] == [text]
         assert [told for told in Recorder.told if told[0] != "failing"] == rows, "the other one hears everything"
         assert Recorder.told.count(("failing", at)) == 1
         assert ran.log == usual.log
@@ -958,10 +990,11 @@ def test_whatever_a_tracker_raises_is_one_line(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(Failing, "error", error)
         monkeypatch.setattr(Failing, "at", "log")
         warnings: list[str] = []
-        trackers = Trackers([Failing], warnings.append)
+        trackers = Trackers(chosen(Failing), warnings.append)
         for step in range(3):
             trackers.log("student", step, {})
         trackers.close()
+        trackers.finish("finished", {})
         assert warnings == [f"tracker 'failing' failed and was dropped: {told}"]
 
 
