@@ -140,7 +140,7 @@ def difference(found: Compared | None, comparisons: int) -> RankCell:
     if found is None:
         return RankCell(NOTHING)
     ends = () if found.low is None or found.high is None else (f"{found.low:+.2f} to {found.high:+.2f}",)
-    p = corrected(found, 1)
+    p = corrected(found, 1).replace(" ", "\N{NO-BREAK SPACE}")
     says = found.outcome + (f", {p}" if p and comparisons else "")
     tone = {"better": "good", "worse": "bad"}.get(found.outcome, "")
     return RankCell(f"{found.mean:+.2f}", (*ends, says), found.mean, tone)

@@ -9,7 +9,7 @@ from typing import Any
 from kdzoo.report.study_results import Arm, parse_measured, parse_study
 from kdzoo.study.arm_costs import costs, file_label, fronts, mean_of
 from kdzoo.study.grouping import grouped
-from kdzoo.study.statistics import LEVEL, Difference, family, paired_difference, spread
+from kdzoo.study.statistics import Difference, family, paired_difference, spread
 from kdzoo.study.verdict import verdict
 
 
@@ -87,7 +87,7 @@ def outcome(found: Difference, upper_bound: bool = False) -> str:
         return "upper bound"
     if found.seeds == 1:
         return "one seed"
-    if found.p_holm is None or found.p_holm >= 1 - LEVEL:
+    if not found.decided:
         return "not decided"
     return "better" if found.mean > 0 else "worse"
 

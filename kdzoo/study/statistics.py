@@ -42,6 +42,11 @@ class Difference:
     p_holm: float | None = None
     level: float = LEVEL
 
+    @property
+    def decided(self) -> bool:
+        """Whether the difference is unlikely to be chance, as one of all comparisons of its table."""
+        return self.p_holm is not None and self.p_holm < 1 - self.level
+
 
 def spread(values: Sequence[float]) -> Spread:
     """Return mean and standard deviation of at least one value."""

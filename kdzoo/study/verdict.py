@@ -11,9 +11,9 @@ from kdzoo.report.study_numbers import corrected, interval, names, reached, seed
 from kdzoo.report.study_results import Compared, RankedArm, Study
 
 CAVEAT = (
-    "Each interval is Student's t over the differences within seeds, for itself alone. Better or worse is what stays "
-    "below p = 0.05 after Holm's correction; not decided does not mean equal. Another data set can rank the arms "
-    "otherwise."
+    "Each interval is Student's t over the differences within seeds, for itself alone, and takes them as normally "
+    "distributed. Better or worse is what stays below p = 0.05 after Holm's correction; not decided does not mean "
+    "equal. Another data set can rank the arms otherwise."
 )
 
 

@@ -162,3 +162,60 @@ def test_a_report_fits_the_window(browser, tmp_path, width):
     }).filter(size => size < 8.5)"""
     assert page.evaluate(small) == [], "letters of a drawing are too small to read"
     page.close()
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> str:
+    """The address of the page of a study with twelve arms, one of whose runs failed."""
+    from study_of_made_up_numbers import many_arms
+
+    from kdzoo.study.ranking import ranked
+    from kdzoo.study.writing import write_study
+
+    folder = tmp_path_factory.mktemp("study")
+    write_study(folder, ranked(many_arms(12)))
+    return (folder / "report.html").as_uri()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 800, 1280])
+def test_the_page_of_a_study_fits_the_window(browser, study, width, scheme):
+    page = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(study)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    cut = "[...document.querySelectorAll('svg, table, td')].filter(e => e.getBoundingClientRect().right > innerWidth)"
+    assert page.evaluate(f"{cut}.length") == 0
+    small = """[...document.querySelectorAll('svg')].flatMap(svg => {
+        const shown = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
+        return [...svg.querySelectorAll('text')].map(t => shown * parseFloat(getComputedStyle(t).fontSize));
+    }).filter(size => size < 8.5)"""
+    assert page.evaluate(small) == [], "letters of a drawing are too small to read"
+    assert page.locator(".sort").is_visible() == (width < 992), "heads sort where they are shown, a choice elsewhere"
+    assert errors == []
+    page.close()
+
+
+def test_the_ranking_of_a_study_sorts(browser, study):
+    numbers = """i => [...document.querySelector('#ranking').tBodies[0].rows].map(row => row.cells[i].dataset.value)
+        .map(value => value === undefined ? null : Number(value))"""
+    page = browser.new_page(viewport={"width": 1280, "height": 844})
+    page.goto(study)
+    heads = page.locator("#ranking thead th")
+    latency = heads.count() - 1
+    page.locator("#ranking thead button").nth(latency).click()
+    found = page.evaluate(numbers, latency)
+    assert found == sorted(found)
+    assert heads.nth(latency).get_attribute("aria-sort") == "ascending"
+    page.locator("#ranking thead button").nth(latency).click()
+    assert page.evaluate(numbers, latency) == found[::-1]
+    page.locator("#ranking thead button").nth(2).click()
+    accuracy = page.evaluate(numbers, 2)
+    assert accuracy == sorted(accuracy, reverse=True), "the most accurate first"
+    page.close()
+    without = browser.new_context(java_script_enabled=False)
+    page = without.new_page()
+    page.goto(study)
+    assert page.locator("#ranking tbody tr").count() == 12
+    without.close()
