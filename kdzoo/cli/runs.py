@@ -21,6 +21,7 @@ KINDS = {
     "teacher_outputs": ("file of teacher answers", "files of teacher answers"),
     "test_logits": ("file of test answers", "files of test answers"),
     "latency": ("latency", "latencies"),
+    "unfinished": ("unfinished stage", "unfinished stages"),
 }
 
 
@@ -82,5 +83,6 @@ def gc(
         say(f"nothing to remove in {out}")
     tell(found.needed, "result that runs need", "results that runs need", "kept")
     if found.recent.count:
-        lately = f"that nobody needs, used in the last {older:g} days (--older 0 removes them too)"
+        days = "day" if older == 1 else f"{older:g} days"
+        lately = f"that nobody needs, used in the last {days} (--older 0 removes them too)"
         tell(found.recent, f"result {lately}", f"results {lately}", "kept")

@@ -4,6 +4,9 @@ A result is needed while its name is in the record of a run's or a study's folde
 before the result is looked for or stored, and the entries of the store are listed before the records are read: so what
 is listed and needed is recorded by then. What is found in the store after that gets a new time, which is compared
 inside a lock before the entry goes.
+
+Stages that a study began and did not finish are in the store too, each with a lock that names the process that trains
+it. One is needed while its stage is, and never touched while that process runs.
 """
 
 from __future__ import annotations
@@ -14,17 +17,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kdzoo.errors import CorruptError
+from kdzoo.errors import CorruptError, LockedError
 from kdzoo.storage.atomic import writing
 from kdzoo.storage.json_reading import JsonError, parse_object, read_file
-from kdzoo.storage.lock import write_lock
+from kdzoo.storage.lock import Lock, owner_of, write_lock
 from kdzoo.storage.owner import TEMPORARY, discard, left_by_the_dead, temporary_in
-from kdzoo.storage.room import room_of
+from kdzoo.storage.room import Room, room_of
 from kdzoo.storage.runs import read_run_record, run_folders
 from kdzoo.storage.sealed import listed
 from kdzoo.storage.store import ENTRY
 from kdzoo.storage.uses import USES, Uses
 
+#: The kind of entries that are stages which a study began.
+UNFINISHED = "unfinished"
 #: Characters of a key in results.json.
 SHORT_KEY = 12
 
@@ -52,7 +57,7 @@ class Collected:
 
 @dataclass(frozen=True)
 class Entry:
-    """A stored result; ``used_ns``: when it was stored or found last, nanoseconds since 1970."""
+    """A stored result, or an unfinished stage; ``used_ns``: when it was used last, nanoseconds since 1970."""
 
     kind: str
     place: Path
@@ -61,7 +66,8 @@ class Entry:
     @property
     def names(self) -> tuple[str, str]:
         """What a record may call it: by its whole key, or, where a run has no record, by the beginning of it."""
-        return f"{self.kind}/{self.place.name}", f"{self.kind}/{self.place.name[:SHORT_KEY]}..."
+        kind = "stage" if self.kind == UNFINISHED else self.kind
+        return f"{kind}/{self.place.name}", f"{kind}/{self.place.name[:SHORT_KEY]}..."
 
 
 def collect(out: Path, older_s: float, dry_run: bool = False) -> Collected:
@@ -72,16 +78,18 @@ def collect(out: Path, older_s: float, dry_run: bool = False) -> Collected:
     """
     found = Collected()
     entries = list(_entries(out / ".store"))
+    finished = {entry.place.name for entry in entries if entry.kind == "stage"}
     needed = needed_results(out)
     before = time.time() - older_s
     for entry in entries:
-        size = room_of(entry.place).size_bytes
-        if needed.intersection(entry.names):
-            found.needed.add(size)
-        elif entry.used_ns / 1e9 > before:
-            found.recent.add(size)
+        room = room_of(entry.place)
+        left = entry.kind == UNFINISHED and entry.place.name in finished  # its process died when it was done
+        if not left and needed.intersection(entry.names):
+            found.needed.add(room.size_bytes)
+        elif _used_since(before, entry, room):
+            found.recent.add(room.size_bytes)
         elif dry_run or _remove(entry):
-            found.removed.setdefault(entry.kind, Amount()).add(size)
+            found.removed.setdefault(entry.kind, Amount()).add(room.size_bytes)
     for path in _leftovers(out):
         found.leftovers.add(room_of(path).size_bytes)
         if not dry_run:
@@ -139,8 +147,27 @@ def _folders(above: Path) -> list[Path]:
     return sorted(path for path in above.iterdir() if ENTRY.fullmatch(path.name) and path.is_dir())
 
 
+def _used_since(before: float, entry: Entry, room: Room) -> bool:
+    if entry.kind != UNFINISHED:
+        return entry.used_ns / 1e9 > before
+    return room.changed > before or owner_of(entry.place / "lock")[1] != "dead"  # nobody finds it: it is written
+
+
 def _remove(entry: Entry) -> bool:
-    """Remove an entry, unless it was used since it was listed."""
+    """Remove an entry, unless it was used since it was listed, or is a stage that a process trains."""
+    if entry.kind != UNFINISHED:
+        return _take_away(entry)
+    lock = Lock(entry.place / "lock", lambda text: None)
+    try:
+        lock.hold()
+        return _take_away(entry)
+    except LockedError:
+        return False
+    finally:
+        lock.release(clear=False)
+
+
+def _take_away(entry: Entry) -> bool:
     temporary = temporary_in(entry.place.parent)
     with writing(entry.place, 0, "it could not be removed"), write_lock(entry.place.parent):
         try:

@@ -50,14 +50,10 @@ def removable(folder: Path) -> Path:
             raise ReportError(f"{shown}: a link; name the run folder itself")
         if not folder.is_dir():
             raise ReportError(f"{shown}: no such run folder")
-        if RUN_ID.fullmatch(folder.name) and any((folder / name).exists() for name in PARTS):
+        if RUN_ID.fullmatch(folder.name):
             return folder
         inside = runs_in(folder)
     except OSError as error:
         raise ReportError(f"{shown}: no such run folder: {error.strerror}") from None
     example = f"; name the runs in it, such as {inside[0]}" if inside else ""
     raise ReportError(f"{shown}: not a run folder{example}")
-
-
-#: Any of these makes a folder with the name of a run a run folder.
-PARTS = ("run.json", "manifest.json", "recipe.yaml", "lock", "checkpoints")
