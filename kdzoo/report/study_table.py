@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kdzoo.errors import plain
-from kdzoo.report.measurements import NOTHING, counted, significant, sized
+from kdzoo.report.rounding import NOTHING, counted, significant, sized
 from kdzoo.report.study_numbers import p_text
 from kdzoo.report.study_results import Compared, RankedArm, Study, parse_study
 from kdzoo.report.tables import text_table, wrapped
