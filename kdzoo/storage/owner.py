@@ -106,17 +106,9 @@ def temporary_in(folder: Path) -> Path:
 
 def sweep(folder: Path, exclusive: bool = False) -> int:
     """Remove what dead processes left half-written; return how many. ``exclusive``: the caller owns the folder."""
-    found = left_by_the_dead(folder, exclusive)
-    for path in found:
-        discard(path)
-    return len(found)
-
-
-def left_by_the_dead(folder: Path, exclusive: bool = False) -> list[Path]:
-    """What ``sweep`` removes."""
-    found: list[Path] = []
+    swept = 0
     if not folder.is_dir():
-        return found
+        return swept
     for path in list(folder.iterdir()):
         match = TEMPORARY.fullmatch(path.name)
         if match is None:
@@ -124,8 +116,9 @@ def left_by_the_dead(folder: Path, exclusive: bool = False) -> list[Path]:
         host, boot, namespace, pid, started = match.groups()
         fate = fate_of((host, boot, namespace, int(pid), int(started)))
         if fate == "dead" or (exclusive and fate != "alive"):
-            found.append(path)
-    return found
+            discard(path)
+            swept += 1
+    return swept
 
 
 def discard(path: Path) -> None:

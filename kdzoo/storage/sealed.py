@@ -82,10 +82,9 @@ def unsealed(data: bytes, path: str, **fields: type) -> dict[str, Any]:
             f"{path}: made by a newer kdzoo ({content.get('kdzoo')}, format {version}); "
             f"this is {__version__} and reads formats up to {SCHEMA_VERSION}: update kdzoo"
         )
-    seal = content.pop("seal", None)
-    if seal != stable_hash(content):
+    if content.pop("seal", None) != stable_hash(content):
         raise CorruptError(f"{path}: damaged: its content does not match its seal")
-    if json_bytes({**content, "seal": seal}) != data:
+    if _with_seal(content) != data:
         raise CorruptError(f"{path}: damaged: its spaces or its spelling are not as written")
     for name, kind in fields.items():
         if not isinstance(content.get(name), kind):

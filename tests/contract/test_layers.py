@@ -219,6 +219,14 @@ MAY_WRITE = {
         {"openvino.save_model"},
         "an exporter writes the path that it is handed",
     ),
+    "plugins/kdzoo_slurm/slurm_executor.py": (
+        {".unlink"},
+        "what submitit sent and received, in the folder that an executor is handed",
+    ),
+    "plugins/kdzoo_slurm/slurm_work.py": (
+        {".write_text", "os.replace"},
+        "a job's progress, in the folder that an executor is handed",
+    ),
     "plugins/kdzoo_tensorboard/tensorboard.py": (
         {"torch.utils.tensorboard.SummaryWriter"},
         "a tracker writes the folder that it is handed",
