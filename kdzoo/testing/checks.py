@@ -20,6 +20,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from kdzoo.contract import shared_losses
 from kdzoo.contract.algorithm import Algorithm
 from kdzoo.contract.classification import NO_LABEL, quality
 from kdzoo.contract.stage import Stage
@@ -110,13 +111,16 @@ def losses_are_offered(harness: Harness) -> None:
     )
     for function in functions:
         ensure("Shapes:" in (function.__doc__ or ""), f"{function.__name__}: its docstring has no 'Shapes:'")
-        owners = {
+        taken = [
             f"{offer.distribution} {offer.version}"
             for offer in harness.zoo.algorithms.values()
-            for other in offer.thing.loss_functions
-            if other.__name__ == function.__name__ and other is not function
-        }
-        ensure(not owners, f"{function.__name__}: {' and '.join(sorted(owners))} offers another function of this name")
+            if any(
+                other.__name__ == function.__name__ and other is not function for other in offer.thing.loss_functions
+            )
+        ]
+        if getattr(shared_losses, function.__name__, function) is not function:
+            taken.append("kdzoo.api")
+        ensure(not taken, f"{function.__name__}: {', '.join(taken)} offers another function of this name")
     engine = harness.engine()
     called = calls_of(lambda: list(updates_of(engine, harness.context(engine))))
     names = ", ".join(function.__name__ for function in functions)

@@ -22,6 +22,15 @@ from kdzoo.testing.tiny import TEACHER, tiny_recipe
 from kdzoo.zoo.loading import load_zoo
 
 
+def sound_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Return the divergence of the student's probabilities from the teacher's, in nats.
+
+    Shapes: (N, K), (N, K) -> scalar.
+    """
+    student, teacher = F.log_softmax(student_logits, dim=1), F.log_softmax(teacher_logits, dim=1)
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
 class Sound(Algorithm):
     """Makes the student's probabilities and a projection of its maps match the teacher's.
 
@@ -36,6 +45,7 @@ class Sound(Algorithm):
     name = "sound"
     paper = Paper("A paper", "An author", 2020, "https://example.org")
     needs = Needs(features=True, data="any")
+    loss_functions = (sound_loss,)
     default_weights: ClassVar = {"task": 1.0, "match": 1.0, "map": 0.1}
     skip_checks: ClassVar = {}
     seen: Tensor
@@ -55,10 +65,7 @@ class Sound(Algorithm):
         return {"match": self.match(ctx), "map": self.map(ctx)}
 
     def match(self, ctx: StepContext) -> Tensor:
-        student, teacher = (
-            F.log_softmax(o.logits / self.options.temperature, dim=1) for o in (ctx.student, ctx.teacher)
-        )
-        return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+        return sound_loss(*(o.logits / self.options.temperature for o in (ctx.student, ctx.teacher)))
 
     def map(self, ctx: StepContext) -> Tensor:
         mine, others = self.projector(ctx.student.features[-1]), ctx.teacher.features[-1]
@@ -101,6 +108,46 @@ class HalfACard(Sound):
 class PaperWithoutAnAddress(Sound):
     __doc__ = Sound.__doc__
     paper = Paper("A paper", "An author", 2020, "")
+
+
+# --- what is offered ------------------------------------------------------------------------------
+
+
+class Secretive(Sound):
+    loss_functions = ()
+
+
+def shapeless_loss(logits: Tensor) -> Tensor:
+    """Return the square of logits."""
+    return logits.square().mean()
+
+
+def soft_target_loss(logits: Tensor) -> Tensor:
+    """Return the square of logits.
+
+    Shapes: (N, K) -> scalar.
+    """
+    return logits.square().mean()
+
+
+class OffersTheShapeless(Sound):
+    loss_functions = (sound_loss, shapeless_loss)
+
+
+class OffersATakenName(Sound):
+    loss_functions = (sound_loss, soft_target_loss)
+
+
+def unused_loss(logits: Tensor) -> Tensor:
+    """Return the square of logits.
+
+    Shapes: (N, K) -> scalar.
+    """
+    return logits.square().mean()
+
+
+class OffersWhatItDoesNotUse(Sound):
+    loss_functions = (unused_loss,)
 
 
 # --- terms ----------------------------------------------------------------------------------------
@@ -365,6 +412,13 @@ BROKEN: dict[Callable[..., None], dict[type[Algorithm], str]] = {
         RequiredOption: "option 'temperature' has no default",
     },
     checks.refuses_unknown_options: {AnyOption: "Options accepts the unknown key 'no_such_option'"},
+    checks.losses_are_offered: {
+        Secretive: "loss_functions is empty, and there are the terms match, map; name the functions that they come "
+        "from, or say in skip_checks why none can be used without the algorithm",
+        OffersTheShapeless: "shapeless_loss: its docstring has no 'Shapes:'",
+        OffersATakenName: "soft_target_loss: kdzoo.api offers another function of this name",
+        OffersWhatItDoesNotUse: "a step calls nothing of loss_functions: unused_loss",
+    },
     checks.card_is_complete: {
         HalfACard: "the docstring has no 'Differs from the paper:'",
         PaperWithoutAnAddress: "the paper has no title or no address",

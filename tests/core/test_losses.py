@@ -19,7 +19,6 @@ from kdzoo.contract.declared import Paper
 from kdzoo.contract.extension_points import Offer
 from kdzoo.errors import PluginError
 from kdzoo.losses import UnknownLoss, mean_prediction, offered, sample_distances, soft_target_loss
-from kdzoo.testing.checks import losses_are_offered, run_check
 from kdzoo.zoo.loading import load_zoo
 from kdzoo.zoo.plugin_checks import check_algorithm
 
@@ -220,13 +219,3 @@ def test_what_is_no_loss_function_is_refused(wrong: Any) -> None:
     cls = type("Wrong", (Matching,), {"loss_functions": wrong, "losses": lambda self, ctx: {}})
     with pytest.raises(PluginError, match=r"Wrong: loss_functions is .*; it is a tuple of functions named \.\.\._loss"):
         check_algorithm(cls)
-
-
-def test_an_algorithm_with_terms_that_offers_none_does_not_conform() -> None:
-    cls = load_zoo().algorithm("kd")
-    assert run_check(losses_are_offered, cls).status == "passed"
-    silent = run_check(losses_are_offered, type("Silent", (cls,), {"loss_functions": ()}))
-    assert silent.status == "failed"
-    assert silent.text.startswith("loss_functions is empty, and there are the terms kd;")
-    other = run_check(losses_are_offered, type("Other", (cls,), {"loss_functions": (kdzoo.losses.at_loss,)}))
-    assert other.text == "a step calls nothing of loss_functions: at_loss"

@@ -743,7 +743,7 @@ def test_the_commit_is_marked_where_the_checkout_has_changes(tmp_path: Path, mon
     package = tmp_path / "kdzoo" / "__init__.py"
     package.parent.mkdir()
     package.touch()
-    monkeypatch.setattr(provenance.kdzoo, "__file__", str(package))
+    monkeypatch.setattr(provenance.version, "__file__", str(package))
     assert commit_of_source() is None  # installed, not checked out
 
     def git(*arguments: str) -> None:
