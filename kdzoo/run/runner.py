@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-from kdzoo.contract.stage import ModelSpec, Stage, StagePlan, StageResult
-from kdzoo.errors import ContractError, ModelError
+from kdzoo.contract.stage import Stage, StageResult
 from kdzoo.models.levels import Pairing
 from kdzoo.plan.filled import filled
 from kdzoo.plan.resolve import Plan
 from kdzoo.recipe.reading import recipe_hash
-from kdzoo.report.verdict import CAUSES
 from kdzoo.run.builder import Builder
 from kdzoo.run.control import Control, Display
 from kdzoo.run.delivered import STUDENT, Measured, delivered_spec
@@ -26,16 +24,18 @@ from kdzoo.run.rehearsal import Rehearsal
 from kdzoo.run.report_item_json import as_json
 from kdzoo.run.side_by_side import SideBySide
 from kdzoo.run.stage_log import StageLog
-from kdzoo.run.stage_plan import Planning
 from kdzoo.run.stage_runner import StageRunner
 from kdzoo.run.stored_logits import StoredLogits
 from kdzoo.run.tracking import Trackers
+from kdzoo.run.walk import Walk, Walked, Way
 from kdzoo.storage.run_folder import RunFolder
 from kdzoo.storage.sealed import read_tensors
 from kdzoo.storage.store import Store
 from kdzoo.training.job import Job, has_report_items
 from kdzoo.training.parallel import Ranks
 from kdzoo.zoo.offered import Zoo
+
+T = TypeVar("T")
 
 
 class Runner:
@@ -62,6 +62,7 @@ class Runner:
         self.log = StageLog(logged, Trackers(plan.trackers if logged is not None else (), self._warn))
         self.stage_runner = StageRunner(self.build, zoo, folder, self.control, self.log, self.warnings)
         self.stages = self.stage_runner.trained
+        self.walk = Walk(self.stage_runner, folder, self._warn)
         self.side_by_side = SideBySide(self.stage_runner)
         self._rehearsed = False
 
@@ -84,17 +85,12 @@ class Runner:
             self.folder.write_json("provenance.json", provenance(self.build))
         self.log.begin(filled(self.recipe, self.zoo))
         try:
-            teachers = self.teachers()
-            self.stage_runner.first_teacher = teachers[0] if teachers else None
-            control = self.train(Stage("control", self.plan.student)) if self.recipe.control else None
-            self._compare_with_control(teachers, control)
-            before = len(self.stages)
-            student = self.drive(teachers)
-            stages = tuple(trained.result for trained in self.stages[before:])
+            walked = self._follow(self.walk.whole())
+            teachers, control, student = walked.teachers, walked.control, walked.student
             self.control.check_stop("before the evaluation")
             delivery = Delivery(self.build, self.folder, self.control.announce)
             results = delivery.measure(teachers, control, student)
-            results |= self._report_items(delivery, teachers, control, student, stages)
+            results |= self._report_items(delivery, walked)
         finally:
             self.log.close()
             self.side_by_side.close()
@@ -118,39 +114,32 @@ class Runner:
         """Run one stage, or take its result from the store."""
         return self.stage_runner.train(stage)
 
+    def teachers(self) -> tuple[StageResult, ...]:
+        """Train the teachers, or take their weights, or what is in their place, as the recipe says."""
+        return self._follow(self.walk.teachers())
+
     def drive(self, teachers: tuple[StageResult, ...]) -> StageResult:
         """Replay the algorithm's stages; finished ones come from the store."""
-        generator = self.plan.algorithm.cls.stages(self.stage_plan(teachers))
-        answer: StageResult | list[StageResult] | None = None
-        last: StageResult | None = None
+        return self._follow(self.walk.student(teachers))
+
+    def _follow(self, way: Way[T]) -> T:
+        """Train what a walk asks for, and return what it ends with."""
+        answer: StageResult | None = None
         while True:
             try:
-                wanted = generator.send(answer)  # type: ignore[arg-type]
+                wanted = way.send(answer)
             except StopIteration as end:
-                result = end.value or last
-                if not isinstance(result, StageResult):
-                    raise ContractError(
-                        f"algorithm '{self.plan.algorithm.cls.name}': stages() ended without a result"
-                    ) from None
-                return result
+                return end.value
             if isinstance(wanted, Stage):
-                answer = last = self.train(wanted)
+                answer = self.train(wanted)
             else:
                 self.side_by_side.train(wanted)
-                answer = [self.train(stage) for stage in wanted]
-                last = answer[-1] if answer else last
-
-    def stage_plan(self, teachers: tuple[StageResult, ...]) -> StagePlan:
-        """What the algorithm's ``stages`` may read and ask."""
-        return Planning(self.build, self.folder).stage_plan(teachers)
+                answer = None
 
     def _report_items(
         self,
         delivery: Delivery,
-        teachers: tuple[StageResult, ...],
-        control: StageResult | None,
-        student: StageResult,
-        stages: tuple[StageResult, ...],
+        walked: Walked,
     ) -> dict[str, Any]:
         """What the algorithm shows in addition to the measurements of what is delivered."""
         cls = self.plan.algorithm.cls
@@ -162,11 +151,11 @@ class Runner:
         self.control.announce("report_items", "what else the algorithm shows")
         run = DeliveredRun(
             self.build,
-            plan=self.stage_plan(teachers),
-            teachers=teachers,
-            control=control,
-            student=student,
-            stages=stages,
+            plan=self.walk.stage_plan(walked.teachers),
+            teachers=walked.teachers,
+            control=walked.control,
+            student=walked.student,
+            stages=walked.stages,
             entries=delivery.entries,
             reference=delivery.reference,
             rows={trained.result.key: trained.rows for trained in self.stages},
@@ -174,51 +163,6 @@ class Runner:
         )
         shown = [as_json(item, f"algorithm '{cls.name}'") for item in cls.report_items(run)]
         return {"report_items": shown, "variants": run.variants}
-
-    # --- teachers -----------------------------------------------------------------------------
-
-    def teachers(self) -> tuple[StageResult, ...]:
-        """Train the teachers, or take their weights, or what is in their place, as the recipe says."""
-        own = [self._teacher_stage(i, spec) for i, spec in enumerate(self.plan.teachers)]
-        self.side_by_side.train([stage for stage in own if stage is not None])
-        return tuple(self._teacher(i, spec) for i, spec in enumerate(self.plan.teachers))
-
-    def _teacher_name(self, index: int) -> str:
-        return "teacher" if len(self.plan.teachers) == 1 else f"teacher_{index}"
-
-    def _teacher_stage(self, index: int, spec: ModelSpec) -> Stage | None:
-        """The stage that trains a teacher; None for one whose weights come ready."""
-        if spec.weights != "train" and not spec.finetune:
-            return None
-        return Stage(self._teacher_name(index), spec, teaches=True)
-
-    def _teacher(self, index: int, spec: ModelSpec) -> StageResult:
-        name, stage = self._teacher_name(index), self._teacher_stage(index, spec)
-        result = self.train(stage) if stage is not None else self.stage_runner.take_ready(name, spec)
-        if stage is None and (problem := self.stage_runner.falls_short(result)):
-            self._warn(f"{problem}. {CAUSES}")
-        least = self.recipe.min_teacher_top1_percent
-        top1 = result.metrics.get("top1_percent")
-        if least is not None and top1 is not None and top1 < least:
-            raise ModelError(
-                f"{name} '{spec.name}': {top1:.2f} % on the validation split, below min_teacher_top1_percent: "
-                f"{least:g}; check its weights and its input normalisation (mean, std, size)"
-            )
-        return result
-
-    def _compare_with_control(self, teachers: Sequence[StageResult], control: StageResult | None) -> None:
-        """Warn of each teacher that is worse on the validation split than the student trained alone."""
-        reached = None if control is None else control.metrics.get("top1_percent")
-        if reached is None or self.plan.algorithm.cls.upper_bound:
-            return
-        for teacher in teachers:
-            top1 = teacher.metrics.get("top1_percent")
-            if top1 is not None and top1 < reached:
-                self._warn(
-                    f"{teacher.name} '{teacher.model.name}': {top1:.2f} % on the validation split, below the control's "
-                    f"{reached:.2f} %; it knows less than the student learns alone, so check its weights and its input "
-                    "normalisation (mean, std, size)"
-                )
 
     # --- without training ---------------------------------------------------------------------
 

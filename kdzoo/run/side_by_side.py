@@ -1,29 +1,25 @@
-"""Independent stages of a run, trained side by side in worker processes."""
+"""Independent stages of a run, trained at the same time by worker processes of this machine."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import time
+from collections.abc import Sequence
 
 import torch
 
+from kdzoo.contract.execution import Pending, Resources
 from kdzoo.contract.stage import Stage
-from kdzoo.errors import ContractError
-from kdzoo.plan.resolve import resolve
-from kdzoo.recipe.problems import Positions
-from kdzoo.recipe.reading import LoadedRecipe
-from kdzoo.recipe.sections import Recipe
-from kdzoo.run.builder import Builder
-from kdzoo.run.control import Control
-from kdzoo.run.stage_log import StageLog
+from kdzoo.errors import ContractError, Interrupted, KdzooError
+from kdzoo.processes.local import LocalExecutor
 from kdzoo.run.stage_runner import StageRunner
-from kdzoo.run.tracking import Trackers
-from kdzoo.run.workers import Workers
+from kdzoo.run.stage_task import Origin, StageTask, train_stage
+from kdzoo.run.versions import versions
 from kdzoo.storage.owner import Owner
 from kdzoo.storage.run_folder import RunFolder
-from kdzoo.storage.store import Store
-from kdzoo.training.parallel import Ranks
-from kdzoo.zoo.loading import load_zoo
+from kdzoo.storage.unfinished import place_of
+
+#: Seconds between two looks at the workers.
+POLL_S = 0.05
 
 
 class SideBySide:
@@ -31,7 +27,7 @@ class SideBySide:
 
     def __init__(self, stages: StageRunner) -> None:
         self.stages, self.build, self.control = stages, stages.build, stages.control
-        self._workers: Workers | None = None
+        self._executor: LocalExecutor | None = None
 
     def train(self, stages: Sequence[Stage]) -> None:
         """Train what is not in the store yet; do nothing where the recipe wants one job at a time."""
@@ -46,39 +42,56 @@ class SideBySide:
         if len(set(names)) < len(names):
             raise ContractError(f"independent stages need different names, got {', '.join(names)}")
         self.control.check_stop(f"before stages {', '.join(names)}")
-        if self._workers is None:
-            folder = self.stages.folder
-            place = (folder.root, Owner.me()) if folder is not None else None
-            given = (recipe, self.build.plan.path, store.root, place, torch.get_num_threads())
-            self._workers = Workers(recipe.jobs, begin_work, given)
+        if self._executor is None:
+            self._executor = LocalExecutor("", recipe.jobs, store.root)
+            self._executor.open()
         for name in names:
             self.control.display.stage(name, f"training, {min(recipe.jobs, len(names))} side by side")
-        done = self._workers.run(list(missing.values()), self.control.stop)
-        if done is None:
+        resources = Resources(torch.get_num_threads())
+        pending = [
+            self._executor.submit(stage.name, train_stage, (self._task(key, stage),), resources)
+            for key, stage in missing.items()
+        ]
+        if not self._wait(pending):
             raise self.control.interrupted(f"in stages {', '.join(names)}")
-        if done != list(missing):
-            raise ContractError(
-                f"stages {', '.join(names)}: a worker process sees other code, versions or hardware than this one"
-            )
+
+    def _task(self, key: str, stage: Stage) -> StageTask:
+        build, folder = self.build, self.stages.folder
+        root = folder.root if isinstance(folder, RunFolder) else None
+        origin = Origin(
+            recipe=build.recipe,
+            path=build.plan.path,
+            store=build.store.root,
+            threads=torch.get_num_threads(),
+            versions=versions(self.stages.zoo),
+            owner=None if root is None else Owner.me(),
+            uses=root,
+        )
+        place = place_of(build.store.root, key) if root is None else root
+        return StageTask(origin, stage, key, build.environment, place, in_run=root is not None)
+
+    def _wait(self, pending: Sequence[Pending]) -> bool:
+        """Whether all ended well; False once the run is asked to stop. The first failure stops all and is raised."""
+        assert self._executor is not None
+        failures: dict[int, Exception] = {}
+        open_ones = dict(enumerate(pending))
+        while open_ones:
+            for number, each in [(number, each) for number, each in open_ones.items() if each.done()]:
+                del open_ones[number]
+                try:
+                    each.result()
+                except (KdzooError, RuntimeError) as error:
+                    failures[number] = error
+            if failures or self.control.stop():
+                self._executor.ask_to_stop()
+            if open_ones:
+                time.sleep(POLL_S)
+        real = [failures[number] for number in sorted(failures) if not isinstance(failures[number], Interrupted)]
+        if real:
+            raise real[0]
+        return not failures
 
     def close(self) -> None:
-        if self._workers is not None:
-            self._workers.close()
-
-
-def begin_work(
-    recipe: Recipe, path: Path, store: Path, place: tuple[Path, Owner] | None, threads: int, stop: Callable[[], int]
-) -> Callable[[Stage], str]:
-    """In a worker: return what trains a stage into the store and gives its key.
-
-    ``place`` is the run folder and the process that owns it.
-    """
-    torch.set_num_threads(threads)
-    zoo = load_zoo()
-    plan = resolve(LoadedRecipe(recipe, path, Positions()), zoo)
-    folder = None if place is None else RunFolder.view(place[0], owner=place[1])
-    control = Control(Ranks(recipe.device), stop=stop)
-    log = StageLog(None, Trackers((), control.display.note))  # the first process writes the log
-    results = Store(store, None if folder is None else folder.uses)
-    stages = StageRunner(Builder(plan, results, control.ranks), zoo, folder, control, log, [])
-    return lambda stage: stages.train(stage).key
+        if self._executor is not None:
+            self._executor.close()
+            self._executor = None

@@ -23,6 +23,7 @@ from kdzoo.run.stage_key import stage_key
 from kdzoo.run.stage_log import StageLog
 from kdzoo.storage.atomic import write_json, write_tensors
 from kdzoo.storage.run_folder import RunFolder
+from kdzoo.storage.unfinished import UnfinishedStage
 from kdzoo.training.engine import Engine, Progress
 from kdzoo.training.job import Job
 from kdzoo.training.stored_answers import AnsweringTeacher
@@ -48,12 +49,12 @@ class StageRunner:
         self,
         build: Builder,
         zoo: Zoo,
-        folder: RunFolder | None,
+        folder: RunFolder | UnfinishedStage | None,
         control: Control,
         log: StageLog,
         warnings: list[str],
     ) -> None:
-        """``warnings`` are the run's; those of its stages are added."""
+        """``folder`` is where checkpoints go; ``warnings`` are the run's, and those of its stages are added."""
         self.build, self.zoo, self.folder, self.control, self.log = build, zoo, folder, control, log
         self.store, self.ranks = build.store, build.ranks
         self.first_teacher: StageResult | None = None  # what a model with weights "teacher" starts from
@@ -67,11 +68,10 @@ class StageRunner:
         self.control.check_stop(f"before stage '{stage.name}'")
         chosen, train = self._chosen(stage), self.build.train_section(stage)
         key = stage_key(self.build, stage, chosen, train)
-        folder = self.store.find("stage", key)
-        if folder is not None:
+        if (result := self.stored(stage, key)) is not None:
             self.control.display.stage(stage.name, "taken from the store")
             self._drop_checkpoints(stage.name)  # of a run killed after its result was stored
-            return self._finish(stage.name, key, stage.model, stage.peers, folder, stage)
+            return result
         self.control.display.stage(stage.name, "training")
         job, pairing = self.build.job(stage, chosen, train)
         engine = Engine(job, lambda progress: self._on_progress(engine, progress))
@@ -94,7 +94,7 @@ class StageRunner:
                 asdict(t.hits) for t in job.teachers if isinstance(t, CachedTeacher | AnsweringTeacher)
             ],
         }
-        folder = None
+        folder: Path | None = None
         weights = engine.result_weights() if self.ranks.first or job.sharded else {}
         if self.ranks.first:
             metrics = validation_of(engine)
@@ -102,6 +102,11 @@ class StageRunner:
             self._drop_checkpoints(stage.name)
         self.ranks.barrier()
         return self._finish(stage.name, key, stage.model, stage.peers, folder or self.store.find("stage", key), stage)
+
+    def stored(self, stage: Stage, key: str) -> StageResult | None:
+        """Take the result of a stage from the store; None where it is not there yet."""
+        folder = self.store.find("stage", key)
+        return None if folder is None else self._finish(stage.name, key, stage.model, stage.peers, folder, stage)
 
     def take_ready(self, name: str, spec: ModelSpec) -> StageResult:
         """Store a network whose weights come ready like a trained one, so that later stages treat it alike."""
