@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from kdzoo.contract.stage import Stage, StageResult
+from kdzoo.contract.stage import Stage, StagePlan, StageResult
 from kdzoo.models.levels import Pairing
 from kdzoo.plan.filled import filled
 from kdzoo.plan.resolve import Plan
@@ -122,6 +122,10 @@ class Runner:
         """Replay the algorithm's stages; finished ones come from the store."""
         return self._follow(self.walk.student(teachers))
 
+    def stage_plan(self, teachers: tuple[StageResult, ...]) -> StagePlan:
+        """What the algorithm's ``stages`` may read and ask."""
+        return self.walk.stage_plan(teachers)
+
     def _follow(self, way: Way[T]) -> T:
         """Train what a walk asks for, and return what it ends with."""
         answer: StageResult | None = None
@@ -151,7 +155,7 @@ class Runner:
         self.control.announce("report_items", "what else the algorithm shows")
         run = DeliveredRun(
             self.build,
-            plan=self.walk.stage_plan(walked.teachers),
+            plan=self.stage_plan(walked.teachers),
             teachers=walked.teachers,
             control=walked.control,
             student=walked.student,

@@ -9,9 +9,9 @@ from importlib.metadata import version
 
 import torch
 
-from kdzoo import __version__
 from kdzoo.errors import ExecutorError
 from kdzoo.run.keys import core_hash
+from kdzoo.version import __version__
 from kdzoo.zoo.offered import Zoo
 
 

@@ -45,7 +45,7 @@ class Walk:
         teachers = yield from self.teachers([control] if control is not None and apart else [])
         self.stages.first_teacher = teachers[0] if teachers else None
         alone = (yield control) if control is not None else None
-        self._compare_with_control(teachers, alone)
+        self.compare_with_control(teachers, alone)
         before = len(self.stages.trained)
         student = yield from self.student(teachers)
         asked = tuple(trained.result for trained in self.stages.trained[before:])
@@ -112,7 +112,7 @@ class Walk:
             )
         return result
 
-    def _compare_with_control(self, teachers: Sequence[StageResult], control: StageResult | None) -> None:
+    def compare_with_control(self, teachers: Sequence[StageResult], control: StageResult | None) -> None:
         """Warn of each teacher that is worse on the validation split than the student trained alone."""
         reached = None if control is None else control.metrics.get("top1_percent")
         if reached is None or self.plan.algorithm.cls.upper_bound:

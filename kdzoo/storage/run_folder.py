@@ -106,6 +106,24 @@ class RunFolder:
                 return folder
 
     @classmethod
+    def find_finished(
+        cls, out: Path, *, name: str, seed: int, recipe_hash: str, result_key: Callable[[], str]
+    ) -> RunFolder | None:
+        """Return the newest finished run of a recipe and result key, for reading; None where there is none.
+
+        Its files are compared with its manifest; raises as ``start``.
+        """
+        parent = Path(out) / name
+        runs = runs_of_seed(parent, seed) if parent.is_dir() else []
+        found = _finished(runs, recipe_hash, result_key, lambda text: None)
+        if found is None:
+            return None
+        folder = cls(*found, "finished")
+        with _remedy("put the files back, or start a new run with --new"):
+            folder.verify()
+        return folder
+
+    @classmethod
     def view(cls, root: Path, warn: Warn = warn_in_python, owner: Owner | None = None) -> RunFolder:
         """Look at a run without owning it; raise ReportError where no run folder is, CorruptError if it is damaged.
 

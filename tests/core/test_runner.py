@@ -796,7 +796,7 @@ def test_no_teacher_is_compared_without_a_control_or_with_an_upper_bound(shared:
         (shared.runner(), result(50.0)),
         (shared.runner(upper), result(99.0)),
     ):
-        run._compare_with_control((result(50.0),), control)
+        run.walk.compare_with_control((result(50.0),), control)
         assert run.warnings == []
 
 
