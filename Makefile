@@ -9,7 +9,7 @@ FAST := tests/contract/test_layers.py tests/parity $(addprefix tests/core/test_,
 
 EVIDENCE = $(filter-out recipes/quickstart.yaml,$(wildcard recipes/*/*.yaml))
 
-.PHONY: quickstart test test-all test-isa chaos check fix docs page-test bench evidence clean
+.PHONY: quickstart test test-all test-isa chaos check fix docs page-test picture bench evidence clean
 
 quickstart: $(READY)  ## install, then distil a tiny student on digits
 	$(BIN)/kdzoo run recipes/quickstart.yaml
@@ -44,6 +44,10 @@ docs: $(VENV)/.docs  ## generate the pages and build the site, broken links are 
 page-test: docs
 	$(BIN)/pip install -q -c constraints.txt -e ".[page]"
 	$(BIN)/python -m pytest -m page tests/contract/test_docs_page.py
+
+picture: docs  ## run the quickstart and photograph its report for README and home page; wants a quiet machine
+	$(BIN)/pip install -q -c constraints.txt -e ".[page]"
+	$(BIN)/python docs/picture.py
 
 bench: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step_time.py

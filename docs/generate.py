@@ -34,6 +34,9 @@ from kdzoo.zoo.loading import load_zoo
 from kdzoo.zoo.offered import Zoo
 
 DOCS = Path(__file__).resolve().parent
+sys.path.insert(0, str(DOCS))  # for a test that imports this file, too
+from figures import gain_figures  # noqa: E402
+
 RECIPES = DOCS.parent / "recipes"
 RESULTS = DOCS / "results"
 README = DOCS.parent / "README.md"
@@ -53,9 +56,26 @@ Row = Sequence[str]
 # --- Markdown ---------------------------------------------------------------------------------
 
 
+#: A cell of numbers: 1.5, +1.40 ± 0.44, 3 of 3.
+NUMBERS = re.compile(r"[+-]?\d[\d.,]*( ± [\d.]+)?( of \d+)?")
+
+
 def table(head: Row, rows: Iterable[Row]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
+    """A table; columns of numbers, the first aside, are to the right, and the style sheet keeps each on one line."""
+    rows = list(rows)
+    rules = ["---", *(_rule([row[i] for row in rows]) for i in range(1, len(head)))]
+    lines = [head, rules, *rows]
     return "\n".join("| " + " | ".join(map(_cell, row)) + " |" for row in lines)
+
+
+def _rule(column: Sequence[str]) -> str:
+    filled = [cell for cell in column if cell]
+    return "---:" if filled and all(map(NUMBERS.fullmatch, filled)) else "---"
+
+
+def narrow(text: str, name: str = "") -> str:
+    """A table the rows of which are cards in a narrow window."""
+    return f'<div class="{" ".join(["cards-when-narrow", name]).strip()}" markdown>\n\n{text}\n\n</div>'
 
 
 def _cell(text: str) -> str:
@@ -359,7 +379,7 @@ class Measured:
         columns = ((self.teacher, ""), (self.control, ""), (self.student, ""), (self.gains, "+"))
         rows = [[str(seed), *(_at(values, i, sign) for values, sign in columns)] for i, seed in enumerate(self.seeds)]
         rows.append(["**mean, std**", *(mean_std(values, sign) for values, sign in columns)])
-        return table(("seed", "teacher %", "control %", "student %", "student - control"), rows)
+        return narrow(table(("seed", "teacher %", "control %", "student %", "gain"), rows))
 
     def further(self) -> str:
         """What else the algorithm measures, e.g. other sizes of the student; empty if nothing."""
@@ -374,7 +394,7 @@ class Measured:
             for label, values in self.costs.items()
         ]
         title = "Networks and exported files. Times are medians of calls in turn, of one sample each:"
-        return page(title, table(("", *(head for _, head in COST_COLUMNS)), rows)) if rows else ""
+        return page(title, narrow(table(("", *(head for _, head in COST_COLUMNS)), rows))) if rows else ""
 
     def shown(self) -> str:
         """The tables that the algorithm shows, mean and deviation over the seeds; empty if there are none."""
@@ -434,6 +454,10 @@ def recipe_pages(recipes: Mapping[str, Recipe]) -> dict[str, str]:
     return pages
 
 
+#: Recipes are many, and searches that find one usually want another page.
+LESS_FOUND = "---\nsearch:\n  boost: 0.3\n---"
+
+
 def _recipe(name: str, recipe: Recipe) -> str:
     here = f"recipes/{name}.md"
     text = (RECIPES / f"{name}.yaml").read_text()
@@ -450,6 +474,7 @@ def _recipe(name: str, recipe: Recipe) -> str:
         ["Data", code(recipe.data.name)],
     ]
     return page(
+        LESS_FOUND,
         f"# {recipe.name}",
         link("all recipes", "recipes/index.md", here),
         prose(recipe.description),
@@ -505,13 +530,13 @@ def _recipe_index(recipes: Mapping[str, Recipe]) -> str:
             [
                 link(name, f"recipes/{name}.md", "recipes/index.md"),
                 link(recipe.algorithm.name, f"algorithms/{recipe.algorithm.name}.md", "recipes/index.md"),
-                _names((recipe.models.student,)),
+                f"{_names((recipe.models.student,))} {{ .wide }}",
                 code(recipe.data.name),
                 *(numbers or ("not measured yet", "", "")),
             ]
         )
     head = ("recipe", "algorithm", "student", "data", "student %", "control %", "seeds")
-    return page(RECIPES_INTRODUCTION, table(head, rows))
+    return page(RECIPES_INTRODUCTION, narrow(table(head, rows)))
 
 
 RECIPES_INTRODUCTION = """# Recipes
@@ -533,12 +558,15 @@ def evidence_page(zoo: Zoo, recipes: Mapping[str, Recipe]) -> str:
         if found is not None:
             by_data.setdefault(recipe.data.name, []).append((name, recipe, found))
     sections = []
-    for data, rows in sorted(by_data.items(), key=lambda item: (item[0] == "digits", item[0])):
+    for data, rows in sorted(by_data.items(), key=lambda item: (item[0] == "digits", -len(item[1]), item[0])):
         ranked = sorted(rows, key=lambda row: -statistics.fmean(row[2].gains) if row[2].gains else 0.0)
-        usual, bounded = ([row for row in ranked if bool(row[2].upper_bound) is bound] for bound in (False, True))
-        parts = [table(EVIDENCE_HEAD, [_evidence_row(*row, zoo) for row in usual])] if usual else []
-        if bounded:
-            parts += [EVIDENCE_BOUNDED, table(EVIDENCE_HEAD, [_evidence_row(*row, zoo) for row in bounded])]
+        bounded = [row for row in ranked if row[2].upper_bound]
+        blind = [row for row in ranked if zoo.algorithm(row[1].algorithm.name).needs.data == "none"]
+        usual = [row for row in ranked if row not in bounded and row not in blind]
+        figures = _evidence_figures(data, usual)
+        parts = [figures, _evidence_table(usual, folded=bool(figures)) if usual else ""]
+        for text, others in ((EVIDENCE_BLIND, blind), (EVIDENCE_BOUNDED, bounded)):
+            parts += [text, _evidence_table(others)] if others else []
         sections.append(page(f"## {data}", *parts))
     shown = {recipe.algorithm.name for rows in by_data.values() for _, recipe, _ in rows}
     missing = sorted(set(zoo.algorithms) - shown)
@@ -547,7 +575,19 @@ def evidence_page(zoo: Zoo, recipes: Mapping[str, Recipe]) -> str:
     return page(EVIDENCE_INTRODUCTION, *sections)
 
 
-def _evidence_row(name: str, recipe: Recipe, found: Measured, zoo: Zoo) -> Row:
+def _evidence_table(rows: Sequence[tuple[str, Recipe, Measured]], folded: bool = False) -> str:
+    text = narrow(table(EVIDENCE_HEAD, [_evidence_row(*row) for row in rows]))
+    title = f"The numbers of {len(rows)} recipes"
+    return f"<details markdown>\n<summary>{title}</summary>\n\n{text}\n\n</details>" if folded else text
+
+
+def _evidence_figures(data: str, rows: Sequence[tuple[str, Recipe, Measured]]) -> str:
+    found = {name.removeprefix(f"{data}/"): one for name, _, one in rows if one.gains}
+    step_times = {label: one.step_time for label, one in found.items() if _times(one.step_time)}
+    return gain_figures(data, {label: one.gains for label, one in found.items()}, step_times)
+
+
+def _evidence_row(name: str, recipe: Recipe, found: Measured) -> Row:
     gains, here = found.gains, "evidence.md"
     best = f"{sum(gain > 0 for gain in gains)} of {len(gains)}" if gains else ""
     return [
@@ -558,22 +598,29 @@ def _evidence_row(name: str, recipe: Recipe, found: Measured, zoo: Zoo) -> Row:
         mean_std(found.student),
         mean_std(gains, "+"),
         best,
-        f"{found.step_time:.2f}" if found.step_time is not None and found.step_time == found.step_time else "",
+        _times(found.step_time),
     ]
 
 
-EVIDENCE_HEAD = ("recipe", "algorithm", "teacher %", "control %", "student %", "student - control", "better on", "step")
+EVIDENCE_HEAD = ("recipe", "algorithm", "teacher %", "control %", "student %", "gain", "better on", "step")
+EVIDENCE_BLIND = "These see no training data, while their control does:"
 EVIDENCE_BOUNDED = (
     "Held against an upper bound: a control that the student is not expected to beat. The recipe's page has the lower "
     "bound too."
 )
-EVIDENCE_INTRODUCTION = """# Evidence
+EVIDENCE_INTRODUCTION = """---
+hide: [toc]
+---
 
-Was distillation worth it? This page lists every measured recipe by data set, the largest gain first. It does not leave
-out algorithms that do not beat their control. All numbers are top-1 percent on the test split, read once after
-training: mean and standard deviation over seeds. The control is the same student under the same budget without the
-teacher. It is trained from the same seed, so the difference is paired. For some algorithms the control is another one;
-their cards say which. "Step" is the time of one training step of the student, divided by that of the control.
+# Evidence
+
+Was distillation worth it? Here is every measured recipe by data set, the largest gain first. Recipes that do not beat
+their control are not left out.
+
+All numbers are top-1 percent on the test split, read once after training: mean and standard deviation over seeds. The
+*control* is the same student, trained alone under the same budget; for some algorithms it is another one, and their
+cards say which. *Gain* is the student's accuracy minus the control's, in points; both start from the same seed, so the
+difference is paired. *Step* is the time of a training step of the student, divided by that of the control.
 
 `make evidence` measures all of it again, with three seeds each. It may be killed at any point and goes on from there.
 The pages of the recipes have every seed, the command and the commit.
@@ -716,8 +763,8 @@ def _results_of(name: str, recipes: Mapping[str, Recipe], zoo: Zoo, here: str) -
         if found is not None:
             numbers = (mean_std(found.control), mean_std(found.student), mean_std(found.gains, "+"))
             rows.append([link(recipe, f"recipes/{recipe}.md", here), *numbers, str(len(found.seeds))])
-    head = ("recipe", "control %", "student %", "student - control", "seeds")
-    return table(head, rows) if rows else "Not measured yet."
+    head = ("recipe", "control %", "student %", "gain", "seeds")
+    return narrow(table(head, rows)) if rows else "Not measured yet."
 
 
 def _exemptions(cls: type[Algorithm]) -> list[str]:
@@ -728,18 +775,45 @@ def _exemptions(cls: type[Algorithm]) -> list[str]:
 
 
 def _algorithm_index(zoo: Zoo, recipes: Mapping[str, Recipe]) -> str:
-    head = ("algorithm", "what the student is made to match", "year", "teachers", "data", "measured recipes")
-    sections = []
-    for family, offers in _families(zoo).items():
-        rows = [_overview(offer.thing, recipes, zoo) for offer in offers]
-        sections.append(page(f"## {family}", prose(_first(_package(offers))), table(head, rows)))
-    return page(ALGORITHMS_INTRODUCTION, *sections)
+    found = _measured_on(COMPARED_ON, recipes)
+    rows = [_overview(offer, found.get(name)) for name, offer in sorted(zoo.algorithms.items())]
+    families = [[code(family), prose(_first(_package(offers)))] for family, offers in _families(zoo).items()]
+    return page(
+        ALGORITHMS_INTRODUCTION,
+        narrow(table(ALGORITHMS_HEAD, rows), "catalogue"),
+        "## Families",
+        table(("family", "what it is"), families),
+    )
 
 
-ALGORITHMS_INTRODUCTION = """# Algorithms
+#: The data set that most algorithms were measured on, with the same networks and budget.
+COMPARED_ON = "fashion_mnist"
+#: docs/assets/catalogue.js filters by these heads.
+ALGORITHMS_HEAD = (
+    "algorithm",
+    "what the student is made to match",
+    "family",
+    "teachers",
+    "labels",
+    "features",
+    "gain, points",
+    "step, times",
+)
+LABELS_NEEDED = {"labelled": "all", "any": "some", "unlabelled": "none", "none": "no data"}
+ALGORITHMS_INTRODUCTION = """---
+hide: [toc]
+---
 
-Every algorithm that comes with kdzoo, by family. Each has a card: what it does, when to use it, what it needs, its
-options, how it differs from its paper, and what was measured. `kdzoo show NAME` prints the same in a terminal.
+# Algorithms
+
+Every algorithm that comes with kdzoo. Each has a card: what it does, when to use it, what it needs, its options, how it
+differs from its paper, and what was measured. `kdzoo show NAME` prints the same in a terminal.
+
+*Teachers* is how many it needs. *Labels* says how many of the training samples must have one: all, some, none, or that
+there need be no data at all. *Features* says whether it reads feature maps or embeddings, or answers alone. *Gain* is
+the student's test accuracy minus that of its control, the same student trained alone, and *step* the time of a training
+step divided by the control's. Both were measured on 6000 images of Fashion-MNIST over three seeds, and are empty where
+the control is an upper bound. The page [evidence](../evidence.md) has other data sets.
 """
 
 
@@ -755,11 +829,31 @@ def _package(offers: Sequence[Offer]) -> Any:
     return sys.modules[offers[0].thing.__module__.split(".")[0]]
 
 
-def _overview(cls: type[Algorithm], recipes: Mapping[str, Recipe], zoo: Zoo) -> Row:
+def _overview(offer: Offer, found: Measured | None) -> Row:
+    cls: type[Algorithm] = offer.thing
     summary = " ".join(card.docstring_parts(cls)[""].split("\n\n")[0].split())
-    done = sum(measured(recipes[name].name) is not None for name in uses(cls.name, recipes, zoo))
-    facts = (str(cls.paper.year), card.count(cls.needs.teachers), cls.needs.data, str(done))
-    return [f"[{cls.name}]({cls.name}.md)", prose(summary), *facts]
+    also = f' {{ data-also="{" ".join(cls.also_known_as)}" }}' if cls.also_known_as else ""
+    return [
+        f"[{cls.name}]({cls.name}.md){also}",
+        f"{prose(summary)} {{ .prose }}",
+        offer.plugin,
+        card.count(cls.needs.teachers),
+        LABELS_NEEDED[cls.needs.data],
+        "yes" if cls.needs.features or cls.needs.pre_logits else "no",
+        mean_std(found.gains, "+") if found else "",
+        _times(found.step_time) if found else "",
+    ]
+
+
+def _measured_on(data: str, recipes: Mapping[str, Recipe]) -> dict[str, Measured]:
+    """Algorithm -> what was measured for it on a data set, against a control that it is expected to beat."""
+    found = {r.algorithm.name: measured(r.name) for r in recipes.values() if r.data.name == data}
+    return {name: one for name, one in found.items() if one is not None and one.gains and not one.upper_bound}
+
+
+def _times(step_time: float | None) -> str:
+    """How long a step takes, in steps of the control; empty where that was not measured, or is no number."""
+    return f"{step_time:.2f}" if step_time is not None and step_time == step_time else ""
 
 
 def readme(text: str, zoo: Zoo, recipes: Mapping[str, Recipe]) -> str:
@@ -784,11 +878,7 @@ def _families_and_algorithms(zoo: Zoo) -> str:
 
 def _worth(recipes: Mapping[str, Recipe], zoo: Zoo) -> str:
     """The algorithms measured on Fashion-MNIST by how often the student beats its control, the largest gain first."""
-    gains = {}
-    for recipe in recipes.values():
-        found = measured(recipe.name)
-        if recipe.data.name == "fashion_mnist" and found is not None and not found.upper_bound:
-            gains[recipe.algorithm.name] = found.gains
+    gains = {name: found.gains for name, found in _measured_on(COMPARED_ON, recipes).items()}
     ranked = sorted(gains, key=lambda name: -statistics.fmean(gains[name]))
     blind = [name for name in ranked if zoo.algorithm(name).needs.data == "none"]
     every = [name for name in ranked if min(gains[name]) > 0 and name not in blind]

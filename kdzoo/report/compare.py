@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from kdzoo.errors import CorruptError, ReportError, plain
-from kdzoo.report.measurements import NOTHING, comparison, counted, p50, significant
+from kdzoo.report.measurements import comparison, p50
 from kdzoo.report.reading import read_recipe, read_run, section
 from kdzoo.report.results import parse_results
+from kdzoo.report.rounding import NOTHING, counted, significant
 from kdzoo.report.tables import text_table, wrapped
 from kdzoo.report.verdict import verdict
 from kdzoo.storage.run_folder import RunFolder

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kdzoo.report.measurements import NOTHING, Grid, comparison, counted, duration, grid, item_text, variants
+from kdzoo.report.measurements import Grid, comparison, grid, item_text, variants
 from kdzoo.report.reading import Run, section
 from kdzoo.report.results import Results, StageFacts, Table, Usage
+from kdzoo.report.rounding import NOTHING, counted, duration
 from kdzoo.report.verdict import Verdict, verdict
 from kdzoo.version import __version__
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal
 from kdzoo.errors import plain
 from kdzoo.report.charts import HEIGHT, WIDTH, Chart, short
 from kdzoo.report.drawing import INK, MARKERS, MUTED, PAPER, SERIES, plain_ticks, render
-from kdzoo.report.measurements import counted, significant
 from kdzoo.report.point_names import name_points
+from kdzoo.report.rounding import counted, significant
 from kdzoo.report.study_results import Front, Study
 from kdzoo.report.tables import wrapped
 

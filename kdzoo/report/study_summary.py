@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdzoo.errors import plain
-from kdzoo.report.measurements import NOTHING, Grid, Head, counted, duration, grid, item_text, significant, sized
+from kdzoo.report.measurements import Grid, Head, grid, item_text
+from kdzoo.report.rounding import NOTHING, counted, duration, significant, sized
 from kdzoo.report.study_numbers import corrected, seeds
 from kdzoo.report.study_results import Arm, Compared, RankedArm, Study, StudyVerdict
 from kdzoo.version import __version__

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kdzoo.errors import plain
-from kdzoo.report.measurements import NOTHING, counted, significant, sized
+from kdzoo.report.rounding import NOTHING, counted, significant, sized
 from kdzoo.report.study_numbers import p_text
 from kdzoo.report.study_results import Compared, RankedArm, Study, parse_study
 from kdzoo.report.tables import text_table, wrapped
@@ -26,9 +27,18 @@ def study_table(study: Mapping[str, Any], width: int | None = None) -> str:
     Where the table is too wide it has fewer columns; no word is broken. Raise ReportError where ``study`` is not as
     study.json holds it.
     """
+    return "\n".join(text for text, _ in study_parts(study, width))
+
+
+def study_parts(study: Mapping[str, Any], width: int | None = None) -> list[tuple[str, str]]:
+    """Return what ``study_table`` consists of, each text with its tone: that of a verdict, ``bad``, or none."""
     parsed = parse_study(study)
     tables = [group_table(parsed, number, width) for number in range(len(parsed.groups))]
-    return "\n\n".join([*tables, *notes(parsed, tables, width), *said(parsed, width)])
+    parts = [(f"{table}\n", "") for table in tables]
+    below = list(notes(parsed, tables))
+    if below:
+        below[-1] = (f"{below[-1][0]}\n", below[-1][1])
+    return [*parts, *((filled(text, width), tone) for text, tone in (*below, *said(parsed)))]
 
 
 def group_table(study: Study, number: int, width: int | None) -> str:
@@ -99,33 +109,34 @@ def number_text(value: float | None) -> str:
     return NOTHING if value is None else significant(value)
 
 
-def notes(study: Study, tables: Sequence[str], width: int | None) -> list[str]:
-    """What the tables need explained, and the runs that failed: one paragraph, or none."""
-    lines = []
+def notes(study: Study, tables: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """What the tables need explained, and the runs that failed, each with its tone."""
     if any(" *" in table for table in tables):
-        lines.append("* decided after Holm's correction; the others are not decided.")
+        yield "* decided after Holm's correction; the others are not decided.", ""
     file = next((row.file for row in study.ranking if row.file), None)
     if file and not any("size" in table.partition("Not shown")[2] for table in tables):
-        lines.append(f"Size and latency: the exported file {file}.")
-    lines += [
-        f"{run.status}: {plain(arm.label, LONGEST_NAME)} seed {run.seed}: {plain(run.error or NOTHING, LONGEST_ERROR)}"
-        for arm in study.arms
-        for run in arm.runs
-        if run.status != "finished"
-    ]
-    return ["\n".join(filled(line, width) for line in lines)] if lines else []
+        yield f"Size and latency: the exported file {file}.", ""
+    for arm in study.arms:
+        for run in arm.runs:
+            if run.status != "finished":
+                error = plain(run.error or NOTHING, LONGEST_ERROR)
+                yield f"{run.status}: {plain(arm.label, LONGEST_NAME)} seed {run.seed}: {error}", "bad"
 
 
-def said(study: Study, width: int | None) -> Iterator[str]:
-    """The verdict: a headline, then its sentences; of several groups each has a paragraph."""
+def said(study: Study) -> Iterator[tuple[str, str]]:
+    """The verdict with its tones: headlines, and the sentences after each; of several groups every one has both."""
     verdict = study.verdict
     if len(verdict.groups) > 1:
-        yield filled(f"{verdict.headline}.", width)
+        yield f"{verdict.headline}.", verdict.tone
     for group in verdict.groups:
-        title = f"{group.title}: " if group.title else ""
-        yield "\n".join(filled(text, width) for text in (f"{title}{group.headline}.", " ".join(group.sentences)))
+        yield f"{group.title}: {group.headline}." if group.title else f"{group.headline}.", group.tone
+        yield " ".join(group.sentences) + ("\n" if group is not verdict.groups[-1] else ""), ""
 
 
 def filled(text: str, width: int | None) -> str:
-    """A paragraph with lines of ``width`` characters, broken between words."""
-    return text if width is None else textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+    """A paragraph with lines of ``width`` characters, broken between words but not within 95 % or p = 0.5."""
+    end = "\n" if text.endswith("\n") else ""
+    joined = re.sub(r"(?<=\d) (?=%)|(?<=\bp) (?=[=<] )|(?<=[=<]) (?=\d)", "\N{NO-BREAK SPACE}", text)
+    wide = width or len(text) or 1
+    lines = textwrap.fill(joined, wide, break_long_words=False, break_on_hyphens=False)
+    return lines.replace("\N{NO-BREAK SPACE}", " ") + end

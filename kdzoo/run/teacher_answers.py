@@ -23,6 +23,7 @@ from kdzoo.run.stored_logits import StoredLogits
 from kdzoo.storage.answer_folder import AnswerFolder
 from kdzoo.storage.atomic import remove_folder
 from kdzoo.storage.run_folder import RunFolder
+from kdzoo.storage.runs import ANSWERS
 from kdzoo.storage.store import Store
 from kdzoo.training.device import Precision
 from kdzoo.training.kept_logits import KeptLogits
@@ -42,7 +43,7 @@ def answer_recipe(
     _check(plan)
     recipe = filled(plan.recipe, zoo)
     training = RunFolder.start(
-        runs / f".answers-{recipe_hash(recipe)[:12]}",
+        runs / f"{ANSWERS}{recipe_hash(recipe)[:12]}",
         name=recipe.name,
         seed=recipe.seed,
         recipe_text=dump_recipe(recipe),

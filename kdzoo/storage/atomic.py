@@ -78,13 +78,17 @@ def replace_files(
 
 def remove_folder(
     folder: Path, commit: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
-) -> None:
-    """Remove a folder if it exists; renamed first, so that one half removed is never taken for a damaged one."""
+) -> Path | None:
+    """Remove a folder if it exists; renamed first, so that one half removed is never taken for a damaged one.
+
+    Return what is left where files in it cannot be deleted.
+    """
     temporary = temporary_in(folder.parent)
     with writing(folder, 0, "it could not be removed"), commit():
         if folder.exists():
             os.rename(folder, temporary)
     discard(temporary)
+    return temporary if temporary.exists() else None
 
 
 def append_line(path: Path, line: str, durable: bool = False) -> None:

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from kdzoo.errors import LockedError, plain
 from kdzoo.storage.atomic import writing
@@ -38,15 +38,31 @@ class Lock:
         """Take the lock, from a dead owner too; raise LockedError if another process is or may be the owner."""
         with writing(self.path):
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        with self._kept(descriptor):
+            self._take(descriptor, ", or start another run with --new")
+            self._sign(descriptor)
+
+    def hold(self) -> None:
+        """Take the lock like ``acquire`` and write nothing, as the disk may be full; do nothing where it is no file."""
+        with writing(self.path):
+            try:
+                descriptor = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return
+        with self._kept(descriptor):
+            self._take(descriptor, "")
+
+    @contextlib.contextmanager
+    def _kept(self, descriptor: int) -> Iterator[None]:
         try:
-            self._take(descriptor)
+            yield
         except BaseException:
             os.close(descriptor)
             raise
         self._descriptor = descriptor
         _held.add(self)
 
-    def _take(self, descriptor: int) -> None:
+    def _take(self, descriptor: int, or_else: str) -> None:
         taken = True
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -58,14 +74,14 @@ class Lock:
         owner = record["owner"] if record else None
         fate = owner.fate() if owner else "dead"
         if not taken or (fate == "alive" and owner != Owner.me()):
-            raise LockedError(
-                f"{self.path.parent}: in use by {_named(record)}; wait for it to end, or start another run with --new"
-            )
+            raise LockedError(f"{self.path.parent}: in use by {_named(record)}; wait for it to end{or_else}")
         if fate == "remote":
             raise LockedError(
                 f"{self.path.parent}: in use by {_named(record)}, and from here nobody can tell whether it still runs; "
-                f"if it does not, delete {self.path}, or start another run with --new"
+                f"if it does not, delete {self.path}{or_else}"
             )
+
+    def _sign(self, descriptor: int) -> None:
         since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())  # a label: nothing is ordered by it
         data = json.dumps({"owner": asdict(Owner.me()), "since": since}).encode()
         with write_lock(self.path.parent, PATIENCE_S), writing(self.path, len(data)):
@@ -116,6 +132,15 @@ def _read_record(data: bytes) -> dict[str, Any] | None:
         return None
     owner = Owner.from_record(record.get("owner"))
     return None if owner is None else {"owner": owner, "since": plain(str(record.get("since")))}
+
+
+def owner_of(path: Path) -> tuple[str, Literal["alive", "dead", "hidden", "remote"]]:
+    """Who holds the lock at ``path``, in words, and whether that process runs; looking at it takes no lock."""
+    try:
+        record = _read_record(path.read_bytes()[:4096])
+    except OSError:
+        record = None
+    return ("", "dead") if record is None else (_named(record), record["owner"].fate())
 
 
 def _named(record: dict[str, Any] | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 from kdzoo.errors import CorruptError
 from kdzoo.storage.atomic import append_line, write_bytes
 from kdzoo.storage.json_reading import JsonError, parse_object, read_file
+
+#: No row is longer.
+TAIL_BYTES = 2**16
 
 
 class MetricLog:
@@ -30,6 +34,16 @@ class MetricLog:
             except JsonError:
                 raise CorruptError(f"{self.path}: line {number} is damaged") from None
         return rows
+
+    def last_row(self) -> dict[str, Any] | None:
+        """The last whole row, found from the end of the file; None where there is none that can be read."""
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
+                lines = file.read(TAIL_BYTES).split(b"\n")
+            return parse_object(lines[-2])
+        except (OSError, IndexError, JsonError):
+            return None
 
     def truncate(self, rows: int) -> None:
         """Keep the first ``rows``; raise CorruptError if there are fewer."""

@@ -106,9 +106,17 @@ def temporary_in(folder: Path) -> Path:
 
 def sweep(folder: Path, exclusive: bool = False) -> int:
     """Remove what dead processes left half-written; return how many. ``exclusive``: the caller owns the folder."""
-    swept = 0
+    found = left_by_the_dead(folder, exclusive)
+    for path in found:
+        discard(path)
+    return len(found)
+
+
+def left_by_the_dead(folder: Path, exclusive: bool = False) -> list[Path]:
+    """What ``sweep`` removes."""
+    found: list[Path] = []
     if not folder.is_dir():
-        return swept
+        return found
     for path in list(folder.iterdir()):
         match = TEMPORARY.fullmatch(path.name)
         if match is None:
@@ -116,9 +124,8 @@ def sweep(folder: Path, exclusive: bool = False) -> int:
         host, boot, namespace, pid, started = match.groups()
         fate = fate_of((host, boot, namespace, int(pid), int(started)))
         if fate == "dead" or (exclusive and fate != "alive"):
-            discard(path)
-            swept += 1
-    return swept
+            found.append(path)
+    return found
 
 
 def discard(path: Path) -> None:

@@ -19,6 +19,8 @@ from kdzoo.storage.uses import USES
 from kdzoo.types import NAME
 
 RUN_ID = re.compile(r"(\d{4,})-seed(-?\d+)")
+#: How the folders begin in which a teacher is trained that is to answer without a student.
+ANSWERS = ".answers-"
 
 Record = dict[str, Any]  # what run.json holds
 
@@ -134,12 +136,36 @@ def stage_folder(root: Path, stage: str) -> Path:
     return root / "checkpoints" / name
 
 
+def run_folders(out: Path) -> list[Path]:
+    """Every run below ``out``, by recipe and number; last those that train a teacher which is to answer."""
+    return [root for above in ("*", f"{ANSWERS}*/*") for parent in sorted(out.glob(above)) for root in runs_of(parent)]
+
+
+def runs_of(parent: Path) -> list[Path]:
+    """The runs of one recipe, in ``parent``, by number."""
+    return [] if parent.name.startswith(".") else sorted(_folders(parent), key=_number)
+
+
+def runs_in(place: Path) -> list[Path]:
+    """A run folder itself, the runs of a recipe's folder, or all below an ``--out``."""
+    return [place] if RUN_ID.fullmatch(place.name) else runs_of(place) or run_folders(place)
+
+
+def _number(root: Path) -> int:
+    return int(root.name.partition("-")[0])
+
+
 def _numbers(parent: Path) -> Iterator[int]:
     for root in _folders(parent):
-        yield int(root.name.partition("-")[0])
+        yield _number(root)
         with contextlib.suppress(CorruptError):  # its name counts, and starting afresh must stay possible
             yield read_run_record(root)["sequence"]
 
 
 def _folders(parent: Path) -> list[Path]:
-    return sorted(path for path in parent.iterdir() if RUN_ID.fullmatch(path.name) and path.is_dir())
+    try:
+        return sorted(path for path in parent.iterdir() if RUN_ID.fullmatch(path.name) and path.is_dir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise CorruptError(f"{parent}: cannot be read: {error.strerror}") from None

@@ -82,9 +82,10 @@ def unsealed(data: bytes, path: str, **fields: type) -> dict[str, Any]:
             f"{path}: made by a newer kdzoo ({content.get('kdzoo')}, format {version}); "
             f"this is {__version__} and reads formats up to {SCHEMA_VERSION}: update kdzoo"
         )
-    if content.pop("seal", None) != stable_hash(content):
+    seal = content.pop("seal", None)
+    if seal != stable_hash(content):
         raise CorruptError(f"{path}: damaged: its content does not match its seal")
-    if _with_seal(content) != data:
+    if json_bytes({**content, "seal": seal}) != data:
         raise CorruptError(f"{path}: damaged: its spaces or its spelling are not as written")
     for name, kind in fields.items():
         if not isinstance(content.get(name), kind):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from kdzoo.report.measurements import counted, significant, sized
+from kdzoo.report.rounding import counted, significant, sized
 from kdzoo.report.study_numbers import corrected, interval, names, reached, seeds
 from kdzoo.report.study_results import Compared, RankedArm, Study
 

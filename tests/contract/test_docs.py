@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 import kdzoo
 from kdzoo import api
@@ -162,8 +163,18 @@ def test_a_measured_recipe_shows_its_numbers_on_every_page(results):
     row = "| [quickstart](../recipes/quickstart.md) | 89.00 ± 0.00 | 90.50 ± 0.71 | +1.50 ± 0.71 | 2 |"
     assert row in pages["algorithms/kd.md"]
     changed = {page for page in pages if pages[page] != before[page]}
-    shared = {"recipes/index.md", "algorithms/index.md", "evidence.md"}
-    assert changed == {"recipes/quickstart.md", "algorithms/kd.md", *shared}
+    assert changed == {"recipes/quickstart.md", "algorithms/kd.md", "recipes/index.md", "evidence.md"}
+
+
+def test_the_list_of_algorithms_has_what_was_measured_on_one_data_set(results):
+    results("fashion-mnist-kd", seeds=[0, 1], student=[90.0, 91.0], control=[89.0, 89.0], step_time_over_control=1.5)
+    listed = generate.gallery_pages()["algorithms/index.md"]
+    rows = {line.split("]")[0][3:]: line for line in listed.splitlines() if line.startswith("| [")}
+    assert len(rows) == len(generate.built_in().algorithms)
+    assert rows["kd"].endswith("| response | 1 | some | no | +1.50 ± 0.71 | 1.50 |")
+    assert 'data-also="hinton' in rows["kd"]
+    assert rows["dafl"].endswith("| data_free | 1 | no data | yes |  |  |")
+    assert "| ---: | ---: |" in listed  # numbers are not broken
 
 
 def test_a_result_that_verify_cannot_decide_says_so(results):
@@ -192,11 +203,30 @@ def test_the_evidence_is_every_measured_recipe_the_largest_gain_first(results):
     assert "`dkd`" in text
 
 
+def test_evidence_is_a_figure_first_and_numbers_below(results):
+    gains = {"digits-kd": 4.0, "digits-dkd": 3.0, "digits-at": -1.0, "digits-dafl": -9.0}
+    for name, gain in gains.items():
+        numbers = {"student": [80 + gain, 80.2 + gain, 80.1 + gain], "control": [80.0, 80.0, 80.0]}
+        results(name, seeds=[0, 1, 2], **numbers, step_time_over_control=2.0)
+    text = generate.gallery_pages()["evidence.md"]
+    figures, numbers, blind = re.split("<summary>The numbers of 3 recipes</summary>|These see no", text)
+    gain, cost = re.findall(r'<figure class="drawing"><svg[^>]*aria-label="([^"]*)"', figures)
+    assert gain == (
+        "gain over the control, points: kd +4.10 (+3.85 to +4.35); dkd +3.10 (+2.85 to +3.35); "
+        "at -0.90 (-1.15 to -0.65)"
+    )
+    assert cost == "kd +4.10 at 2; dkd +3.10 at 2; at -0.90 at 2"
+    assert "even as one of 3 comparisons" in figures
+    assert "\n\n" not in figures[figures.index("<div") : figures.rindex("</div>")], "a blank line ends HTML"
+    assert [line.split("]")[0][3:] for line in numbers.splitlines() if line.startswith("| [")] == ["kd", "dkd", "at"]
+    assert "| [dafl](recipes/digits/dafl.md)" in blind
+
+
 def test_what_an_algorithm_measures_besides_is_shown_too(results):
     numbers = {"seeds": [0, 1], "student": [90.0, 91.0], "control": [89.0, 89.0]}
     results("quickstart", **numbers, variants={"exit 1": [80.0, 82.0]})
     own = generate.gallery_pages()["recipes/quickstart.md"]
-    assert "by the algorithm itself:\n\n|  | mean, std % |\n| --- | --- |\n| exit 1 | 81.00 ± 1.41 |" in own
+    assert "by the algorithm itself:\n\n|  | mean, std % |\n| --- | ---: |\n| exit 1 | 81.00 ± 1.41 |" in own
     path = results("quickstart", **numbers, variants={"exit 1": [80.0]})
     with pytest.raises(ValueError, match=re.escape(f"{path}: 'exit 1' has 1 values for 2 seeds")):
         generate.measured("quickstart")
@@ -229,10 +259,11 @@ def test_what_networks_and_files_cost_is_told(results):
         "onnx": {"size_mib": [21.8779, 21.8779], "macs_g": [0.148695, 0.148695], "processor_ms": [1.25, 1.25]},
     }
     results("quickstart", **numbers, costs=costs)
-    told = generate.gallery_pages()["recipes/quickstart.md"].split("of one sample each:\n\n")[1].split("\n\n")[0]
+    text = generate.gallery_pages()["recipes/quickstart.md"].split("of one sample each:\n\n")[1]
+    told = text.split('<div class="cards-when-narrow" markdown>\n\n')[1].split("\n\n</div>")[0]
     assert told.splitlines() == [
         "|  | accuracy % | parameters, millions | MiB | multiply-adds, billions | ms a sample | ms of processor time |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
         "| student | 90.5 ± 0.71 | 0.0213 |  |  | 2 ± 0.71 |  |",
         "| onnx |  |  | 21.88 | 0.1487 |  | 1.25 |",
     ]
@@ -368,6 +399,33 @@ def test_recipes_on_a_page_are_valid(path, tmp_path):
     for text in recipes_on(path):
         (tmp_path / "page.yaml").write_text(text)
         load_recipe(tmp_path / "page.yaml")
+
+
+# --- the site -----------------------------------------------------------------------------------------
+
+
+SITE = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+
+
+def test_the_site_loads_nothing_from_elsewhere():
+    assert SITE["theme"]["font"] is False, "fonts would come from the network"
+    own = [*SITE["extra_css"], *SITE["extra_javascript"]]
+    assert len(own) >= 2
+    for name in own:
+        assert not re.search(r"https?:|//[a-z]|@import|import\(|fetch\(", (DOCS / name).read_text()), name
+
+
+def test_every_page_by_hand_is_in_the_navigation_and_the_decisions_are_folded():
+    def places(entries, depth=0):
+        for entry in entries:
+            for what in entry.values() if isinstance(entry, dict) else [entry]:
+                yield from places(what, depth + 1) if isinstance(what, list) else [(what, depth)]
+
+    found = dict(places(SITE["nav"]))
+    assert {str(path.relative_to(DOCS)) for path in BY_HAND} - {"evidence.md"} <= set(found)
+    decisions = [depth for place, depth in found.items() if place.startswith("decisions/")]
+    assert len(decisions) >= 20
+    assert set(decisions) == {2}, "only sections below the first level are folded"
 
 
 # --- the tutorial ------------------------------------------------------------------------------------

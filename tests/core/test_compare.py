@@ -9,8 +9,9 @@ from run_of_made_up_numbers import OF_CONTROL, RECIPE, REJECTED, RESULTS, finish
 
 from kdzoo.errors import CorruptError
 from kdzoo.report.compare import compare_runs, compare_table, comparison_table
-from kdzoo.report.measurements import comparison, counted, duration, significant, sized
+from kdzoo.report.measurements import comparison
 from kdzoo.report.results import parse_results
+from kdzoo.report.rounding import counted, duration, significant, sized
 from kdzoo.report.tables import text_table
 from kdzoo.storage.run_folder import RunFolder
 

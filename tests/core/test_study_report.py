@@ -11,7 +11,7 @@ from study_of_made_up_numbers import arm, many_arms, study
 
 from kdzoo.errors import CorruptError, ReportError
 from kdzoo.report.study_page import study_page
-from kdzoo.report.study_table import study_table
+from kdzoo.report.study_table import study_parts, study_table
 from kdzoo.storage import sealed_folder
 from kdzoo.study.ranking import ranked
 from kdzoo.study.writing import read_study, write_study
@@ -103,6 +103,7 @@ def test_csv_has_a_row_a_run(tmp_path):
 def test_the_table_fits_and_breaks_no_word(twelve, width):
     text = study_table(twelve, width)
     assert max(map(len, text.splitlines())) <= width
+    assert not re.search(r"^%|\bp$|[=<]$", text, re.MULTILINE), "a number is torn from what it belongs to"
     words = {word for row in twelve["ranking"] for word in re.split(r"(?<=[_-])", row["label"])}
     for line in text.partition("Not shown")[0].splitlines()[2:]:
         name = line[4:].split(" ")[0]
@@ -117,6 +118,13 @@ def test_the_table_says_what_is_decided(twelve):
     assert any(
         line.startswith("failed: algorithm_2 seed 4: DivergedError") for line in study_table(twelve).splitlines()
     )
+
+
+def test_parts_of_the_table_have_the_tone_of_the_verdict(twelve):
+    parts = dict(study_parts(twelve, 80))
+    assert parts["Take algorithm_4."] == "good"
+    assert parts["failed: algorithm_2 seed 4: DivergedError: the loss is not finite\n"] == "bad"
+    assert "\n".join(parts) == study_table(twelve, 80)
 
 
 def test_a_study_of_one_seed_has_a_table_without_intervals():

@@ -25,7 +25,7 @@ from kdzoo.storage.run_folder import RunFolder
 from kdzoo.testing.checks import ALL
 
 COMMANDS = {"run", "check", "show", "list", "schema", "plugins", "report", "compare", "export", "verify"}
-COMMANDS |= {"test-plugin", "verify-run", "new", "suggest"}
+COMMANDS |= {"test-plugin", "verify-run", "new", "suggest", "runs", "rm", "gc"}
 
 
 def built_in() -> set[str]:
