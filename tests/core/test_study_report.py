@@ -103,7 +103,8 @@ def test_csv_has_a_row_a_run(tmp_path):
 def test_the_table_fits_and_breaks_no_word(twelve, width):
     text = study_table(twelve, width)
     assert max(map(len, text.splitlines())) <= width
-    assert not re.search(r"^%|\bp$|[=<]$", text, re.MULTILINE), "a number is torn from what it belongs to"
+    said = text.partition("\n\n")[2]
+    assert not re.search(r"^%|\bp$|[=<]$", said, re.MULTILINE), "a number is torn from what it belongs to"
     words = {word for row in twelve["ranking"] for word in re.split(r"(?<=[_-])", row["label"])}
     for line in text.partition("Not shown")[0].splitlines()[2:]:
         name = line[4:].split(" ")[0]
