@@ -73,11 +73,6 @@ def _rule(column: Sequence[str]) -> str:
     return "---:" if filled and all(map(NUMBERS.fullmatch, filled)) else "---"
 
 
-def narrow(text: str, name: str = "") -> str:
-    """A table the rows of which are cards in a narrow window."""
-    return f'<div class="{" ".join(["cards-when-narrow", name]).strip()}" markdown>\n\n{text}\n\n</div>'
-
-
 def _cell(text: str) -> str:
     """A bar would end the cell, and Markdown dialects escape one in code differently."""
     text = re.sub(r"`([^`]*\|[^`]*)`", lambda found: f"<code>{html.escape(found.group(1))}</code>", text)
@@ -379,7 +374,7 @@ class Measured:
         columns = ((self.teacher, ""), (self.control, ""), (self.student, ""), (self.gains, "+"))
         rows = [[str(seed), *(_at(values, i, sign) for values, sign in columns)] for i, seed in enumerate(self.seeds)]
         rows.append(["**mean, std**", *(mean_std(values, sign) for values, sign in columns)])
-        return narrow(table(("seed", "teacher %", "control %", "student %", "gain"), rows))
+        return table(("seed", "teacher %", "control %", "student %", "gain"), rows)
 
     def further(self) -> str:
         """What else the algorithm measures, e.g. other sizes of the student; empty if nothing."""
@@ -394,7 +389,7 @@ class Measured:
             for label, values in self.costs.items()
         ]
         title = "Networks and exported files. Times are medians of calls in turn, of one sample each:"
-        return page(title, narrow(table(("", *(head for _, head in COST_COLUMNS)), rows))) if rows else ""
+        return page(title, table(("", *(head for _, head in COST_COLUMNS)), rows)) if rows else ""
 
     def shown(self) -> str:
         """The tables that the algorithm shows, mean and deviation over the seeds; empty if there are none."""
@@ -530,13 +525,13 @@ def _recipe_index(recipes: Mapping[str, Recipe]) -> str:
             [
                 link(name, f"recipes/{name}.md", "recipes/index.md"),
                 link(recipe.algorithm.name, f"algorithms/{recipe.algorithm.name}.md", "recipes/index.md"),
-                f"{_names((recipe.models.student,))} {{ .wide }}",
+                _names((recipe.models.student,)),
                 code(recipe.data.name),
                 *(numbers or ("not measured yet", "", "")),
             ]
         )
     head = ("recipe", "algorithm", "student", "data", "student %", "control %", "seeds")
-    return page(RECIPES_INTRODUCTION, narrow(table(head, rows)))
+    return page(RECIPES_INTRODUCTION, table(head, rows))
 
 
 RECIPES_INTRODUCTION = """# Recipes
@@ -576,7 +571,7 @@ def evidence_page(zoo: Zoo, recipes: Mapping[str, Recipe]) -> str:
 
 
 def _evidence_table(rows: Sequence[tuple[str, Recipe, Measured]], folded: bool = False) -> str:
-    text = narrow(table(EVIDENCE_HEAD, [_evidence_row(*row) for row in rows]))
+    text = table(EVIDENCE_HEAD, [_evidence_row(*row) for row in rows])
     title = f"The numbers of {len(rows)} recipes"
     return f"<details markdown>\n<summary>{title}</summary>\n\n{text}\n\n</details>" if folded else text
 
@@ -764,7 +759,7 @@ def _results_of(name: str, recipes: Mapping[str, Recipe], zoo: Zoo, here: str) -
             numbers = (mean_std(found.control), mean_std(found.student), mean_std(found.gains, "+"))
             rows.append([link(recipe, f"recipes/{recipe}.md", here), *numbers, str(len(found.seeds))])
     head = ("recipe", "control %", "student %", "gain", "seeds")
-    return narrow(table(head, rows)) if rows else "Not measured yet."
+    return table(head, rows) if rows else "Not measured yet."
 
 
 def _exemptions(cls: type[Algorithm]) -> list[str]:
@@ -780,7 +775,9 @@ def _algorithm_index(zoo: Zoo, recipes: Mapping[str, Recipe]) -> str:
     families = [[code(family), prose(_first(_package(offers)))] for family, offers in _families(zoo).items()]
     return page(
         ALGORITHMS_INTRODUCTION,
-        narrow(table(ALGORITHMS_HEAD, rows), "catalogue"),
+        '<div class="catalogue" markdown>',
+        table(ALGORITHMS_HEAD, rows),
+        "</div>",
         "## Families",
         table(("family", "what it is"), families),
     )
@@ -788,7 +785,7 @@ def _algorithm_index(zoo: Zoo, recipes: Mapping[str, Recipe]) -> str:
 
 #: The data set that most algorithms were measured on, with the same networks and budget.
 COMPARED_ON = "fashion_mnist"
-#: docs/assets/catalogue.js filters by these heads.
+#: docs/assets/tables.js filters by these heads.
 ALGORITHMS_HEAD = (
     "algorithm",
     "what the student is made to match",
@@ -835,7 +832,7 @@ def _overview(offer: Offer, found: Measured | None) -> Row:
     also = f' {{ data-also="{" ".join(cls.also_known_as)}" }}' if cls.also_known_as else ""
     return [
         f"[{cls.name}]({cls.name}.md){also}",
-        f"{prose(summary)} {{ .prose }}",
+        prose(summary),
         offer.plugin,
         card.count(cls.needs.teachers),
         LABELS_NEEDED[cls.needs.data],

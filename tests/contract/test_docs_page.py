@@ -64,7 +64,10 @@ def watched(page, address: str) -> list[str]:
 
     page.on("request", requested)
     page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("response", lambda response: wrong.append(f"{response.status} {response.url}") if not response.ok else None)
+    page.on(
+        "response",
+        lambda response: wrong.append(f"{response.status} {response.url}") if response.status >= 400 else None,
+    )
     return wrong
 
 

@@ -1,5 +1,5 @@
-/* Filters and sorts the table of algorithms, and gives cells their heads for narrow windows. Without it the tables
-   are plain tables. It reads what the cells say and loads nothing. */
+/* Filters and sorts the table of algorithms, and makes wide tables readable in narrow windows. Without it the tables are
+   plain tables. It reads what the cells say and loads nothing. */
 "use strict";
 
 (() => {
@@ -38,6 +38,10 @@
     },
   };
 
+  /* Tables with as many columns are cards in a narrow window; a cell with more characters takes all of its width. */
+  const COLUMNS = 4;
+  const LONG = 24;
+
   const element = (name, properties = {}, ...children) => {
     const made = Object.assign(document.createElement(name), properties);
     made.append(...children);
@@ -47,9 +51,17 @@
   const rows = (table) => [...table.tBodies[0].rows];
   const said = (row, column) => row.cells[column].textContent.trim();
 
+  /* Each row can be a card: the style sheet writes the head above every cell, and gives long ones the whole width. */
   function nameCells(table) {
     const names = heads(table);
-    for (const row of rows(table)) [...row.cells].forEach((cell, i) => (cell.dataset.head = names[i]));
+    table.dataset.named = "";
+    for (const row of rows(table)) {
+      [...row.cells].forEach((cell, i) => {
+        cell.dataset.head = names[i];
+        if (i === 0 && /^\d+$/.test(said(row, i))) cell.dataset.number = "";
+        cell.classList.toggle("long", cell.textContent.length > LONG);
+      });
+    }
   }
 
   function filters(table) {
@@ -117,9 +129,8 @@
     });
   }
 
-  for (const table of document.querySelectorAll(".cards-when-narrow table")) {
-    nameCells(table);
-    table.closest(".cards-when-narrow").dataset.named = "";
+  for (const table of document.querySelectorAll("article table")) {
+    if (table.tHead && heads(table).length >= COLUMNS) nameCells(table);
   }
   for (const table of document.querySelectorAll(".catalogue table")) {
     sortable(table);
