@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kdzoo.cli.arguments import RunPath, possible_path
+from kdzoo.cli.arguments import Json, RunPath, possible_path
 from kdzoo.cli.opening import resolve
 from kdzoo.terminal import say, width
 
@@ -35,16 +35,32 @@ def verify_run(folder: RunPath) -> None:
 @commands.command()
 def compare(
     folders: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", callback=possible_path, help="Two or more run folders.")
+        list[Path],
+        typer.Argument(metavar="RUN...", callback=possible_path, help="Run folders, or folders of several runs."),
     ],
+    as_json: Json = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", callback=possible_path, help="Write a page to this file.")
+    ] = None,
 ) -> None:
-    """Show two or more runs side by side."""
+    """Show runs side by side, and recipes with mean and spread over their seeds."""
     from kdzoo.errors import ReportError
-    from kdzoo.report.compare import compare_table
+    from kdzoo.report.compared_runs import compare_runs, compare_table
 
-    if len(folders) < 2:
-        raise ReportError(f"compare: needs at least two run folders, got {len(folders)}")
-    say(compare_table(folders, width()))
+    found = compare_runs(folders)
+    if len(found.runs) < 2:
+        raise ReportError(f"compare: needs at least two runs, got {len(found.runs)}")
+    if html is not None:
+        from kdzoo.report.compare_page import compare_page
+        from kdzoo.storage.atomic import write_text
+
+        write_text(html, compare_page(found))
+    if as_json:
+        say(json.dumps({"runs": found.runs, "recipes": found.recipes}, indent=2))
+        return
+    say(compare_table(found, width()))
+    if html is not None:
+        say(f"page: {html}")
 
 
 @commands.command()

@@ -8,7 +8,8 @@ import pytest
 from run_of_made_up_numbers import OF_CONTROL, RECIPE, REJECTED, RESULTS, finished_run, write_run
 
 from kdzoo.errors import CorruptError
-from kdzoo.report.compare import compare_runs, compare_table, comparison_table
+from kdzoo.report.compare import comparison_table
+from kdzoo.report.compared_runs import compare_runs, compare_table
 from kdzoo.report.measurements import comparison
 from kdzoo.report.results import parse_results
 from kdzoo.report.rounding import counted, duration, significant, sized
@@ -125,9 +126,10 @@ def test_runs_are_compared_by_their_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     first = finished_run(Path("runs/a"))
     second = finished_run(Path("runs/b"), control=None, teacher=None, algorithm="other|one")
-    assert compare_runs([first, second])[0] == {
+    assert compare_runs([first, second]).runs[0] == {
         "run": "runs/a",
-        "finished": True,
+        "state": "finished",
+        "problem": "",
         "recipe": "made-up-numbers",
         "algorithm": "example_algorithm",
         "student": "cifar_resnet8",
@@ -141,7 +143,7 @@ def test_runs_are_compared_by_their_folders(tmp_path, monkeypatch):
         "params_m": 0.078042,
         "latency_p50_ms": 0.591,
     }
-    lines = compare_table([first, second]).splitlines()
+    lines = compare_table(compare_runs([first, second])).splitlines()
     assert [" ".join(line.split()).replace("\N{EN DASH}", "-") for line in lines] == [
         "in runs",
         "recipe: made-up-numbers",
@@ -152,7 +154,7 @@ def test_runs_are_compared_by_their_folders(tmp_path, monkeypatch):
         "b other|one 0 - - 89.02 - 90.87 0.019 78.0 k 0.591",
     ]
     for width in (80, 120):
-        assert max(map(len, compare_table([first, second], width).splitlines())) <= width
+        assert max(map(len, compare_table(compare_runs([first, second]), width).splitlines())) <= width
 
 
 def begun(root, recipe_text=RECIPE, finish=False):
@@ -168,10 +170,10 @@ def begun(root, recipe_text=RECIPE, finish=False):
 
 def test_an_unfinished_run_is_a_row(tmp_path):
     finished, unfinished = begun(tmp_path, finish=True), begun(tmp_path)
-    row = compare_runs([finished, unfinished])[1]
-    assert (row["finished"], row["algorithm"], row["seed"]) == (False, "example_algorithm", 0)
+    row = compare_runs([finished, unfinished]).runs[1]
+    assert (row["state"], row["algorithm"], row["seed"]) == ("unfinished", "example_algorithm", 0)
     assert row["top1_percent"] is None
-    lines = compare_table([finished, unfinished]).splitlines()
+    lines = compare_table(compare_runs([finished, unfinished])).splitlines()
     assert lines[0] == f"in {tmp_path / 'made-up-numbers'}"
     assert lines[-1].split() == ["0002-seed0", "(unfinished)", "0", *["\N{EN DASH}"] * 8]
 
@@ -182,7 +184,7 @@ def test_every_damaged_run_is_named(tmp_path):
     changed.write_text(changed.read_text().replace("89.02", "99.02"))
     (cut / "run.json").write_text("{")
     with pytest.raises(CorruptError) as caught:
-        compare_table([good, damaged, cut])
+        compare_runs([good, damaged, cut])
     assert str(changed) in str(caught.value)
     assert str(cut) in str(caught.value)
     assert str(good) not in str(caught.value)
@@ -190,7 +192,7 @@ def test_every_damaged_run_is_named(tmp_path):
 
 def test_a_recipe_of_an_unfinished_run_may_hold_anything(tmp_path):
     odd = begun(tmp_path, "name: x\nalgorithm: [1]\nmodels: 3\n")
-    assert compare_runs([odd])[0]["algorithm"] is None
+    assert compare_runs([odd]).runs[0]["algorithm"] is None
 
 
 # --- text tables ----------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from run_of_made_up_numbers import finished_run, write_run
 
 from kdzoo.errors import CorruptError, KdzooError, ReportError
-from kdzoo.report.compare import compare_runs
+from kdzoo.report.compared_runs import compare_runs
 from kdzoo.report.reading import read_run
 from kdzoo.report.writing import rewrite_report
 from kdzoo.storage.json_reading import MAX_BYTES, MAX_DIGITS, MAX_LEVELS, JsonError, parse_object, read_file

@@ -330,7 +330,7 @@ def test_compare_puts_runs_side_by_side(cli: CommandLine, finished: Path) -> Non
     assert ended.code == 0, ended
     for folder in (finished, second):
         assert f"{results(folder)['student']['top1_percent']:.2f}" in ended.out
-    refused(cli("compare", finished), 2, "compare: needs at least two run folders, got 1")
+    refused(cli("compare", finished), 2, "compare: needs at least two runs, got 1")
 
 
 def test_export_adds_a_verified_file_and_the_run_still_verifies(cli: CommandLine, finished: Path) -> None:

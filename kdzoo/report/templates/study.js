@@ -1,6 +1,6 @@
-// Sorts the ranking by the column that is clicked, or chosen where the heads are not shown. Without it the page is whole.
-(() => {
-  const table = document.getElementById("ranking"), body = table.tBodies[0], heads = [...table.tHead.rows[0].cells];
+// Sorts a ranking by the column that is clicked, or chosen where the heads are not shown. Without it the page is whole.
+document.querySelectorAll("table.ranking").forEach((table) => {
+  const body = table.tBodies[0], heads = [...table.tHead.rows[0].cells];
   const value = (row, i) => "value" in row.cells[i].dataset ? Number(row.cells[i].dataset.value) : null;
   const choice = document.createElement("select");
   const sort = (i, sign) => {
@@ -28,4 +28,4 @@
   label.className = "sort";
   label.append("Sort by ", choice);
   table.parentElement.before(label);
-})();
+});
