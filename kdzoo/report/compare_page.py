@@ -43,7 +43,7 @@ def compare_page(found: ComparedRuns) -> str:
         rows=[_run_row(row, above) for row in found.runs],
         recipe_heads=(Head("Recipe"), Head("Seeds"), *(HEADS[key] for key in OVER_SEEDS)),
         recipes=[_recipe_row(row) for row in found.recipes] if several else [],
-        problems=[row["problem"] for row in found.runs if row["problem"]],
+        problems=[" ".join(row["problem"].split()) for row in found.runs if row["problem"]],
         version=__version__,
         colour=place,
     )

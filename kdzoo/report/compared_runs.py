@@ -218,7 +218,7 @@ def compare_table(found: ComparedRuns, width: int | None = None) -> str:
     lines = [f"in {plain(str(above), 200)}"] if above.parts else []
     lines += [f"{WORDS[word]}: {plain(str(rows[0][word] or NOTHING), 200)}" for word in alike]
     lines.append(text_table(header, table, left=len(words), width=width, spare=spare))
-    lines += [f"damaged: {plain(row['problem'], 400)}" for row in rows if row["problem"]]
+    lines += [f"damaged: {plain(' '.join(row['problem'].split()), 400)}" for row in rows if row["problem"]]
     if any(len(row["seeds"]) > 1 for row in found.recipes):
         lines += ["", "mean ± standard deviation over seeds", _recipe_table(found.recipes, width)]
     return "\n".join(lines)

@@ -99,7 +99,7 @@ def run_table(rows: Sequence[Mapping[str, Any]], out: Path, width: int | None = 
     ]
     student, age = 4, 6
     lines = [text_table(header, table, left=3, width=width, spare=(student, age))]
-    lines += [f"damaged: {plain(row['problem'], 400)}" for row in rows if row["problem"]]
+    lines += [f"damaged: {plain(' '.join(row['problem'].split()), 400)}" for row in rows if row["problem"]]
     elsewhere = [row for row in rows if row["state"] == "elsewhere"]
     lines += [f"elsewhere: {row['run']}: {row['owner']}; nobody can tell from here if it runs" for row in elsewhere]
     size = sized(sum(row["size_bytes"] for row in rows) / 2**20)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import math
+import re
 from pathlib import Path
 
 import pytest
 from run_of_made_up_numbers import OF_CONTROL, RECIPE, REJECTED, RESULTS, finished_run, write_run
 
-from kdzoo.errors import CorruptError
+from kdzoo.errors import CorruptError, ReportError
 from kdzoo.report.compare import comparison_table
+from kdzoo.report.compare_page import compare_page
 from kdzoo.report.compared_runs import compare_runs, compare_table
 from kdzoo.report.measurements import comparison
 from kdzoo.report.results import parse_results
@@ -188,6 +192,91 @@ def test_every_damaged_run_is_named(tmp_path):
     assert str(changed) in str(caught.value)
     assert str(cut) in str(caught.value)
     assert str(good) not in str(caught.value)
+
+
+def seeded(out: Path, seed: int, gain: float, epochs: int = 3, finish: bool = True) -> Path:
+    """A run of a seed, whose student is so many points above its control."""
+    folder = RunFolder.start(
+        out,
+        name="made-up-numbers",
+        seed=seed,
+        recipe_text=RECIPE,
+        recipe_hash="5e0f",
+        recipe_fields={"seed": seed, "train": {"epochs": epochs}},
+        new=True,
+    )
+    with folder:
+        if finish:
+            write_run(folder.root, student={**RESULTS["student"], "top1_percent": 87.61 + gain})
+            provenance = json.loads((folder.root / "provenance.json").read_text())
+            (folder.root / "provenance.json").write_text(json.dumps({**provenance, "seed": seed}))
+            folder.finish()
+    return folder.root
+
+
+@pytest.fixture
+def several(tmp_path):
+    """Two recipes of one name: one with three seeds, of which the first ran twice, and one with a single seed."""
+    for seed, gain in ((0, 9.0), (0, 1.0), (1, 2.0), (2, 4.5)):
+        seeded(tmp_path, seed, gain)
+    seeded(tmp_path, 0, 3.0, epochs=9)
+    seeded(tmp_path, 3, 0.0, finish=False)
+    damaged = seeded(tmp_path, 4, 1.0)
+    (damaged / "results.json").write_text("{}")
+    return tmp_path
+
+
+def test_recipes_are_compared_with_mean_and_spread_over_seeds(several):
+    found = compare_runs([several])
+    assert [row["state"] for row in found.runs] == ["finished"] * 5 + ["unfinished", "damaged"]
+    first, second = found.recipes
+    assert (first["recipe"], first["seeds"], first["changed"]) == ("made-up-numbers", [0, 1, 2], [])
+    assert [Path(run).name for run in first["runs"]] == ["0002-seed0", "0003-seed1", "0004-seed2"], "the newest counts"
+    assert first["gain_points"] == {"mean": pytest.approx(2.5), "std": pytest.approx(math.sqrt(3.25))}
+    assert first["control_top1_percent"] == {"mean": pytest.approx(87.61), "std": pytest.approx(0.0)}
+    assert (second["seeds"], second["changed"]) == ([0], ["train.epochs 3 -> 9"])
+    assert second["gain_points"] == {"mean": pytest.approx(3.0), "std": None}
+    json.dumps(vars(found))
+    lines = compare_table(found).splitlines()
+    below = lines[lines.index("mean ± standard deviation over seeds") :]
+    assert [line.split()[:2] for line in below[-2:]] == [["made-up-numbers", "3"], ["made-up-numbers", "(train.epochs"]]
+    assert "+2.50 ± 1.80" in below[-2]
+    assert "+3.00  " in below[-1]
+    damaged = several / "made-up-numbers" / "0007-seed4"
+    assert any(
+        line.startswith(f"damaged: {damaged}: 1 of 5 files do not verify {damaged}/results.json") for line in lines
+    )
+    for width in (80, 120):
+        table = [line for line in compare_table(found, width).splitlines() if not line.startswith(("damaged", "in "))]
+        assert max(map(len, table)) <= width
+
+
+def test_folders_of_runs_and_runs_are_compared_together(several):
+    recipe = several / "made-up-numbers"
+    other = seeded(several / "more", 7, 1.0)
+    rows = compare_runs([recipe, other]).runs
+    assert [Path(row["run"]).name for row in rows][-2:] == ["0007-seed4", "0001-seed7"]
+    assert len(rows) == len(compare_runs([several / "more", several]).runs) == 8
+    with pytest.raises(ReportError) as caught:
+        compare_runs([several, several / "nowhere"])
+    assert str(caught.value) == f"{several / 'nowhere'}: no such run folder"
+    with pytest.raises(CorruptError):
+        compare_runs([recipe / "0007-seed4"])
+
+
+def test_the_page_of_compared_runs_loads_nothing_and_escapes_names(several):
+    hostile = seeded(several / "<b>", 8, 1.0, epochs=30)
+    page = compare_page(compare_runs([several, hostile]))
+    assert "<b>" not in page
+    assert "&lt;b&gt;" in page
+    assert not re.search(r"(src|href)=|https?://|@import|url\(", page)
+    assert "<h2>Over seeds</h2>" in page
+    assert page.count('<table class="ranking">') == 2
+    assert ">+2.50<small>± 1.80</small>" in page
+    assert "<h2>1 damaged run</h2>" in page
+    alone = compare_page(compare_runs([hostile, hostile]))
+    assert "<h2>Over seeds</h2>" not in alone
+    assert "damaged" not in alone
 
 
 def test_a_recipe_of_an_unfinished_run_may_hold_anything(tmp_path):
