@@ -57,7 +57,9 @@ class ArmRun(Part):
 class Arm(Part):
     """One choice of algorithm, student and settings, run over seeds.
 
-    ``settings`` holds what varies in the study; ``upper_bound`` says that its control is no competitor.
+    ``teaching`` is what the study calls its choice of algorithm, whatever the student; empty: the algorithm's name.
+    ``settings`` holds the values of the keys that the study varies; ``upper_bound`` says that the control is no
+    competitor. Arms on other ``data`` are not ranked together.
     """
 
     label: str
@@ -65,6 +67,7 @@ class Arm(Part):
     student: str
     recipe: str
     data: str = ""
+    teaching: str = ""
     settings: dict[str, Any] = {}
     upper_bound: bool = False
     runs: list[ArmRun]

@@ -113,8 +113,8 @@ def rank_row(study: Study, row: RankedArm) -> RankRow:
         number(row.size_mib, sized),
         number(row.latency_p50_ms, significant),
     ]
-    title = study.groups[row.group].title
-    return RankRow(plain(row.label, LONGEST_NAME), about(arm, title), tuple(cells), row.label == baseline)
+    name = plain(row.label, LONGEST_NAME)
+    return RankRow(name, about(study, arm, study.groups[row.group].title), tuple(cells), row.label == baseline)
 
 
 def of_seeds(arm: Arm, row: RankedArm) -> str:
@@ -122,14 +122,13 @@ def of_seeds(arm: Arm, row: RankedArm) -> str:
     return seeds(row.seeds) if row.seeds == len(arm.runs) else f"{row.seeds} of {seeds(len(arm.runs))}"
 
 
-def about(arm: Arm, group: str) -> str:
-    """What an arm is, after its name: its group, and what the names of arm and group do not say."""
+def about(study: Study, arm: Arm, group: str) -> str:
+    """What an arm is, after its name: its group, and what sets it apart that the names of arm and group do not say."""
     parts = [arm.algorithm] if arm.algorithm != arm.label else []
     parts += [arm.student] if arm.student not in group else []
-    said = (arm.algorithm, arm.student, arm.recipe, arm.label)
-    settings = [f"{key} {item_text(value)}" for key, value in arm.settings.items() if value not in said]
-    parts += [setting for setting in settings if setting not in group]
-    return " · ".join([*([group] if group else []), *parts])
+    alike = {k for k, v in arm.settings.items() if all(other.settings.get(k) == v for other in study.arms)}
+    settings = [f"{key} {item_text(value)}" for key, value in arm.settings.items() if key not in alike]
+    return " · ".join([*([group] if group else []), *parts, *(each for each in settings if each not in group)])
 
 
 def number(value: float | None, show: Any, below: tuple[str, ...] = ()) -> RankCell:

@@ -8,8 +8,10 @@ from typing import Any
 
 from kdzoo.report.study_results import Arm, Measured
 
-#: Settings that say how an arm teaches; the others, and the student, say what it is compared within.
-TEACHING = ("algorithm", "options", "loss_weights", "label", "recipe")
+#: Sections of a recipe that the control takes no part in; a setting elsewhere says what an arm is compared within.
+TEACHING = ("algorithm", "models", "export")
+#: The part of the models that the control shares.
+STUDENT = "models.student"
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,13 @@ def context_of(arm: Arm) -> tuple[str, ...]:
 
 
 def settings(arm: Arm, teaching: bool) -> dict[str, Any]:
-    """Those of what varies that say how the arm teaches, or the others."""
-    return {
-        key: value
-        for key, value in sorted(arm.settings.items())
-        if (key.split(".")[0] in TEACHING) == teaching and key not in ("student", "models.student")
-    }
+    """Those of what varies that say how the arm is taught, or those that its control shares."""
+    return {key: value for key, value in sorted(arm.settings.items()) if is_teaching(key) == teaching}
+
+
+def is_teaching(key: str) -> bool:
+    """Whether a key of a recipe is about the teaching alone."""
+    return key.split(".")[0] in TEACHING and not f"{key}.".startswith(f"{STUDENT}.")
 
 
 def title(arms: Sequence[Arm], all_arms: Sequence[Arm]) -> str:
@@ -77,15 +80,14 @@ def parts(arm: Arm) -> list[str]:
 
 
 def baseline_of(arms: Sequence[Arm], study: Measured) -> Arm | None:
-    """The study's baseline, or in another group the one arm that teaches as the baseline does."""
+    """The study's baseline, or in another group the one arm that is taught as the baseline is."""
     named = next((arm for arm in study.arms if arm.label == study.baseline), None)
     if named is None or named in arms:
         return named
-    alike = [arm for arm in arms if teaches(arm) == teaches(named) and arm.upper_bound == named.upper_bound]
+    alike = [arm for arm in arms if taught(arm) == taught(named) and arm.upper_bound == named.upper_bound]
     return alike[0] if len(alike) == 1 else None
 
 
-def teaches(arm: Arm) -> tuple[str, dict[str, Any]]:
-    """How an arm teaches, whatever its student."""
-    chosen = {key: value for key, value in settings(arm, teaching=True).items() if key not in ("label", "recipe")}
-    return arm.algorithm, chosen
+def taught(arm: Arm) -> tuple[str, dict[str, Any]]:
+    """How an arm is taught, whatever its student."""
+    return arm.teaching or arm.algorithm, settings(arm, teaching=True)

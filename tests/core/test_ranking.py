@@ -98,7 +98,7 @@ def test_an_upper_bound_is_no_competitor():
 
 def test_each_student_has_a_ranking_and_a_baseline_of_its_own():
     arms = [
-        arm(f"{name}-{student}", [gain, gain + 0.1, gain + 0.3], student=student, settings={"student": student})
+        arm(f"{name}-{student}", [gain, gain + 0.1, gain + 0.3], student=student)
         for student in ("resnet8", "resnet10t")
         for name, gain in (("kd", 0.5), ("dkd", 0.9))
     ]
@@ -109,6 +109,27 @@ def test_each_student_has_a_ranking_and_a_baseline_of_its_own():
     ]
     assert [(row["group"], row["rank"]) for row in content["ranking"]] == [(0, 1), (0, 2), (1, 1), (1, 2)]
     assert content["verdict"]["headline"] == "0 of 2 groups have a clear winner"
+
+
+def test_another_teacher_or_option_is_another_arm_of_the_same_group():
+    arms = [
+        arm(f"kd-{teacher}-{temperature}", [1.0, 1.1],
+            settings={"models.teacher.name": teacher, "algorithm.options.temperature": temperature})
+        for teacher in ("resnet20", "resnet56")
+        for temperature in (2, 4)
+    ]  # fmt: skip
+    content = ranked(study(*arms, baseline="kd-resnet20-2"))
+    assert content["groups"] == [{"title": "", "baseline": "kd-resnet20-2"}]
+
+
+def test_the_baseline_of_another_student_is_the_arm_that_is_taught_alike():
+    arms = [
+        arm(f"{teaching}-{student}", [1.0, 1.1], student=student, teaching=teaching)
+        for student in ("resnet8", "vit")
+        for teaching in ("kd", "kd-8")
+    ]
+    content = ranked(study(*arms, baseline="kd-8-resnet8"))
+    assert [group["baseline"] for group in content["groups"]] == ["kd-8-resnet8", "kd-8-vit"]
 
 
 def test_students_with_one_arm_each_are_ranked_together():
