@@ -25,6 +25,7 @@ import typer
 from kdzoo import cli, errors
 from kdzoo.contract.algorithm import Algorithm
 from kdzoo.contract.extension_points import Offer
+from kdzoo.recipe.bundled import bundled_recipes
 from kdzoo.recipe.reading import load_recipe
 from kdzoo.recipe.sections import ExpectedRecipe, Recipe
 from kdzoo.study.expected import can_be_reproduced
@@ -439,7 +440,7 @@ def measured(name: str) -> Measured | None:
 
 def read_recipes() -> dict[str, Recipe]:
     """Every bundled recipe by its path below recipes/, without the ending."""
-    paths = sorted(RECIPES.rglob("*.yaml"))
+    paths = bundled_recipes()
     return {path.relative_to(RECIPES).with_suffix("").as_posix(): load_recipe(path).recipe for path in paths}
 
 

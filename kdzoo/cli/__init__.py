@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from kdzoo.cli import authoring, looking, run_folders, running, runs, suggest, teacher
+from kdzoo.cli import authoring, looking, run_folders, running, runs, studies, suggest, teacher
 from kdzoo.terminal import say, warn
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning barriers are far slower beside a busy neighbour
@@ -47,7 +47,7 @@ def _options(
 ) -> None: ...
 
 
-for module in (running, suggest, teacher, looking, run_folders, runs, authoring):
+for module in (running, studies, suggest, teacher, looking, run_folders, runs, authoring):
     app.add_typer(module.commands)
 
 

@@ -76,6 +76,11 @@ class RecipeProblems:
         self._found[path, message] = None
         self._notes.update(dict.fromkeys(notes))
 
+    @property
+    def found(self) -> list[tuple[str, str]]:
+        """Each (path, message) so far."""
+        return list(self._found)
+
     def refuse(self, path: str, message: str) -> None:
         """Report a value that cannot be read, so that nothing else is reported about it."""
         self.add(path, message)

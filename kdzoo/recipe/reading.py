@@ -64,19 +64,22 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), also: Also | None = N
 
     ``also`` is asked for further problems when there is one, so that one error says them all.
     """
-    path = Path(path)
+    return parse_recipe(file_content(Path(path)), Path(path), overrides, also)
+
+
+def file_content(path: Path) -> bytes:
+    """Return the bytes of a recipe or a study, at most one more than it may have; RecipeError if it cannot be read."""
     try:
         if path.is_fifo() and path.parent != Path("/dev/fd"):  # there may be nobody who ever writes to it
             raise OSError("it is a pipe; a file would be right")
         with open(path, "rb") as file:
-            content = file.read(MAX_BYTES + 1)
+            return file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         close = nearest(path.name, [near.name for near in path.parent.glob("*.yaml")])
         raise RecipeError(f"{plain(str(path), 1000)}: no such file{plain(close, 300)}") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise RecipeError(f"{plain(str(path), 1000)}: cannot be read: {reason}") from None
-    return parse_recipe(content, path, overrides, also)
 
 
 def parse_recipe(
@@ -88,6 +91,22 @@ def parse_recipe(
     """
     positions = Positions(in_file=in_file)
     problems = RecipeProblems(path, positions)
+    data = mapping_in(content, problems)
+    for text in overrides:
+        override(data, text, problems)
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        problems.add_invalid(error, Recipe, data)
+    if problems and also is not None:
+        also(data, problems)
+    problems.raise_if_any()
+    return LoadedRecipe(recipe, path, positions)
+
+
+def mapping_in(content: bytes, problems: RecipeProblems) -> dict[str, Any]:
+    """Read YAML that is a mapping of keys to values; raise RecipeError at once for anything else."""
+    positions = problems.positions
 
     def mark(below: str, line: int, column: int) -> None:
         positions.marks[below] = (line, column)
@@ -105,16 +124,7 @@ def parse_recipe(
         problems.add("", f"must be a mapping of keys to values, got {shown(data)}")
     if not isinstance(data, dict):
         raise RecipeError(str(problems))
-    for text in overrides:
-        override(data, text, problems)
-    try:
-        recipe = Recipe.model_validate(data)
-    except ValidationError as error:
-        problems.add_invalid(error, Recipe, data)
-    if problems and also is not None:
-        also(data, problems)
-    problems.raise_if_any()
-    return LoadedRecipe(recipe, path, positions)
+    return data
 
 
 def dump_recipe(recipe: Recipe) -> str:

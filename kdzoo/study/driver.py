@@ -32,6 +32,7 @@ from kdzoo.storage.run_folder import RunFolder
 from kdzoo.storage.store import Store
 from kdzoo.storage.unfinished import Claim, place_of
 from kdzoo.storage.uses import Uses
+from kdzoo.study.compute import training_pmacs
 from kdzoo.study.travel import Travel
 from kdzoo.study.wanted import Going, Overview, RunOutcome, Unwatched, WantedRun, Watch
 from kdzoo.training.device import set_threads
@@ -223,7 +224,7 @@ class _Driver:
         try:
             with run.wanted.loaded.located():
                 replay = run.replay or self._opened(run)
-                if replay is None:
+                if run.over:
                     return
                 torch.set_num_threads(self.threads)
                 set_threads(replay.build.recipe.threads)  # as what the algorithm asks a network is computed here
@@ -243,8 +244,8 @@ class _Driver:
         if not run.waits:
             self._end_of_stages(run, replay)
 
-    def _opened(self, run: _Run) -> Replay | None:
-        """Build what a run's stages are followed with; None for a run that is finished already."""
+    def _opened(self, run: _Run) -> Replay:
+        """Build what a run's stages are followed with; a run that is finished already is over then."""
         torch.set_num_threads(self.threads)
         if run.plan is None:
             run.plan = resolve(run.wanted.loaded, self.zoo)
@@ -254,7 +255,9 @@ class _Driver:
         if self.finish and not run.keys:
             run.keys = replay.result_keys()
             if self._finished_before(run):
-                return None
+                if not replay.missing():
+                    self._note_stages(run, replay)
+                return replay
         run.replay = replay
         self.live = [*(each for each in self.live if each is not run and each.replay is not None), run]
         for old in self.live[:-KEPT_REPLAYS]:
@@ -290,14 +293,18 @@ class _Driver:
             raise problem
 
     def _end_of_stages(self, run: _Run, replay: Replay) -> None:
-        assert replay.walked is not None, "nothing is missing"
-        run.outcome.stages, run.outcome.student = tuple(replay.stages.trained), replay.walked.student
+        self._note_stages(run, replay)
         run.replay = None
         if not self.finish:
             run.outcome.status = "finished"
             return
         run.queued = True
         self.ready.append(_Job(f"{run.wanted.title}: evaluation", run))
+
+    def _note_stages(self, run: _Run, replay: Replay) -> None:
+        assert replay.walked is not None, "nothing is missing"
+        run.outcome.stages, run.outcome.student = tuple(replay.stages.trained), replay.walked.student
+        run.outcome.training_pmacs = training_pmacs(replay)
 
     def _origin(self, run: _Run) -> Origin:
         assert run.plan is not None, "it is resolved first"

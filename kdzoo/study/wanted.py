@@ -34,8 +34,9 @@ class WantedRun:
 class RunOutcome:
     """What came of a run. Of a failed one there is an error, and the last output of its task.
 
-    ``stages`` and ``student`` are the results of its stages, as far as the run got; a run that was ``finished_before``
-    has none. ``folder`` and ``results``, the content of results.json, are of a finished run.
+    ``stages`` and ``student`` are the results of its stages, and ``training_pmacs`` is what they cost, once all are
+    stored; of a run that was ``finished_before``, if they still are. ``folder`` and ``results``, the content of
+    results.json, are of a finished run.
     """
 
     run: WantedRun
@@ -44,6 +45,7 @@ class RunOutcome:
     results: Mapping[str, Any] | None = None
     stages: Sequence[Trained] = ()
     student: StageResult | None = None
+    training_pmacs: Mapping[str, float] | None = None
     error: Exception | None = None
     log: str = ""
     finished_before: bool = False

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from kdzoo.contract.declared import bounds
 from kdzoo.errors import UnknownName, nearest, shown
 from kdzoo.plan.stored_answers import why_not_logits, why_not_without_network
-from kdzoo.recipe.bundled import recipes_root
+from kdzoo.recipe.bundled import bundled_recipes, recipes_root
 from kdzoo.recipe.reading import load_recipe
 from kdzoo.zoo.cards import Card, card_of, rung
 
@@ -229,7 +229,7 @@ BEFORE = ("In one paragraph", "When to use it, when not")
 def _results(algorithm: str) -> list[str]:
     """The published results of the bundled recipes that use an algorithm, a line each."""
     lines = []
-    for path in sorted(recipes_root().rglob("*.yaml")):
+    for path in bundled_recipes():
         if (
             not re.search(rf"\b{re.escape(algorithm)}\b", text := path.read_text(encoding="utf-8"))
             or "expected:" not in text
@@ -276,7 +276,7 @@ def offer_rows(zoo: Zoo, kind: str) -> list[dict[str, Any]]:
 def recipe_rows() -> list[dict[str, Any]]:
     """The bundled recipes, for a list."""
     rows = []
-    for path in sorted(recipes_root().rglob("*.yaml")):
+    for path in bundled_recipes():
         recipe = load_recipe(path).recipe
         rows.append(
             {

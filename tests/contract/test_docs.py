@@ -25,6 +25,7 @@ from kdzoo.contract import hookspecs
 from kdzoo.contract.algorithm import Algorithm
 from kdzoo.contract.declared import Needs
 from kdzoo.contract.step import StepContext
+from kdzoo.recipe.bundled import bundled_recipes
 from kdzoo.testing import checks, scaffold
 from kdzoo.zoo import plugin_checks as admission
 from kdzoo.zoo.finding import BUILT_IN
@@ -99,7 +100,7 @@ def test_every_algorithm_has_a_card_and_every_recipe_a_page(gallery):
 
 
 def recipe_files() -> list[Path]:
-    return sorted((ROOT / "recipes").rglob("*.yaml"))
+    return bundled_recipes()
 
 
 @pytest.mark.parametrize("name", sorted(n for n, o in load_zoo().algorithms.items() if o.distribution == BUILT_IN))

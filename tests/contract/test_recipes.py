@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from kdzoo.cli import app
 from kdzoo.plan.resolve import resolve
-from kdzoo.recipe.bundled import find_recipe, recipes_root
+from kdzoo.recipe.bundled import bundled_recipes, find_recipe, recipes_root
 from kdzoo.recipe.reading import dump_recipe, load_recipe, parse_recipe
 from kdzoo.recipe.sections import Recipe
 from kdzoo.run import delivery
@@ -25,7 +25,7 @@ from kdzoo.storage.store import Store
 from kdzoo.zoo.loading import load_zoo
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+RECIPES = bundled_recipes()
 DIGITS = [path for path in RECIPES if path.parent.name == "digits"]
 SMALL = [*DIGITS, *(p for p in RECIPES if p.parent.name in ("assistants", "students", "vision_transformers"))]
 RESULTS = ROOT / "docs" / "results"
