@@ -37,8 +37,8 @@ fix: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(VENV)/.docs  ## generate the pages and build the site, broken links are errors
-	$(BIN)/python docs/generate.py
+docs: $(VENV)/.docs  ## generate the pages, run the notebooks and build the site; broken links are errors
+	$(QUIET_THREADS) $(BIN)/python docs/generate.py --notebooks
 	$(BIN)/properdocs build --strict -f mkdocs.yml
 
 page-test: docs

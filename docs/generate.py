@@ -1,7 +1,8 @@
 """Write the pages that are made from the code: command line, recipe, errors, cards, a page per recipe.
 
 Run ``python docs/generate.py`` before the site is built. ``docs/reference/`` is under version control: a change
-of the command line or of the recipe shows in review. The folders in GENERATED_FOLDERS are not.
+of the command line or of the recipe shows in review. The folders in GENERATED_FOLDERS are not. With ``--notebooks`` the
+notebooks are run, so that their pages show what they print.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 
 import typer
 
-from kdzoo import cli, errors
+from kdzoo import cli, errors, losses
 from kdzoo.contract.algorithm import Algorithm
 from kdzoo.contract.extension_points import Offer
 from kdzoo.recipe.bundled import bundled_recipes
@@ -37,11 +38,12 @@ from kdzoo.zoo.offered import Zoo
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS))  # for a test that imports this file, too
 from figures import gain_figures  # noqa: E402
+from notebook_pages import notebook_pages  # noqa: E402
 
 RECIPES = DOCS.parent / "recipes"
 RESULTS = DOCS / "results"
 README = DOCS.parent / "README.md"
-GENERATED_FOLDERS = ("algorithms", "exporters", "recipes")
+GENERATED_FOLDERS = ("algorithms", "exporters", "notebooks", "recipes")
 
 #: The hand-written half of a card, in the order of the page; the generated half comes in between.
 IN_BRIEF, WHEN, DIFFERS, NOTES = HAND_WRITTEN = (
@@ -912,12 +914,48 @@ def _exporter(offer: Offer) -> str:
     return page(f"# {cls.name}", back, prose(cls.description), *sections, *options)
 
 
+# --- losses -------------------------------------------------------------------------------------------
+
+LOSSES_INTRODUCTION = """# Losses
+
+Every loss of every algorithm is a pure function of tensors under one path, `kdzoo.losses`, for a training loop of your
+own. A function stays under its name; arguments may be added and never change their meaning. A plugin that you install
+adds its own functions: `dir(kdzoo.losses)` lists what is there, and `help(kdzoo.losses.kd_loss)` says what it takes. Of
+the plugins only the one that has the function is imported.
+
+Only what an algorithm computes from its networks' answers is here. Projectors, memory banks and warm-up belong to the
+algorithm, and its [card](../algorithms/index.md) says what it does around the function.
+
+A complete training loop in plain PyTorch:
+"""
+
+
+def losses_page(zoo: Zoo) -> str:
+    example = (DOCS / "examples" / "own_loop.py").read_text()
+    users: dict[Callable[..., Any], list[str]] = {}
+    for name, offer in sorted(zoo.algorithms.items()):
+        for function in offer.thing.loss_functions:
+            users.setdefault(function, []).append(link(name, f"algorithms/{name}.md", "reference/losses.md"))
+    for name in losses.__all__:
+        users.setdefault(getattr(losses, name), [])
+    sections = []
+    for function in sorted(users, key=lambda function: function.__name__):
+        used = f"Used by {', '.join(users[function])}." if users[function] else ""
+        sections.append(page(f"## {function.__name__}", used, _function(function)))
+    return page(LOSSES_INTRODUCTION, fenced(example, "python"), *sections)
+
+
 # --- all of it ----------------------------------------------------------------------------------------
 
 
 def reference_pages() -> dict[str, str]:
     """The pages under version control."""
-    return {"reference/cli.md": cli_page(), "reference/recipe.md": recipe_page(), "reference/errors.md": errors_page()}
+    return {
+        "reference/cli.md": cli_page(),
+        "reference/recipe.md": recipe_page(),
+        "reference/errors.md": errors_page(),
+        "reference/losses.md": losses_page(built_in()),
+    }
 
 
 def built_in() -> Zoo:
@@ -929,14 +967,16 @@ def built_in() -> Zoo:
 
 
 def gallery_pages() -> dict[str, str]:
-    """A card per algorithm, a page per recipe and one per export format."""
+    """A card per algorithm, a page per recipe, one per export format and one per notebook, without its outputs."""
     zoo, recipes = built_in(), read_recipes()
-    pages = algorithm_pages(zoo, recipes) | recipe_pages(recipes) | exporter_pages(zoo)
+    pages = algorithm_pages(zoo, recipes) | recipe_pages(recipes) | exporter_pages(zoo) | notebook_pages(execute=False)
     return pages | {"evidence.md": evidence_page(zoo, recipes)}
 
 
 def main() -> None:
     pages = reference_pages() | gallery_pages()
+    if "--notebooks" in sys.argv[1:]:
+        pages |= notebook_pages(execute=True)
     stale = {path for folder in GENERATED_FOLDERS for path in (DOCS / folder).rglob("*.md")}
     for path in stale - {DOCS / name for name in pages}:
         path.unlink()

@@ -141,7 +141,8 @@ def display(progress: bool) -> Display:
 
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     if progress and hasattr(shell, "kernel"):
-        return Display(console=Console(file=sys.stdout, force_jupyter=False))
+        # A kernel asks libraries for a terminal's colours, and shows a live line as many.
+        return Display(console=Console(file=sys.stdout, force_jupyter=False, force_terminal=False))
     return Display(silent=not progress)
 
 

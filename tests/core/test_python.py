@@ -43,8 +43,8 @@ def test_everything_public_is_there_and_documented():
 
 def test_packages_of_one_name_do_not_hide_functions():
     code = (
-        "import kdzoo, kdzoo.recipe.values, kdzoo.run.launching; from kdzoo.run import workers; "
-        "assert callable(kdzoo.run) and callable(kdzoo.recipe) and workers.Workers"
+        "import kdzoo, kdzoo.recipe.values, kdzoo.run.launching; from kdzoo.run import launching; "
+        "assert callable(kdzoo.run) and callable(kdzoo.recipe) and launching.POLL_S"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -175,6 +175,7 @@ def test_in_a_notebook_progress_is_lines_of_the_cell(monkeypatch, capsys):
     module = type(sys)("IPython")
     module.get_ipython = Shell
     monkeypatch.setitem(sys.modules, "IPython", module)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as a kernel does
     with display(progress=True) as shown:
         shown.note("teacher: training")
     assert capsys.readouterr() == ("teacher: training\n", "")
