@@ -5,8 +5,8 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 
+from kdzoo.report.statistics import LEVEL, Difference, family, mean_difference
 from kdzoo.report.study_charts import Gain, cost_plot, dot_plot
-from kdzoo.study.statistics import LEVEL, Difference, family, mean_difference
 
 #: From this p on, after Holm's correction, a difference counts as chance.
 CHANCE = 1 - LEVEL

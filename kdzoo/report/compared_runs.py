@@ -6,13 +6,13 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 from kdzoo.errors import CorruptError, ReportError, plain
 from kdzoo.report.measurements import p50
 from kdzoo.report.reading import read_recipe, read_run, section
 from kdzoo.report.rounding import NOTHING, counted, significant
+from kdzoo.report.statistics import spread
 from kdzoo.report.tables import text_table
 from kdzoo.storage.recipe_changes import diff_fields
 from kdzoo.storage.run_folder import RunFolder
@@ -177,7 +177,7 @@ def _over_seeds(rows: Sequence[Mapping[str, Any]], recipes: Sequence[Mapping[str
 def _spread(values: Sequence[float | None]) -> dict[str, float | None] | None:
     """Mean and standard deviation of what was measured; None of nothing."""
     known = [value for value in values if value is not None]
-    return {"mean": fmean(known), "std": stdev(known) if len(known) > 1 else None} if known else None
+    return {"mean": (found := spread(known)).mean, "std": found.std} if known else None
 
 
 def recipe_label(row: Mapping[str, Any]) -> str:

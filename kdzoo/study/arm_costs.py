@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from kdzoo.report.statistics import spread
 from kdzoo.report.study_results import Arm, ArmFile, Measured
 from kdzoo.study.grouping import question_of, split, title
-from kdzoo.study.statistics import spread
 
 #: What a file costs, see ``Front``.
 COSTS: tuple[tuple[str, Callable[[ArmFile], float | None]], ...] = (

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from kdzoo.contract.classification import quality
-from kdzoo.study.statistics import spread
+from kdzoo.report.statistics import spread
 
 if TYPE_CHECKING:
     from kdzoo.recipe.sections import ExpectedRecipe

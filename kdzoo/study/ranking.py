@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from kdzoo.report.statistics import Difference, family, paired_difference, spread
 from kdzoo.report.study_results import Arm, parse_measured, parse_study
 from kdzoo.study.arm_costs import costs, file_label, fronts, mean_of
 from kdzoo.study.grouping import grouped
-from kdzoo.study.statistics import Difference, family, paired_difference, spread
 from kdzoo.study.verdict import verdict
 
 

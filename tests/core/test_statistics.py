@@ -8,7 +8,7 @@ import random
 import pytest
 from scipy import stats
 
-from kdzoo.study.statistics import Difference, family, holm, mean_difference, paired_difference, spread
+from kdzoo.report.statistics import Difference, family, holm, mean_difference, paired_difference, spread
 
 
 @pytest.mark.parametrize("count", [2, 3, 5, 30])
