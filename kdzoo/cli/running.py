@@ -78,6 +78,8 @@ def _run(
     rank = int(os.environ.get("RANK", "0"))
     if rank == 0:
         probe_writable(out)
+        if not new:
+            note_finished(recipe, overrides, out)
     loaded, plan, zoo = resolve(recipe, overrides)
 
     from kdzoo.run.launching import orphaned
@@ -96,6 +98,20 @@ def _run(
     if before and results is not None:
         say(f"already finished: {folder}; --new starts another run")
     return folder, results
+
+
+def note_finished(recipe: Path, overrides: list[str], out: Path) -> None:
+    """Say that a recipe has finished before, ahead of all that takes seconds: whether that run counts is seen later."""
+    from kdzoo.plan.filled import filled
+    from kdzoo.plan.opening import known_recipe_of
+    from kdzoo.recipe.reading import recipe_hash
+    from kdzoo.storage.runs import finished_run
+    from kdzoo.zoo.catalogue import catalogue
+
+    found = filled(known_recipe_of(recipe, overrides).recipe, catalogue())
+    folder = finished_run(out, found.name, found.seed, recipe_hash(found))
+    if folder is not None:
+        warn(f"{folder} has finished; comparing its data, code and versions with those of now")
 
 
 @commands.command()

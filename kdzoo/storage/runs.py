@@ -90,6 +90,18 @@ def runs_of_seed(parent: Path, seed: int) -> list[tuple[Path, Record]]:
     return sorted(found, key=lambda run: run[1]["sequence"], reverse=True)
 
 
+def finished_run(out: Path, name: str, seed: int, recipe_hash: str) -> Path | None:
+    """The newest finished run of a recipe and seed, by its record alone; None where another is to go on, or none is."""
+    parent = out / name
+    try:
+        runs = runs_of_seed(parent, seed) if parent.is_dir() else []
+    except CorruptError:  # whoever opens the run says so
+        return None
+    if not runs or runs[0][1]["status"] != "finished":
+        return None
+    return next((root for root, record in runs if record["recipe_hash"] == recipe_hash), None)
+
+
 def create_run(
     parent: Path, record: Record, recipe_text: str, warn: Callable[[str], None]
 ) -> tuple[Path, Record, Lock] | None:

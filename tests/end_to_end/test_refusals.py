@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -83,10 +84,26 @@ def test_a_finished_run_is_left_alone(cli: CommandLine, trained: Trained) -> Non
     for options in ((), ("--resume",)):
         ended = cli("run", cli.recipe(), "--out", folder.parent.parent, *options)
         assert ended.code == 0, ended
+        assert ended.err == f"{folder} has finished; comparing its data, code and versions with those of now\n"
         assert ended.out.startswith(f"already finished: {folder}; --new starts another run\n")
+        assert "The distilled student reaches" in ended.out
         assert f"{results(folder)['student']['top1_percent']:.2f}" in ended.out
         assert content(folder) == before
     assert run_folder(folder.parent.parent) == folder
+
+
+def test_a_finished_recipe_is_noticed_before_torch_is_imported(cli: CommandLine, trained: Trained) -> None:
+    assert cli.cold("list").code == 0  # the catalogue is there from now on
+    code = (
+        "import sys; from pathlib import Path; from kdzoo.cli.running import note_finished\n"
+        "note_finished(Path(sys.argv[1]), sys.argv[3:], Path(sys.argv[2])); assert 'torch' not in sys.modules"
+    )
+    out = trained.folder.parent.parent
+    for overrides, known in (((), True), (("seed=1",), False), (("train.epochs=3",), False)):
+        ended = cli.shell(sys.executable, "-c", code, cli.recipe(), out, *overrides).wait()
+        assert ended.code == 0, ended
+        assert ended.err.startswith(f"{trained.folder} has finished; ") is known
+        assert bool(ended.err) is known
 
 
 def test_two_processes_do_not_share_a_run(cli: CommandLine, trained: Trained) -> None:
