@@ -634,5 +634,11 @@ def test_every_dependency_is_pinned():
     assert names - {"kdzoo"} <= pinned, f"not in constraints.txt: {sorted(names - pinned - {'kdzoo'})}"
 
 
+def test_every_extra_is_on_the_quickstart_page():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = set(re.findall(r"`(\w+)`", text_of("quickstart.md").split("| extra | for |")[1].split("##")[0]))
+    assert set(extras) - {"docs", "dev", "page"} <= named
+
+
 def test_the_changelog_knows_this_version():
     assert f"## {kdzoo.__version__}" in (ROOT / "CHANGELOG.md").read_text()
