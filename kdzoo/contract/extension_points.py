@@ -269,7 +269,7 @@ class Tracker(ABC):
     run: TrackedRun
 
     @classmethod
-    def check(cls) -> None:
+    def check(cls, options: OfferOptions) -> None:
         """Raise NeedsError where it cannot work here, e.g. without its library; called before anything is trained."""
         return
 

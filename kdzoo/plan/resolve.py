@@ -354,7 +354,7 @@ def _trackers(recipe: Recipe, zoo: Zoo, problems: RecipeProblems) -> list[Resolv
         if options is None or isinstance(cls, Card):
             continue
         try:
-            cls.check()
+            cls.check(options)
         except KdzooError as error:
             problems.add(named, str(error))
         else:

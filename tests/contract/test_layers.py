@@ -214,6 +214,7 @@ MAY_WRITE = {
         {"onnx.save"},
         "an exporter writes the path that it is handed",
     ),
+    "plugins/kdzoo_mlflow/mlflow_tracker.py": ({"tempfile.TemporaryDirectory"}, "the scratch folder of a model"),
     "plugins/kdzoo_nas/search.py": ({".unlink"}, "a killed search's journal, which optuna writes"),
     "plugins/kdzoo_openvino/openvino_file.py": (
         {"openvino.save_model"},
@@ -229,6 +230,10 @@ MAY_WRITE = {
     ),
     "plugins/kdzoo_tensorboard/tensorboard.py": (
         {"torch.utils.tensorboard.SummaryWriter"},
+        "a tracker writes the folder that it is handed",
+    ),
+    "plugins/kdzoo_wandb/wandb_tracker.py": (
+        {".mkdir", "shutil.rmtree"},
         "a tracker writes the folder that it is handed",
     ),
 }

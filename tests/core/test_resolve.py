@@ -118,7 +118,7 @@ class Diary(Tracker):
         place: str = Field("desk", description="Where it is kept.")
 
     @classmethod
-    def check(cls):
+    def check(cls, options):
         if cls.missing:
             raise NeedsError(cls.missing)
 

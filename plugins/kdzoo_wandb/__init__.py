@@ -1,0 +1,15 @@
+"""Tracking with Weights & Biases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from kdzoo.api import hookimpl
+
+
+@hookimpl
+def register_trackers(register: Callable[[type], Any]) -> None:
+    from kdzoo_wandb.wandb_tracker import WandB
+
+    register(WandB)
