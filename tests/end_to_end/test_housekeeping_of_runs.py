@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import pytest
 from command_line import CommandLine, Ended, Trained, lasting, results, run_folder, until
 from test_refusals import refused
 
@@ -14,13 +17,15 @@ from kdzoo.storage.collection import collect
 from kdzoo.storage.store import Store
 
 
-def collected_meanwhile(cli: CommandLine, fault: str | None = None) -> tuple[Ended, int]:
+def collected_meanwhile(
+    cli: CommandLine, changes: Mapping[str, Any] | None = None, fault: str | None = None
+) -> tuple[Ended, int]:
     """Run the tiny recipe while others' results are stored and collected, with no time left to anything.
 
     Returns how the run ended, and how often something was removed.
     """
     out = cli.place / "out"
-    running = cli.start("run", cli.recipe(), "--out", "out", fault=fault)
+    running = cli.start("run", cli.recipe(changes), "--out", "out", fault=fault)
     until(lambda: not running.alive or list(out.glob("tiny/0001-*/uses")), "the run's folder")
     count = 0
     while running.alive:
@@ -40,6 +45,29 @@ def test_a_run_beside_which_others_are_collected_again_and_again_ends_in_the_sam
     keys = {stage["key"] for stage in results(folder)["stages"]}
     kept = {path.name[:12] for path in (cli.place / "out" / ".store" / "stage").iterdir()}
     assert keys <= kept, "what a finished run refers to stays"
+
+
+@pytest.mark.slow
+def test_workers_and_answers_of_a_run_lose_nothing_to_who_collects(cli: CommandLine) -> None:
+    """Two teachers trained side by side by workers, and their answers stored."""
+    changes = {
+        "algorithm": {"name": "mt_average"},
+        "models": {"teacher": None, "teachers": [{"name": "digits_cnn_tiny"}, {"name": "digits_cnn_small"}]},
+        "control": True,
+        "cache": {"views": 2},
+    }
+    whole = cli("run", cli.recipe(changes), "--out", "whole")
+    assert whole.code == 0, whole
+    ended, count = collected_meanwhile(cli, {**changes, "jobs": 2})
+    assert ended.code == 0, ended
+    assert "side by side" in ended.err
+    assert count >= 20
+    expected, found = (lasting(run_folder(cli.place / out)) for out in ("whole", "out"))
+    assert {name: found[name] for name in ("student", "metrics")} == {
+        name: expected[name] for name in ("student", "metrics")
+    }
+    kinds = {path.name for path in (cli.place / "out" / ".store").iterdir() if any(path.iterdir())}
+    assert {"stage", "teacher_outputs", "test_logits"} <= kinds
 
 
 def test_a_run_that_does_not_record_what_it_uses_loses_it(cli: CommandLine) -> None:
