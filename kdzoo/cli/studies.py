@@ -76,11 +76,12 @@ def make_study(plan: StudyPlan, zoo: Zoo, out: Path, on: str = "local", workers:
 
 def show_study(outcome: StudyOutcome) -> None:
     """Print the ranking and where all lies; end with exit code 1 if a run failed."""
-    from kdzoo.report.study_table import study_table
+    from kdzoo.report.study_table import study_parts
     from kdzoo.study.driver import first_line
     from kdzoo.study.studies import log_of
 
-    say(study_table(outcome.content, width()))
+    for text, tone in study_parts(outcome.content, width()):
+        say(text, tone=tone)
     say(f"study folder: {outcome.folder}")
     for run in outcome.failed:
         assert run.error is not None, "a failed run says why"

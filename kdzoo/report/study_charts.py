@@ -36,6 +36,8 @@ FRONT_AXES: Mapping[str, tuple[str, str, float]] = {
     "latency_p50_ms": ("latency of the file at batch 1, p50", "ms", 1.0),
     "size_mib": ("size of the file", "MiB", 1.0),
 }
+#: Largest over smallest cost below which all cost the same.
+ALIKE = 1.02
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ def limits(gains: Sequence[Gain]) -> tuple[float, float]:
     highs = [gain.high for gain in gains if gain.high is not None]
     low = max(min([*means, *lows]), min(means) - room)
     high = min(max([*means, *highs]), max(means) + room)
-    return low - 0.04 * (high - low), high + 0.04 * (high - low)
+    margin = max(0.04 * (high - low), 0.02)
+    return low - margin, high + margin
 
 
 def colour_of(gain: Gain) -> str:
@@ -262,13 +265,23 @@ def of(title: str) -> str:
 
 
 def cost_chart(study: Study) -> Iterator[Chart]:
-    """What arms gain over their controls against what it costs to train them; nothing where no cost is known."""
+    """What arms gain over their controls against what they cost to train; nothing where no cost is known.
+
+    The cost is the compute, or the time of a step where all arms take the same compute.
+    """
+    rows = [row for row in study.ranking if row.over_control and row.over_control.outcome != "upper bound"]
+    compute = {row.label: row.training_pmacs * 1e15 for row in rows if row.training_pmacs}
+    steps = {row.label: row.step_ms for row in rows if row.step_ms}
+    costs, what, label = compute, "training compute", "training compute, MAC"
+    caption = "All training that leads to the student, with teacher and search."
+    if steps and (not compute or max(compute.values()) < ALIKE * min(compute.values())):
+        costs, what, label, caption = steps, "step time", "training step, ms", "Mean time of one training step."
     gains = [
-        Gain(row.label, row.over_control.mean, cost=row.training_pmacs * 1e15, group=study.groups[row.group].title)
-        for row in study.ranking
-        if row.over_control and row.over_control.outcome != "upper bound" and row.training_pmacs
+        Gain(row.label, row.over_control.mean, cost=costs[row.label], group=study.groups[row.group].title)
+        for row in rows
+        if row.over_control and row.label in costs
     ]
     if gains:
-        caption = "All training that leads to the student, with teacher and search. Up and to the left is better."
+        caption += " Up and to the left is better."
         caption += "" if len(gains) <= MOST_NAMES else " Of the arms those that no other beats in both are named."
-        yield Chart("Gain against training compute", caption, (cost_plot(gains),))
+        yield Chart(f"Gain against {what}", caption, (cost_plot(gains, x_label=label),))

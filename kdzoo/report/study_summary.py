@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kdzoo.errors import plain
@@ -57,13 +57,15 @@ class StudySummary:
 def summarize_study(study: Study) -> StudySummary:
     """Say what a study holds."""
     arms, runs = len(study.arms), sum(len(arm.runs) for arm in study.arms)
+    rows, columns = [rank_row(study, row) for row in study.ranking], list(heads(study))
+    known = [i for i in range(len(columns)) if any(row.cells[i].value is not None for row in rows)]
     return StudySummary(
         name=study.name,
         description=study.description or "",
         about=f"{arms} arm{'s' if arms != 1 else ''} · {runs} run{'s' if runs != 1 else ''}",
         verdict=study.verdict,
-        heads=(Head("Arm"), *heads(study)),
-        rows=tuple(rank_row(study, row) for row in study.ranking),
+        heads=(Head("Arm"), *(columns[i] for i in known)),
+        rows=tuple(replace(row, cells=tuple(row.cells[i] for i in known)) for row in rows),
         file=next((row.file for row in study.ranking if row.file), None),
         failed=failed_runs(study),
         runs=all_runs(study),
@@ -185,7 +187,7 @@ def how_measured(study: Study) -> Iterator[tuple[str, str]]:
         ("command", study.command),
         ("hardware", study.hardware),
         ("commit", study.commit),
-        ("time", duration(study.seconds) if study.seconds else None),
+        ("time of the last call", duration(study.seconds) if study.seconds else None),
     )
     yield from ((name, value) for name, value in told if value)
     yield from ((f"version of {name}", str(version)) for name, version in study.versions.items())

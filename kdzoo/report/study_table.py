@@ -15,8 +15,6 @@ from kdzoo.report.tables import text_table, wrapped
 
 #: Longest name that is shown whole.
 LONGEST_NAME = 64
-#: Characters of an error that are shown; study.json has it whole.
-LONGEST_ERROR = 400
 #: Columns after rank and arm, and the order in which they are left out where there is no room.
 SPARE = ("compute", "step\nms", "size", "p50\nms", "p Holm", "seeds", "over the control\n95 %")
 
@@ -35,10 +33,8 @@ def study_parts(study: Mapping[str, Any], width: int | None = None) -> list[tupl
     parsed = parse_study(study)
     tables = [group_table(parsed, number, width) for number in range(len(parsed.groups))]
     parts = [(f"{table}\n", "") for table in tables]
-    below = list(notes(parsed, tables))
-    if below:
-        below[-1] = (f"{below[-1][0]}\n", below[-1][1])
-    return [*parts, *((filled(text, width), tone) for text, tone in (*below, *said(parsed)))]
+    below = [*notes(parsed, tables), *said(parsed)]
+    return [*parts, *((filled(text, width), tone) for text, tone in below)]
 
 
 def group_table(study: Study, number: int, width: int | None) -> str:
@@ -110,17 +106,15 @@ def number_text(value: float | None) -> str:
 
 
 def notes(study: Study, tables: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """What the tables need explained, and the runs that failed, each with its tone."""
+    """What the tables need explained."""
+    lines = []
     if any(" *" in table for table in tables):
-        yield "* decided after Holm's correction; the others are not decided.", ""
+        lines.append("* decided after Holm's correction; the others are not decided.")
     file = next((row.file for row in study.ranking if row.file), None)
     if file and not any("size" in table.partition("Not shown")[2] for table in tables):
-        yield f"Size and latency: the exported file {file}.", ""
-    for arm in study.arms:
-        for run in arm.runs:
-            if run.status != "finished":
-                error = plain(run.error or NOTHING, LONGEST_ERROR)
-                yield f"{run.status}: {plain(arm.label, LONGEST_NAME)} seed {run.seed}: {error}", "bad"
+        lines.append(f"Size and latency: the exported file {file}.")
+    if lines:
+        yield f"{' '.join(lines)}\n", ""
 
 
 def said(study: Study) -> Iterator[tuple[str, str]]:

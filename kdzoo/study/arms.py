@@ -35,13 +35,15 @@ LONGEST_NAME, HASH = 64, 8
 class Arm:
     """One choice of algorithm, student and settings. ``settings`` are the values of the keys that the study varies.
 
-    ``unchanged``: algorithm and student are those of the recipe's file.
+    ``unchanged``: algorithm and student are those of the recipe's file. ``teaching`` is what the study calls its choice
+    of algorithm, which arms of several students share; empty: the algorithm's name.
     """
 
     label: str
     loaded: LoadedRecipe
     settings: Mapping[str, Any]
     unchanged: bool = False
+    teaching: str = ""
 
     def runs(self, seeds: Sequence[int]) -> list[WantedRun]:
         """Return its runs, one a seed."""
@@ -85,7 +87,8 @@ def arms_of(loaded: LoadedStudy, zoo: Zoo, overrides: Sequence[str] = ()) -> lis
         if recipe is not None:
             label = "-".join([*([base.recipe.name] if len(bases) > 1 or not parts else []), *parts])
             loaded_arm = LoadedRecipe(recipe, base.path, base.positions)
-            arms.append(Arm(label, loaded_arm, choice.settings, _keeps_models(base, choice)))
+            teaching = (choice.algorithm[1].label or "") if choice.algorithm is not None else ""
+            arms.append(Arm(label, loaded_arm, choice.settings, _keeps_models(base, choice), teaching))
     _check_labels(loaded, arms, problems)
     problems.raise_if_any()
     return arms

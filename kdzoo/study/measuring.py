@@ -49,14 +49,16 @@ def measured(
 
 def _arm(arm: Arm, outcomes: Sequence[RunOutcome], zoo: Zoo) -> dict[str, Any]:
     recipe = arm.loaded.recipe
+    algorithm = zoo.algorithm(recipe.algorithm.name)
     return {
         "label": arm.label,
         "algorithm": recipe.algorithm.name,
         "student": recipe.models.student.name,
         "recipe": recipe.name,
         "data": recipe.data.name,
+        "teaching": arm.teaching,
         "settings": dict(arm.settings),
-        "upper_bound": bool(zoo.algorithm(recipe.algorithm.name).upper_bound),
+        "upper_bound": bool(algorithm.upper_bound) or algorithm.needs.data == "none",
         "runs": [_run(outcome) for outcome in outcomes],
     }
 

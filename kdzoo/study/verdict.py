@@ -203,7 +203,7 @@ def no_winner(side: Side) -> dict[str, Any]:
     sentences = [f"{sentence}."]
     if found and found.low is not None and found.high is not None and (found.low > 0 or found.high < 0):
         sentences.append(
-            f"Its own interval leaves 0 out, but among {side.comparisons} comparisons one such interval is no surprise."
+            f"Its own interval leaves 0 out, but not after the correction for {side.comparisons} comparisons."
         )
     if side.baseline and best.over_control:
         sentences.append(against_control(side, best))
@@ -231,6 +231,9 @@ def closing(side: Side, take: RankedArm) -> Iterator[str]:
     worse = [row.label for row in side.outcomes("worse") if row is not take]
     if worse and len(worse) < len(side.rows) - 1:
         yield f"Worse than {side.reference}: {names(worse)}."
+    lost = [r.label for r in side.rows if r is not take and r.over_control and r.over_control.outcome == "worse"]
+    if side.baseline and lost:
+        yield f"Worse than {'its control' if len(lost) == 1 else 'their controls'}: {names(lost)}."
     yield from missing(side)
 
 

@@ -59,7 +59,7 @@ def test_an_interval_that_excludes_zero_for_itself_alone_decides_nothing_among_m
     assert rows(content)["dkd"]["over_baseline"]["low"] > 0
     assert outcomes(content)["dkd"] == "not decided"
     sentences = " ".join(content["verdict"]["groups"][0]["sentences"])
-    assert "Its own interval leaves 0 out, but among 7 comparisons one such interval is no surprise." in sentences
+    assert "Its own interval leaves 0 out, but not after the correction for 7 comparisons." in sentences
 
 
 def test_only_seeds_that_both_arms_have_are_compared_and_failed_runs_are_counted():
@@ -230,6 +230,7 @@ def test_the_best_arm_may_be_worse_than_no_teacher_at_all():
     headline, text, tone = judged(arm("kd", [gain - 1.0 for gain in worse]), arm("dkd", [*worse[1:], -1.3]))
     assert (headline, tone) == ("dkd is better than kd, and worse than its control", "bad")
     assert "dkd is worse than its control, the same student without a teacher" in text
+    assert "Worse than its control: kd." in text
 
 
 @pytest.mark.parametrize(
