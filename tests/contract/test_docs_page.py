@@ -119,6 +119,7 @@ def test_the_whole_site_was_looked_at():
         ("temperature", "algorithms/dkd/"),
         ("image folder", "data/"),
         ("checkpoint", "fine-tuning/"),
+        ("wandb", "track-runs/"),
     ],
 )
 def test_search_finds(page, address, words, wanted):
