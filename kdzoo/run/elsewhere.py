@@ -89,8 +89,11 @@ _kept: dict[Entry, None] = {}  # what arrived, the one used last at the end
 
 
 def _received(entries: Sequence[Entry], contents: Sequence[bytes]) -> Store:
-    """Unpack what is not here yet, and forget what was not used for long."""
+    """Unpack what is not here yet, and forget what was not used for long, and what earlier tasks made."""
     store = _home()
+    for folder in store.root.glob("*/*"):
+        if folder.parent.name != "unfinished" and (folder.parent.name, folder.name) not in _kept:
+            remove_folder(folder)
     for (kind, key), content in zip(entries, contents, strict=True):
         if (kind, key) not in _kept:
             store.receive(kind, key, content)
