@@ -131,7 +131,8 @@ def cli_page() -> str:
         "# Command line",
         (root.help or "").strip(),
         "This page is generated from the program (`python docs/generate.py`), and a test compares the two. "
-        "Every command also takes `--help`.",
+        "Every command also takes `--help`. `kdzoo --install-completion` lets bash, zsh, fish and PowerShell "
+        "complete commands, options, recipes and names.",
         fenced((cli.__doc__ or "").split("\n\n")[1]),
         "[Errors and exit codes](errors.md) explains the exit codes.",
         *sections,

@@ -24,7 +24,6 @@ app = typer.Typer(
     name="kdzoo",
     help="Distil a large model into a small one, and see whether it was worth it.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 

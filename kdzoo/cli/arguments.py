@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from kdzoo.cli.completion import recipe_names
+
 
 def possible_path(value: Any) -> Any:
     """Refuse a path that no file can have; of several, the first such one."""
@@ -22,7 +24,12 @@ def possible_path(value: Any) -> Any:
 
 RecipeFile = Annotated[
     Path,
-    typer.Argument(metavar="RECIPE", callback=possible_path, help="A recipe file, or the name of a bundled one."),
+    typer.Argument(
+        metavar="RECIPE",
+        callback=possible_path,
+        autocompletion=recipe_names,
+        help="A recipe file, or the name of a bundled one.",
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,

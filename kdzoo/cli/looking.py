@@ -9,17 +9,23 @@ from typing import Annotated
 import typer
 
 from kdzoo.cli.arguments import Json, Overrides, possible_path
+from kdzoo.cli.completion import KINDS, kinds, recipe_or_offered_names
 from kdzoo.cli.opening import warn_of_plugins
 from kdzoo.terminal import say, width
 
 commands = typer.Typer()
 
-KINDS = ("algorithms", "models", "datasets", "exporters", "quantizers", "trackers", "executors", "recipes")
-
 
 @commands.command()
 def show(
-    what: Annotated[str, typer.Argument(metavar="RECIPE|NAME", help="A recipe file, or the name of an offered thing.")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE|NAME",
+            autocompletion=recipe_or_offered_names,
+            help="A recipe file, or the name of an offered thing.",
+        ),
+    ],
     override: Overrides = None,
 ) -> None:
     """Print a recipe with every default, or what an algorithm, data set, model, export format ... is and takes."""
@@ -42,7 +48,7 @@ def show(
 
 @commands.command("list")
 def list_(
-    kind: Annotated[str, typer.Argument(help=f"One of: {', '.join(KINDS)}.")] = "algorithms",
+    kind: Annotated[str, typer.Argument(autocompletion=kinds, help=f"One of: {', '.join(KINDS)}.")] = "algorithms",
     as_json: Json = False,
 ) -> None:
     """List what the installed plugins offer."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdzoo.cli.arguments import Out, Overrides, possible_path
+from kdzoo.cli.completion import study_names
 from kdzoo.cli.opening import warn_of_plugins
 from kdzoo.terminal import Line, Screen, progress_line, say, stop_signals, warn, width
 
@@ -20,7 +21,13 @@ if TYPE_CHECKING:
 commands = typer.Typer()
 
 StudyFile = Annotated[
-    Path, typer.Argument(metavar="STUDY", callback=possible_path, help="A study's file, or the name of a bundled one.")
+    Path,
+    typer.Argument(
+        metavar="STUDY",
+        callback=possible_path,
+        autocompletion=study_names,
+        help="A study's file, or the name of a bundled one.",
+    ),
 ]
 On = Annotated[
     str, typer.Option("--on", metavar="EXECUTOR", help="Where it runs: local, or another of `kdzoo list executors`.")
