@@ -1,8 +1,8 @@
 """kdzoo: a plugin-based zoo of knowledge-distillation algorithms.
 
-``kdzoo.run`` runs a recipe, ``kdzoo.load`` opens a finished run, ``kdzoo.recipe`` makes a recipe, and ``kdzoo.losses``
-has the losses of all algorithms. Each is imported when it is first used, so ``import kdzoo`` imports neither torch nor
-any plugin.
+``kdzoo.run`` runs a recipe, ``kdzoo.load`` opens a finished run, ``kdzoo.recipe`` makes a recipe, ``kdzoo.study``
+compares many runs, and ``kdzoo.losses`` has the losses of all algorithms. Each is imported when it is first used, so
+``import kdzoo`` imports neither torch nor any plugin.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kdzoo.errors import KdzooError
     from kdzoo.python.recipes import Recipe, recipe
     from kdzoo.python.runs import Run, load, run
+    from kdzoo.python.studies import Study, study
 
 #: Where each name is defined.
 _HOME = {
@@ -28,9 +29,11 @@ _HOME = {
     "load": "kdzoo.python.runs",
     "recipe": "kdzoo.python.recipes",
     "run": "kdzoo.python.runs",
+    "Study": "kdzoo.python.studies",
+    "study": "kdzoo.python.studies",
 }
 
-__all__ = ["KdzooError", "Recipe", "Run", "__version__", "load", "losses", "recipe", "run"]
+__all__ = ["KdzooError", "Recipe", "Run", "Study", "__version__", "load", "losses", "recipe", "run", "study"]
 
 
 def __getattr__(name: str) -> Any:
@@ -48,7 +51,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """``recipe`` and ``run`` are packages below this one too. Importing one leaves the function in its place."""
+    """``recipe``, ``run`` and ``study`` are packages below this one too. Importing one leaves the function in place."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _HOME and isinstance(value, ModuleType)):

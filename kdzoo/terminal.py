@@ -17,6 +17,8 @@ from kdzoo.errors import CONTROL
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from kdzoo.study.wanted import Overview
+
 #: How what is said is coloured: a verdict by its tone, errors and warnings by their first word.
 COLOURS = {"good": "32", "even": "33", "bad": "31", "error": "31", "warning": "33"}
 
@@ -289,3 +291,19 @@ def _said(loss: float | None, values: Mapping[str, float]) -> list[str]:
         texts.append(f"validation {values['validation_top1_percent']:.2f} %")
     shown = list(terms.items())[:TERMS] if loss is None or len(terms) > 1 else []
     return texts + [f"{name} {value:.3g}" for name, value in shown]
+
+
+class StudyScreen(Screen):
+    """One screen for all tasks that go on; what ended stays as a line."""
+
+    def overview(self, overview: Overview) -> None:
+        head = f"{overview.trained} of {overview.stages} stages, {overview.finished} of {overview.runs} runs"
+        if overview.failed:
+            head += f", {overview.failed} failed"
+        self.show([_task_line(each.name, each.told) for each in overview.going], head)
+
+
+def _task_line(name: str, told: Any) -> Line:
+    if "step" in told:
+        return progress_line(name, told)
+    return Line(name, [f"{told['stage']}: {told['state']}"] if told else ["waits"])

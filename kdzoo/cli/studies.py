@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kdzoo.cli.arguments import Out, Overrides, possible_path
 from kdzoo.cli.completion import study_names
 from kdzoo.cli.opening import warn_of_plugins
-from kdzoo.terminal import Line, Screen, progress_line, say, stop_signals, warn, width
+from kdzoo.terminal import StudyScreen, say, stop_signals, warn, width
 
 if TYPE_CHECKING:
     from kdzoo.recipe.reading import LoadedRecipe
     from kdzoo.study.studies import StudyOutcome, StudyPlan
-    from kdzoo.study.wanted import Overview
     from kdzoo.zoo.offered import Zoo
 
 commands = typer.Typer()
@@ -96,19 +95,3 @@ def show_study(outcome: StudyOutcome) -> None:
     if outcome.failed:
         warn(f"{len(outcome.failed)} of {len(outcome.runs)} runs failed; the same command tries them again")
         raise typer.Exit(1)
-
-
-class StudyScreen(Screen):
-    """One screen for all tasks that go on; what ended stays as a line."""
-
-    def overview(self, overview: Overview) -> None:
-        head = f"{overview.trained} of {overview.stages} stages, {overview.finished} of {overview.runs} runs"
-        if overview.failed:
-            head += f", {overview.failed} failed"
-        self.show([_line(each.name, each.told) for each in overview.going], head)
-
-
-def _line(name: str, told: Any) -> Line:
-    if "step" in told:
-        return progress_line(name, told)
-    return Line(name, [f"{told['stage']}: {told['state']}"] if told else ["waits"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,20 +70,20 @@ def content_of(source: Source) -> Path | bytes:
     """Return the file that a source names, or the YAML text that it amounts to; RecipeError where it is neither."""
     if isinstance(source, str | os.PathLike):
         return Path(source)
-    return _written("", source, write_yaml).encode()
+    return written("", source, write_yaml).encode()
 
 
 def texts_of(overrides: Mapping[str, Any] | None) -> list[str]:
     """Return overrides as the command line has them: ``key=value``."""
-    return [f"{key}={_written(key, value, write_flow)}" for key, value in (overrides or {}).items()]
+    return [f"{key}={written(key, value, write_flow)}" for key, value in (overrides or {}).items()]
 
 
-def _written(path: str, value: Any, write: Any) -> str:
+def written(path: str, value: Any, write: Callable[[Any], str]) -> str:
     """Write a value as YAML; RecipeError, with its path below ``path``, for what YAML cannot hold."""
     problems = RecipeProblems(UNNAMED, Positions(in_file=False))
     data = _plain(value, path, problems)
     problems.raise_if_any()
-    return str(write(data))
+    return write(data)
 
 
 def _plain(value: Any, path: str, problems: RecipeProblems) -> Any:

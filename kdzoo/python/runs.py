@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sys
-import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdzoo.errors import ExportError, KdzooError, NeedsError, UnfinishedError
+from kdzoo.errors import ExportError, UnfinishedError
 from kdzoo.python.recipes import Source, content_of, texts_of
+from kdzoo.python.session import check_alone, data_frame, process_as_before, screen, stop_asked
 from kdzoo.report.notebook import run_html
 from kdzoo.report.results import parse_results
 from kdzoo.storage.run_folder import RunFolder
@@ -21,12 +19,6 @@ from kdzoo.storage.run_folder import RunFolder
 if TYPE_CHECKING:
     import pandas
     from torch import nn
-
-    from kdzoo.terminal import Display
-
-# As the command line has it; both matter only where torch is not imported yet.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning barriers are far slower beside a busy neighbour
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch takes large tensors in huge pages: far fewer page faults
 
 
 class Run:
@@ -77,15 +69,6 @@ class Run:
         return run_html(parse_results(self.results), self.folder)
 
 
-def data_frame(rows: list[dict[str, Any]]) -> pandas.DataFrame:
-    """Return rows as a DataFrame; KdzooError without pandas."""
-    try:
-        import pandas
-    except ImportError:
-        raise KdzooError('a DataFrame needs pandas: pip install "kdzoo[pandas]"') from None
-    return pandas.DataFrame(rows)
-
-
 def load(folder: str | os.PathLike[str]) -> Run:
     """Open a finished run and compare each of its files with the manifest; raises as ``Run``."""
     return Run(folder)
@@ -109,61 +92,22 @@ def run(
     from kdzoo.plan.opening import open_recipe
     from kdzoo.storage.atomic import probe_writable
 
-    if "WORLD_SIZE" in os.environ:
-        raise NeedsError(
-            f"kdzoo.run: this is one of {os.environ['WORLD_SIZE']} processes that torchrun started (WORLD_SIZE is "
-            "set); start several processes with kdzoo run --processes"
-        )
+    check_alone("kdzoo.run")
     out = Path(out)
     probe_writable(out)
-    with _process_as_before():
+    with process_as_before():
         loaded, plan, zoo = open_recipe(content_of(recipe), texts_of(overrides))
         from kdzoo.run.exporting import check_rejected
         from kdzoo.run.running import run_plan
+        from kdzoo.terminal import Display
         from kdzoo.training.parallel import Ranks
 
-        with loaded.located(), _stop_asked() as stop:
+        with loaded.located(), stop_asked() as stop:
             ranks = Ranks(plan.recipe.device)
-            folder, results, _ = run_plan(plan, zoo, out, ranks, display(progress), stop, new=new, resume=False)
+            folder, results, _ = run_plan(plan, zoo, out, ranks, screen(Display, progress), stop, new=new, resume=False)
     assert results is not None, "one process has the results"
     try:
         check_rejected(results["exports"])
     except ExportError as error:
         warnings.warn(str(error), stacklevel=2)
     return Run(folder)
-
-
-def display(progress: bool) -> Display:
-    """Return what shows progress: in a notebook lines below the cell, else as the command line does, on stderr."""
-    from rich.console import Console
-
-    from kdzoo.terminal import Display
-
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    if progress and hasattr(shell, "kernel"):
-        # A kernel asks libraries for a terminal's colours, and shows a live line as many.
-        return Display(console=Console(file=sys.stdout, force_jupyter=False, force_terminal=False))
-    return Display(silent=not progress)
-
-
-@contextlib.contextmanager
-def _stop_asked() -> Iterator[Callable[[], int]]:
-    """Turn Ctrl-C into a flag, where Python lets it: signals arrive in the main thread alone."""
-    from kdzoo.terminal import stop_signals
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: 0
-        return
-    with stop_signals(exits=False) as asked:
-        yield asked
-
-
-@contextlib.contextmanager
-def _process_as_before() -> Iterator[None]:
-    """Afterwards torch's switches, threads and random state are the caller's again."""
-    import torch  # so that its switches are watched  # noqa: F401
-
-    from kdzoo.zoo.process_state import given_back
-
-    with given_back([]):
-        yield

@@ -114,9 +114,9 @@ def load_study(path: Path) -> LoadedStudy:
     return parse_study_file(file_content(path), path)
 
 
-def parse_study_file(content: bytes, path: Path) -> LoadedStudy:
-    """Read a study from the bytes of the file at ``path``; as ``load_study``."""
-    problems = RecipeProblems(path, Positions())
+def parse_study_file(content: bytes, path: Path, in_file: bool = True) -> LoadedStudy:
+    """Read a study from the bytes of the file at ``path``; as ``load_study``. ``in_file`` is that of Positions."""
+    problems = RecipeProblems(path, Positions(in_file=in_file))
     data = mapping_in(content, problems)
     if "algorithm" in data and "models" in data and "recipe" not in data:
         problems.add("", f"is a recipe and no study; `kdzoo run {plain(str(path), 200)}` runs it")

@@ -38,8 +38,17 @@ def test_a_notebook_is_kept_without_outputs(path):
     assert all(not cell.outputs and cell.execution_count is None for cell in code)
 
 
-@pytest.mark.costly(30)
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+#: A study starts processes and trains several students.
+LONG = ("compare",)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=pytest.mark.slow if path.stem in LONG else pytest.mark.costly(30), id=path.stem)
+        for path in NOTEBOOKS
+    ],
+)
 def test_a_notebook_runs_and_its_page_shows_what_it_says(path):
     page = markdown(executed(path), path.name)
     assert page.startswith("# ")

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from study_of_made_up_numbers import arm, study
 
 import kdzoo
 from kdzoo import cli
 from kdzoo.errors import KdzooError, NeedsError, RecipeError, ReportError, UnknownName
-from kdzoo.python.runs import data_frame, display
-from kdzoo.terminal import stop_signals
+from kdzoo.python.session import data_frame, screen
+from kdzoo.study.ranking import ranked
+from kdzoo.study.writing import write_study
+from kdzoo.terminal import Display, stop_signals
 
 HEAVY = ("torch", "torchvision", "timm", "pandas", "numpy", "pydantic", "typer", "rich")
 
@@ -43,8 +47,8 @@ def test_everything_public_is_there_and_documented():
 
 def test_packages_of_one_name_do_not_hide_functions():
     code = (
-        "import kdzoo, kdzoo.recipe.values, kdzoo.run.launching; from kdzoo.run import launching; "
-        "assert callable(kdzoo.run) and callable(kdzoo.recipe) and launching.POLL_S"
+        "import kdzoo, kdzoo.recipe.values, kdzoo.run.launching, kdzoo.study; from kdzoo.run import launching; "
+        "assert callable(kdzoo.run) and callable(kdzoo.recipe) and callable(kdzoo.study) and launching.POLL_S"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -176,10 +180,10 @@ def test_in_a_notebook_progress_is_lines_of_the_cell(monkeypatch, capsys):
     module.get_ipython = Shell
     monkeypatch.setitem(sys.modules, "IPython", module)
     monkeypatch.setenv("FORCE_COLOR", "1")  # as a kernel does
-    with display(progress=True) as shown:
+    with screen(Display, progress=True) as shown:
         shown.note("teacher: training")
     assert capsys.readouterr() == ("teacher: training\n", "")
-    with display(progress=False) as shown:
+    with screen(Display, progress=False) as shown:
         shown.note("teacher: training")
     assert capsys.readouterr() == ("", "")
 
@@ -192,3 +196,62 @@ def test_a_second_interrupt_raises_and_leaves_no_handler():
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+# --- studies ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ranked_study(tmp_path):
+    write_study(tmp_path / "study", ranked(study(arm("kd", [0.0, 1.0]), arm("dkd", [2.0, 4.0]))))
+    return kdzoo.Study(tmp_path / "study")
+
+
+def test_a_studys_table_has_a_row_an_arm_and_no_sections(ranked_study):
+    table = ranked_study.table().set_index("label")
+    assert list(table.index) == ["dkd", "kd"]
+    assert (table.loc["dkd", "rank"], table.loc["dkd", "mean"]) == (1, 93.0)
+    assert table.loc["dkd", "over_baseline"] == pytest.approx(2.5)
+    assert table.loc["dkd", "over_baseline_low"] < 2.5 < table.loc["dkd", "over_baseline_high"]
+    assert table.loc["kd", "over_baseline"] != table.loc["kd", "over_baseline"]  # nothing to compare the baseline with
+    assert not table.map(lambda value: isinstance(value, dict)).any().any()
+
+
+def test_a_study_shows_its_ranking_and_its_verdict(ranked_study):
+    shown = ranked_study._repr_html_()
+    assert ranked_study.results["verdict"]["headline"] in shown
+    assert shown.index("dkd <small>") < shown.index("kd <small>")
+    assert "<script" not in shown
+    assert ranked_study.report() == ranked_study.folder / "report.html"
+    assert ranked_study.report().exists()
+
+
+WRONG_STUDIES = [
+    {"recipe": "digits/kd", "algorithms": ["kdd"]},
+    {"recipe": "digits/kd", "vary": {"train.epochs": [0]}},
+    {"recipe": "digits/kdd"},
+    {"recipe": "digits/kd", "seed": 3},
+]
+
+
+@pytest.mark.parametrize("keys", WRONG_STUDIES)
+def test_errors_of_a_study_have_the_text_of_the_command_line(keys, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    content = {"version": 1, "name": "wrong", **keys}
+    (tmp_path / "wrong.yaml").write_text(json.dumps(content, indent=1))
+    with pytest.raises(KdzooError) as raised:
+        kdzoo.study("wrong.yaml", out=tmp_path, progress=False)
+    monkeypatch.setattr(sys, "argv", ["kdzoo", "study", "wrong.yaml", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert capsys.readouterr().err == f"error: {raised.value}\n"
+    with pytest.raises(type(raised.value)) as by_keys:
+        kdzoo.study(**content, out=tmp_path, progress=False)
+    without_lines = re.sub(r"(?m)^  line \d+ +", "  ", str(raised.value))
+    assert str(by_keys.value) == without_lines.replace("wrong.yaml:", "study:")
+
+
+def test_a_study_is_made_of_one_thing():
+    with pytest.raises(RecipeError) as refused:
+        kdzoo.study()
+    assert str(refused.value) == "a study is made of one thing: a file, a name, a mapping, or keys such as name=..."
