@@ -115,9 +115,11 @@ def sweep(folder: Path, exclusive: bool = False) -> int:
 def left_by_the_dead(folder: Path, exclusive: bool = False) -> list[Path]:
     """What ``sweep`` removes."""
     found: list[Path] = []
-    if not folder.is_dir():
+    try:
+        inside = list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):  # perhaps removed just now
         return found
-    for path in list(folder.iterdir()):
+    for path in inside:
         match = TEMPORARY.fullmatch(path.name)
         if match is None:
             continue

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import errno
 import json
+import multiprocessing
 import os
+import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_run_folder import begun, ended, start
@@ -21,7 +26,7 @@ from kdzoo.storage import collection, run_list
 from kdzoo.storage.atomic import write_text
 from kdzoo.storage.collection import collect, needed_results
 from kdzoo.storage.lock import Lock
-from kdzoo.storage.owner import Owner, temporary_in
+from kdzoo.storage.owner import TEMPORARY, Owner, temporary_in
 from kdzoo.storage.removal import remove_runs
 from kdzoo.storage.run_folder import RunFolder
 from kdzoo.storage.run_list import list_runs
@@ -425,6 +430,83 @@ def test_two_that_collect_at_a_time_do_not_disturb_each_other(tmp_path, monkeypa
     monkeypatch.setattr(collection, "room_of", collecting)
     assert removed(collect(tmp_path, 0)) == {}
     assert content(tmp_path) == set()
+
+
+def use_results(out: Path, seed: int, end: float, forget: bool) -> int:
+    """Runs that find or store results, look at them again later, and go; how often one was there when it was needed."""
+    draw, looked = random.Random(seed), 0
+    while time.monotonic() < end:
+        with start(out, seed=seed) as folder:
+            store = Store(out / ".store", None if forget else folder.uses)
+            used: list[str] = []
+            for _ in range(6):
+                key = f"key{draw.randrange(8)}"
+                if store.find("stage", key) is None:
+                    stored(store, f"stage/{key}")
+                used.append(key)
+                time.sleep(draw.random() / 200)
+                for each in used:
+                    assert (out / ".store" / "stage" / each / "a.txt").exists(), f"{each} is gone, and still needed"
+                looked += len(used)
+            folder.abandon()
+    return looked
+
+
+def said(told: Any, action: Callable[..., int], *given: Any) -> None:
+    try:
+        told.put(action(*given))
+    except Exception as error:
+        told.put(repr(error))
+
+
+def collect_on(out: Path) -> None:
+    with open(out / "removals", "ab", buffering=0) as file:
+        while True:
+            found = collect(out, 0).removed.get("stage", collection.Amount())
+            file.write(b"x" * found.count)
+
+
+def used_meanwhile(out: Path, seconds: float, forget: bool = False) -> tuple[list[Any], int, int]:
+    """What three users of results say while others collect; how many results went, how many collectors were killed."""
+    fork = multiprocessing.get_context("fork")
+    told, end = fork.SimpleQueue(), time.monotonic() + seconds
+    users = [fork.Process(target=said, args=(told, use_results, out, seed, end, forget)) for seed in range(3)]
+    collectors: list[Any] = []
+    ended: list[int] = []
+    for user in users:
+        user.start()
+    while any(user.is_alive() for user in users):
+        while len(collectors) < 2:
+            collectors.append(fork.Process(target=collect_on, args=(out,)))
+            collectors[-1].start()
+        time.sleep(0.05 + len(ended) % 7 / 100)
+        ended.append(killed(collectors.pop(0)))
+    ended += [killed(each) for each in collectors]
+    assert set(ended) == {-signal.SIGKILL}, "a collector ended by itself"
+    return [told.get() for _ in users], (out / "removals").stat().st_size, len(ended)
+
+
+def killed(process: Any) -> int:
+    process.kill()
+    process.join()
+    return process.exitcode
+
+
+def test_nothing_that_a_run_needs_goes_while_many_runs_begin_and_end_and_collectors_are_killed(tmp_path):
+    looked, removals, kills = used_meanwhile(tmp_path, 3)
+    assert all(isinstance(each, int) for each in looked), looked
+    assert min(looked) >= 100
+    assert removals >= 20
+    assert kills >= 5
+    collect(tmp_path, 0)
+    left = [path for path in tmp_path.rglob("*") if TEMPORARY.fullmatch(path.name)]
+    assert left == [], "what killed collectors left is collected"
+
+
+def test_without_a_record_of_uses_results_go_that_runs_need(tmp_path):
+    """The negative control of the test above."""
+    looked, _, _ = used_meanwhile(tmp_path, 1, forget=True)
+    assert any("is gone" in str(each) or "AssertionError" in str(each) for each in looked), looked
 
 
 def test_where_nothing_is_there_is_nothing_to_collect(tmp_path):
