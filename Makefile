@@ -7,7 +7,7 @@ QUIET_THREADS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 FAST := tests/contract/test_layers.py tests/parity $(addprefix tests/core/test_,$(addsuffix .py,\
 	recipe resolve zoo losses metrics card verdict augment optimization))
 
-EVIDENCE = $(filter-out recipes/quickstart.yaml,$(wildcard recipes/*/*.yaml))
+EVIDENCE := digits fashion_mnist clinc150 phone_watch_har students cifar tiny_imagenet
 
 .PHONY: quickstart test test-all test-isa chaos check fix docs page-test picture bench evidence clean
 
@@ -52,8 +52,11 @@ picture: docs  ## run the quickstart and photograph its report for README and ho
 bench: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step_time.py
 
-evidence: $(READY)  ## measure every recipe on real data over three seeds; hours, and goes on after a kill
-	$(QUIET_THREADS) $(BIN)/python benchmarks/measure.py $(EVIDENCE) --seeds 3
+evidence: $(READY)  ## measure every recipe on real data over three seeds; days, and goes on after a kill
+	for study in $(EVIDENCE); do \
+		$(QUIET_THREADS) $(BIN)/kdzoo study recipes/studies/$$study.yaml && \
+		$(QUIET_THREADS) $(BIN)/python benchmarks/publish.py runs/$$(echo $$study | tr _ -)/study || exit; \
+	done
 	$(BIN)/python docs/generate.py
 
 $(READY): pyproject.toml constraints.txt

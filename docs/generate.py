@@ -327,7 +327,7 @@ def _first(thing: Any) -> str:
 # --- results ----------------------------------------------------------------------------------------
 
 
-#: The keys of what a network costs, as benchmarks/measure.py keeps them, and the heading of each.
+#: The keys of what a network costs, as benchmarks/publish.py keeps them, and the heading of each.
 COST_COLUMNS = (
     ("top1_percent", "accuracy %"),
     ("params_m", "parameters, millions"),

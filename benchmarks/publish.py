@@ -1,10 +1,11 @@
-"""Measure a recipe over seeds and write docs/results/<recipe name>.json; killed at any point, it goes on.
+"""Write what studies of recipes measured into docs/results/<recipe name>.json, from which the docs are made.
 
-    python benchmarks/measure.py recipes/digits/*.yaml --seeds 5
+    kdzoo study recipes/studies/digits.yaml
+    python benchmarks/publish.py runs/digits/study
 
-Every run goes through the command line and stays in --out; a seed that is finished with the same settings is not run
-again. The time of a training step is measured apart, in turn with the control's, so that both meet the same machine,
-and so are the requests at the exported files; --timings-only does both again, on a machine that is quieter.
+Each arm that is a recipe of this repository as it stands gets a file. The time of a training step is measured apart,
+in turn with the control's, so that both meet the same machine, and so are the requests at the exported files;
+--timings-only does both again, on a machine that is quieter.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ import itertools
 import json
 import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kdzoo.recipe.reading import load_recipe
+from kdzoo.study.writing import read_study
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -29,35 +30,47 @@ RESULTS = ROOT / "docs" / "results"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("recipes", nargs="+", type=Path)
-    parser.add_argument(
-        "--seeds", default="5", help="how many, from 0; or which, with commas, where one is not through yet"
-    )
-    parser.add_argument("--out", type=Path, default=ROOT / "runs")
-    parser.add_argument("--timings-only", action="store_true", help="time steps and requests again, and train nothing")
+    parser.add_argument("studies", nargs="+", type=Path, metavar="STUDY", help="the folder of a study")
+    parser.add_argument("--timings-only", action="store_true", help="time steps and requests again")
     arguments = parser.parse_args()
-    for path in arguments.recipes:
-        if arguments.timings_only:
-            measure_timings(path.resolve(), arguments.out)
-        else:
-            measure(path.resolve(), arguments.seeds, arguments.out)
+    recipes = {
+        load_recipe(path).recipe.name: path
+        for path in sorted((ROOT / "recipes").rglob("*.yaml"))
+        if path.parent.name != "studies"
+    }
+    for folder in arguments.studies:
+        study = read_study(folder)
+        for arm in study["arms"]:
+            path = recipes.get(arm["recipe"])
+            if path is None or arm["settings"]:
+                print(f"{arm['label']}: no recipe of this repository as it stands, left out")
+            elif any(run["status"] != "finished" for run in arm["runs"]):
+                print(f"{arm['label']}: not finished for every seed, left out")
+            elif arguments.timings_only:
+                measure_timings(path, arm)
+            else:
+                publish(path, study, arm)
 
 
-def measure(path: Path, seeds: str, out: Path) -> None:
-    """Run one recipe over its seeds and write what came out."""
-    chosen = [int(seed) for seed in seeds.split(",")] if "," in seeds else list(range(int(seeds)))
-    recipe = load_recipe(path).recipe
-    runs = [one(path, recipe.name, seed, out) for seed in chosen]
+def folders_of(arm: Mapping[str, Any]) -> list[tuple[Path, dict[str, Any]]]:
+    """The run folders of an arm with their results, one a seed."""
+    folders = [Path(run["folder"]) for run in arm["runs"]]
+    return [(folder, json.loads((folder / "results.json").read_text())) for folder in folders]
+
+
+def publish(path: Path, study: Mapping[str, Any], arm: Mapping[str, Any]) -> None:
+    """Write what the seeds of one recipe measured."""
+    runs = folders_of(arm)
     environments = [json.loads((folder / "provenance.json").read_text()) for folder, _ in runs]
     results = [result for _, result in runs]
     content: dict[str, Any] = {
         "recipe": str(path.relative_to(ROOT)),
-        "command": f"python benchmarks/measure.py {path.relative_to(ROOT)} --seeds {seeds}",
+        "command": study["command"],
         "commit": ", ".join(sorted({str(environment["commit"]) for environment in environments})),
         "hardware": f"{processor()}, {environments[0]['environment']['threads']} threads",
         "versions": {name: environments[0]["environment"][name] for name in ("kdzoo", "torch", "timm", "python")},
         "test_samples": results[0]["data"]["test_samples"],
-        "seeds": chosen,
+        "seeds": [run["seed"] for run in arm["runs"]],
     }
     for who in ("teacher", "control", "student"):
         if all(result.get(who) for result in results):
@@ -74,8 +87,8 @@ def measure(path: Path, seeds: str, out: Path) -> None:
     content |= costs_of(results) | tables_of(results)
     add_request_times(path, content, runs)
     RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{recipe.name}.json").write_text(json.dumps(content, indent=1) + "\n")
-    print(recipe.name, "student", content["student"], "control", content.get("control"), flush=True)
+    (RESULTS / f"{arm['recipe']}.json").write_text(json.dumps(content, indent=1) + "\n")
+    print(arm["recipe"], "student", content["student"], "control", content.get("control"), flush=True)
 
 
 #: What is kept of each network's and file's entry in results.json beside its accuracy; latency is kept at the median.
@@ -188,24 +201,18 @@ def each_seed(values: list[Any]) -> Any:
     return values[0] if isinstance(values[0], str) and len(set(values)) == 1 else None
 
 
-def measure_timings(path: Path, out: Path) -> None:
-    """Time a step, and the requests where the runs are still there, again, and put both into the recipe's file."""
-    recipe = load_recipe(path).recipe
-    file = RESULTS / f"{recipe.name}.json"
-    if not file.exists():
-        return
+def measure_timings(path: Path, arm: Mapping[str, Any]) -> None:
+    """Time a step and the requests again, and put both into the recipe's file."""
+    file = RESULTS / f"{arm['recipe']}.json"
     content = json.loads(file.read_text())
     if "control" in content and "upper_bound" not in content:
         content["step_time_over_control"] = round(step_time_over_control(path), 2)
-    wanted = [recipe.model_copy(update={"seed": seed}).model_dump(mode="json") for seed in content["seeds"]]
-    folders = [finished(out / recipe.name, each) for each in wanted]
-    if all(folders):
-        runs = [(folder, json.loads((folder / "results.json").read_text())) for folder in folders if folder]
-        results = [result for _, result in runs]
-        content |= costs_of(results) | tables_of(results)
-        add_request_times(path, content, runs)
+    runs = folders_of(arm)
+    results = [result for _, result in runs]
+    content |= costs_of(results) | tables_of(results)
+    add_request_times(path, content, runs)
     file.write_text(json.dumps(content, indent=1) + "\n")
-    print(file.name, content.get("step_time_over_control"), "requests too" if all(folders) else "", flush=True)
+    print(file.name, content.get("step_time_over_control"), flush=True)
 
 
 def step_time_over_control(path: Path, warmup: int = 3, rounds: int = 9) -> float:
@@ -232,39 +239,6 @@ def step_time_over_control(path: Path, warmup: int = 3, rounds: int = 9) -> floa
                 times.append(time.perf_counter() - begin)
     own, control = (statistics.median(times[warmup:]) for times in spent)
     return own / control
-
-
-def one(path: Path, name: str, seed: int, out: Path) -> tuple[Path, dict[str, Any]]:
-    """The finished run of this recipe and seed: the newest there is, or a new one."""
-    recipe = load_recipe(path).recipe.model_copy(update={"seed": seed}).model_dump(mode="json")
-    if (folder := finished(out / name, recipe)) is None:
-        command = [sys.executable, "-m", "kdzoo", "run", str(path), "--seed", str(seed), "--out", str(out)]
-        begun = [each for each in records(out / name, seed).values() if each["status"] != "finished"]
-        if any(record["recipe"] != recipe for record in begun[:1]):
-            command.append("--new")  # another recipe was begun; its finished stages serve where they are the same
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        folder = finished(out / name, recipe)
-        assert folder is not None, f"{out / name}: the run of seed {seed} is not of {path}"
-    return folder, json.loads((folder / "results.json").read_text())
-
-
-def finished(runs: Path, recipe: dict[str, Any]) -> Path | None:
-    """The newest finished run of a recipe's settings and seed."""
-    for folder, record in records(runs, recipe["seed"]).items():
-        if record["status"] == "finished" and settings(record["recipe"]) == settings(recipe):
-            return folder
-    return None
-
-
-def records(runs: Path, seed: int) -> dict[Path, dict[str, Any]]:
-    """What is known of each run with that seed, the newest first."""
-    folders = sorted(runs.glob(f"*-seed{seed}"), reverse=True)
-    return {folder: json.loads((folder / "run.json").read_text()) for folder in folders}
-
-
-def settings(recipe: dict[str, Any]) -> dict[str, Any]:
-    """What of a recipe decides its numbers."""
-    return {key: value for key, value in recipe.items() if key not in {"description", "expected"}}
 
 
 def processor() -> str:
