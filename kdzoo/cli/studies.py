@@ -56,7 +56,8 @@ def study(
     arms = arms_of(loaded, zoo, list(override or []))
     given = loaded.study
     command = " ".join(["kdzoo study", str(file), *(f"-o {each}" for each in override or [])])
-    plan = StudyPlan(given.name, given.description, arms, given.all_seeds, baseline_of(loaded, arms), command)
+    baseline = baseline_of(loaded, arms)
+    plan = StudyPlan(given.name, given.description, arms, given.all_seeds, baseline, command, given.budget)
     show_study(make_study(plan, zoo, out, on, workers))
 
 
@@ -82,10 +83,13 @@ def make_study(plan: StudyPlan, zoo: Zoo, out: Path, on: str = "local", workers:
 
 def show_study(outcome: StudyOutcome) -> None:
     """Print the ranking and where all lies; end with exit code 1 if a run failed."""
+    from kdzoo.report.budget_text import budget_text
     from kdzoo.report.study_table import study_parts
     from kdzoo.study.driver import first_line
     from kdzoo.study.studies import log_of
 
+    if budget := budget_text(outcome.content, width()):
+        say(f"{budget}\n")
     for text, tone in study_parts(outcome.content, width()):
         say(text, tone=tone)
     say(f"study folder: {outcome.folder}")

@@ -31,6 +31,9 @@ class StudyStudent(Section):
 
     name: Line = Field(description="Name of the model, or a pattern such as mobilenetv3_*.")
     args: Options = Field({}, description="Arguments of the model.")
+    space: dict[Line, Annotated[tuple[Any, ...], Field(min_length=1, max_length=256)]] = Field(
+        {}, description="Values of further arguments, e.g. of its width; every combination is a student."
+    )
     weights: PathText | None = Field(None, description="As in a recipe; null: as the recipe's, or train for a file.")
     label: Line | None = Field(None, description="What to call it; null: its name.")
 

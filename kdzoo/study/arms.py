@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from kdzoo.errors import UnknownName, nearest, shown
-from kdzoo.models.matching import is_pattern, models_matching
+from kdzoo.models.matching import is_pattern, models_matching, spaced
 from kdzoo.plan.opening import known_recipe_of
 from kdzoo.plan.resolve import known_problems
 from kdzoo.recipe.problems import RecipeProblems, explain
@@ -147,7 +147,15 @@ def _students(loaded: LoadedStudy, problems: RecipeProblems) -> Iterator[tuple[i
             continue
         if len(names) > 1 and student.label is not None:
             problems.add(f"students.{index}.label", f"names one student, and {len(names)} models match")
-        yield from ((index, student.model_copy(update={"name": name})) for name in names)
+        yield from ((index, each) for name in names for each in _in_space(student, name))
+
+
+def _in_space(student: StudyStudent, name: str) -> Iterator[StudyStudent]:
+    """A student with each combination of its space's values, which its label then says too."""
+    for args in spaced(student.space):
+        values = [_plain_name(f"{key}-{_brief(value)}") for key, value in args.items()]
+        label = "-".join([student.label or name, *values]) if args else student.label
+        yield student.model_copy(update={"name": name, "args": {**student.args, **args}, "space": {}, "label": label})
 
 
 # --- one arm ----------------------------------------------------------------------------------------

@@ -45,8 +45,11 @@ class Choice:
         limited = self.budget.latency_ms is not None
         return limited and (any(each.noisy for each in self.found) or not alike(timings))
 
-    def record(self) -> dict[str, Any]:
-        """Return the parts of a study's results that a budget adds; see docs/studies.md."""
+    def record(self, again: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+        """Return the parts of a study's results that a budget adds; see docs/studies.md.
+
+        ``again`` are the delivered files as they were measured again.
+        """
         limits = self.budget.limits()
         return {
             "budget": {
@@ -59,6 +62,7 @@ class Choice:
                     {"epochs": each.epochs, "candidates": len(each.scores) + len(each.failed), "kept": len(each.kept)}
                     for each in self.rounds
                 ],
+                "again": [dict(each) for each in again],
             },
             "candidates": [self._row(each, limits) for each in self.found],
             "candidate_front": self._front(),

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from kdzoo.contract.execution import Executor
+from kdzoo.recipe.budget_section import BudgetRecipe
 from kdzoo.storage.atomic import probe_writable, write_text
 from kdzoo.study.arms import Arm
 from kdzoo.study.driver import run_all
 from kdzoo.study.measuring import measured
 from kdzoo.study.ranking import ranked
+from kdzoo.study.trials import Place, choose_arms, delivered_again
 from kdzoo.study.wanted import RunOutcome, Watch
 from kdzoo.study.writing import write_study
 from kdzoo.zoo.offered import Zoo
@@ -21,7 +23,10 @@ from kdzoo.zoo.offered import Zoo
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """What a study is to do: arms over seeds. Its folder is ``<out>/<name>/study``."""
+    """What a study is to do: arms over seeds. Its folder is ``<out>/<name>/study``.
+
+    With a budget, of the arms those whose student is chosen.
+    """
 
     name: str
     description: str
@@ -29,6 +34,7 @@ class StudyPlan:
     seeds: Sequence[int]
     baseline: str | None
     command: str | None = None
+    budget: BudgetRecipe | None = None
 
     def folder(self, out: Path) -> Path:
         """Return the study's own folder."""
@@ -65,7 +71,10 @@ def run_study(
     """
     folder, begin = plan.folder(out), time.monotonic()
     probe_writable(folder)
-    runs = [run for arm in plan.arms for run in arm.runs(plan.seeds)]
+    arms, choice, place = plan.arms, None, Place(executor, out, zoo, stop, watch, folder)
+    if plan.budget is not None:
+        choice, arms = choose_arms(plan.budget, arms, plan.seeds, place)
+    runs = [run for arm in arms for run in arm.runs(plan.seeds)]
     outcomes = run_all(runs, executor, out, zoo, stop=stop, watch=watch, uses=folder)
     for outcome in outcomes:
         if outcome.status == "failed":
@@ -74,7 +83,7 @@ def run_study(
         measured(
             plan.name,
             plan.description,
-            plan.arms,
+            arms,
             outcomes,
             zoo,
             baseline=plan.baseline,
@@ -82,6 +91,8 @@ def run_study(
             command=plan.command,
         )
     )
+    if choice is not None:
+        content |= choice.record(delivered_again(choice, outcomes, place))
     write_study(folder, content)
     return StudyOutcome(folder, content, outcomes)
 

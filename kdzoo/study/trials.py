@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from kdzoo.run.builder import Builder
 from kdzoo.run.delivered import delivered_spec
 from kdzoo.storage.run_folder import RunFolder
 from kdzoo.storage.store import Store
+from kdzoo.study.arms import Arm, with_seed
 from kdzoo.study.budget import exporter_named
 from kdzoo.study.candidates import Candidate
 from kdzoo.study.choosing import Choice, choose, measure_again, target_of
@@ -126,33 +127,63 @@ def shortened(base: Recipe, student: ModelRecipe, epochs: int) -> dict[str, Any]
     return {"epochs": epochs, "schedule": schedule, "head_epochs": fewer(train.head_epochs)}
 
 
+def choose_arms(
+    budget: BudgetRecipe, arms: Sequence[Arm], seeds: Sequence[int], place: Place
+) -> tuple[Choice, list[Arm]]:
+    """Choose a student among those of the first arms, and return the choice and the arms that have it.
+
+    The first arms are those that differ from the very first one in their student alone. The returned arms write the
+    budget's format too. Short trainings have the first seed.
+    """
+    first = [arm for arm in arms if _but_its_student(arm) == _but_its_student(arms[0])]
+    students = {arm.label: arm.loaded.recipe.models.student for arm in first}
+    choice = choose_student(budget, with_seed(first[0].loaded, seeds[0]), students, place)
+    chosen = students[choice.winner.label]
+    place.say("budget", f"{choice.winner.label} is trained in full")
+    kept = [arm for arm in arms if arm.loaded.recipe.models.student == chosen]
+    return choice, [
+        replace(arm, loaded=replace(arm.loaded, recipe=with_format(arm.loaded.recipe, budget, place.zoo)))
+        for arm in kept
+    ]
+
+
+def _but_its_student(arm: Arm) -> dict[str, Any]:
+    data = arm.loaded.recipe.model_dump(mode="json", exclude={"name", "expected"})
+    del data["models"]["student"]
+    return data
+
+
 def with_format(recipe: Recipe, budget: BudgetRecipe, zoo: Zoo) -> Recipe:
     """Return a recipe whose files include the budget's format."""
     wanted = exporter_named(budget.format, zoo)
     quantize = wanted.label or None
     if any((each.format, each.quantize) == (wanted.name, quantize) for each in recipe.export):
         return recipe
-    export = (*recipe.export, ExportRecipe(format=wanted.name, quantize=quantize))
-    return Recipe.model_validate(
-        {**recipe.model_dump(mode="json"), "export": [e.model_dump(mode="json") for e in export]}
-    )
+    further = ExportRecipe(format=wanted.name, quantize=quantize)
+    export = [each.model_dump(mode="json") for each in (*recipe.export, further)]
+    return Recipe.model_validate({**recipe.model_dump(mode="json"), "export": export})
 
 
-def delivered_again(choice: Choice, base: LoadedRecipe, outcome: RunOutcome, place: Place) -> dict[str, Any]:
-    """Weigh the file that a finished run of the winner delivers and time it again; as JSON, see ``measure_again``.
+def delivered_again(choice: Choice, outcomes: Sequence[RunOutcome], place: Place) -> list[dict[str, Any]]:
+    """Weigh the files that the finished runs of the winner deliver and time them again; see ``measure_again``.
 
     A file that its verification rejected, or that was not written, has the verdict "rejected" and the reasons.
     """
+    finished = [outcome for outcome in outcomes if outcome.status == "finished"]
+    exporter = exporter_named(choice.budget.format, place.zoo)
+    return [_delivered(choice, outcome, exporter, place) for outcome in finished]
+
+
+def _delivered(choice: Choice, outcome: RunOutcome, exporter: Exporter, place: Place) -> dict[str, Any]:
     assert outcome.folder is not None, "the run is finished"
     assert outcome.results is not None, "the run is finished"
-    exporter = exporter_named(choice.budget.format, place.zoo)
-    about = {"seed": outcome.run.seed, "folder": str(outcome.folder)}
+    about = {"label": outcome.run.label, "seed": outcome.run.seed, "folder": str(outcome.folder)}
     entry = _entry(outcome.results, exporter)
     if entry is None or entry["rejected"]:
         reasons = ["the run writes no such file"] if entry is None else list(entry["rejected"])
         return {**about, "file": None, "verdict": "rejected", "reasons": reasons}
     store = Store(place.out / ".store")
-    build = Builder(resolve(base, place.zoo), store, Ranks(base.recipe.device))
+    build = Builder(resolve(outcome.run.loaded, place.zoo), store, Ranks(outcome.run.loaded.recipe.device))
     folder = RunFolder.view(outcome.folder)
     network = build.network(delivered_spec(folder.read_json("student.json")), load=False)
     target = target_of(build, exporter, choice.budget.threads)

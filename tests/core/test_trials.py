@@ -18,8 +18,11 @@ from kdzoo.evaluation.steadiness import Timing
 from kdzoo.recipe.budget_section import BudgetRecipe
 from kdzoo.recipe.reading import LoadedRecipe, parse_recipe
 from kdzoo.recipe.sections import ModelRecipe
+from kdzoo.recipe.study_sections import parse_study_file
+from kdzoo.report.budget_text import budget_text
 from kdzoo.study import candidates
-from kdzoo.study.trials import Place, choose_student, delivered_again, score_of, trial_recipe, with_format
+from kdzoo.study.arms import arms_of
+from kdzoo.study.trials import Place, choose_arms, choose_student, delivered_again, score_of, trial_recipe, with_format
 from kdzoo.study.wanted import RunOutcome, WantedRun
 from kdzoo.zoo.loading import load_zoo
 from kdzoo.zoo.offered import Zoo
@@ -193,10 +196,43 @@ def test_the_format_of_the_budget_is_among_the_files_once(place: Place):
     assert with_format(once, budget, zoo) is once
 
 
+STUDY = b"""
+version: 1
+name: tiny-study
+recipe: tiny.yaml
+seeds: [3, 4]
+algorithms: [kd, {name: dkd, label: other}]
+students:
+  - digits_cnn
+  - {name: slimmable_cnn, args: {stages: 2, depth: 1}, space: {width: [4, 8]}}
+budget: {params_m: 0.01, format: weights, trial_epochs: 1}
+"""
+
+
+def test_the_arms_of_the_chosen_student_are_left_and_write_the_format(place: Place, tmp_path: Path):
+    (tmp_path / "tiny.yaml").write_bytes(RECIPE)
+    loaded = parse_study_file(STUDY, tmp_path / "study.yaml")
+    arms = arms_of(loaded, place.zoo)
+    assert [arm.label for arm in arms[:3]] == ["kd-digits_cnn", "kd-slimmable_cnn-width-4", "kd-slimmable_cnn-width-8"]
+    assert [arm.loaded.recipe.models.student.args.get("width") for arm in arms] == [None, 4, 8, None, 4, 8]
+    assert loaded.study.budget is not None
+    choice, kept = choose_arms(loaded.study.budget, arms, loaded.study.all_seeds, place)
+    assert {name.split(" seed ")[1] for name in names(place)} == {"3: teacher", "3: student"}
+    assert len(names(place)) == 3, "the teacher, and two students that are within the budget"
+    width = choice.winner.label[-1]
+    assert [arm.label for arm in kept] == [f"{how}-slimmable_cnn-width-{width}" for how in ("kd", "other")]
+    assert all([each.format for each in arm.loaded.recipe.export] == ["weights"] for arm in kept)
+    said = budget_text(choice.record(), 80)
+    assert "2 of 3 candidates could be chosen; kd-slimmable_cnn-width-" in " ".join(said.split())
+    assert "kd-digits_cnn: parameters 0.1405 M, 1305% over 0.01 M." in said
+    assert max(map(len, said.splitlines())) <= 80
+    assert budget_text({}) == ""
+
+
 def test_a_rejected_file_is_not_timed(place: Place, tmp_path: Path):
     budget = BudgetRecipe(params_m=1.0, format="onnx")
     entry = {"format": "onnx", "quantize": None, "of": "student", "rejected": ["2 points lost"], "file": None}
     outcome = RunOutcome(WantedRun("a", base()), "finished", tmp_path, {"exports": [entry]})
     choice: Any = dataclasses.make_dataclass("Chosen", ["budget"])(budget)
-    found = delivered_again(choice, base(), outcome, place)
+    (found,) = delivered_again(choice, [outcome], place)
     assert (found["verdict"], found["reasons"]) == ("rejected", ["2 points lost"])
