@@ -395,12 +395,14 @@ def test_recipes_were_found_on_the_pages():
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_recipes_on_a_page_are_valid(path, tmp_path):
+def test_recipes_and_studies_on_a_page_are_valid(path, tmp_path):
     from kdzoo.recipe.reading import load_recipe
+    from kdzoo.recipe.study_sections import load_study
 
     for text in recipes_on(path):
         (tmp_path / "page.yaml").write_text(text)
-        load_recipe(tmp_path / "page.yaml")
+        load = load_study if {"recipe", "recipes"} & yaml.safe_load(text).keys() else load_recipe
+        load(tmp_path / "page.yaml")
 
 
 # --- the site -----------------------------------------------------------------------------------------
