@@ -70,7 +70,9 @@ def list_(
     if as_json:
         say(json.dumps(rows, indent=2))
     else:
-        say(listed([[row[key] for key in ("name", "family", "description")] for row in rows], width()))
+        columns = width()
+        keys = ("name", "family", "description") if columns is None or columns >= 72 else ("name", "description")
+        say(listed([[row[key] for key in keys] for row in rows], columns))
 
 
 @commands.command()

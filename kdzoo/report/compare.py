@@ -38,8 +38,8 @@ def comparison_parts(results: Mapping[str, Any], width: int | None = None) -> li
         "model",
         *(f"{head.title}\n{wrapped(head.unit, max(6, len(head.title)))}".strip() for head in found.heads[1:]),
     ]
-    parameters, macs, p95, ece = 5, 7, 9, 4
-    table = text_table(header, rows, left=2, width=width, spare=(p95, macs, ece, parameters))
+    model, agreement, ece, parameters, macs, p95 = 1, 3, 4, 5, 7, 9
+    table = text_table(header, rows, left=2, width=width, spare=(p95, macs, ece, parameters, agreement, model))
     judged = verdict(parsed)
     rejected = [f"Rejected: {plain(row.name)}: {plain(problem, 400)}" for row in found.rows for problem in row.problems]
     said = [*((text, "bad") for text in rejected), (f"{judged.headline}.", judged.tone), (judged.sentence, "")]

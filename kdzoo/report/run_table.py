@@ -97,10 +97,10 @@ def run_table(rows: Sequence[Mapping[str, Any]], out: Path, width: int | None = 
         ]
         for row in rows
     ]
-    student, age = 4, 6
-    lines = [text_table(header, table, left=3, width=width, spare=(student, age))]
+    epoch, student, age, size = 3, 4, 6, 7
+    lines = [text_table(header, table, left=3, width=width, spare=(student, age, size, epoch))]
     lines += [f"damaged: {plain(' '.join(row['problem'].split()), 400)}" for row in rows if row["problem"]]
     elsewhere = [row for row in rows if row["state"] == "elsewhere"]
     lines += [f"elsewhere: {row['run']}: {row['owner']}; nobody can tell from here if it runs" for row in elsewhere]
-    size = sized(sum(row["size_bytes"] for row in rows) / 2**20)
-    return "\n".join([*lines, f"{len(rows)} run{'s' if len(rows) > 1 else ''}, {size}"])
+    whole = sized(sum(row["size_bytes"] for row in rows) / 2**20)
+    return "\n".join([*lines, f"{len(rows)} run{'s' if len(rows) > 1 else ''}, {whole}"])

@@ -96,7 +96,7 @@ The run has no control, so it cannot say whether distillation helped."""
 
 
 def test_on_a_narrow_terminal_the_comparison_has_fewer_columns():
-    for width in (80, 100, 120):
+    for width in (40, 50, 60, 80, 100, 120):
         lines = comparison_table(RESULTS, width=width).splitlines()
         table = lines[: lines.index("")]
         assert max(map(len, lines)) <= width
