@@ -43,7 +43,7 @@ class SlurmExecutor(Executor):
     shares_files = True
 
     def __init__(self, address: str, workers: int | None, folder: Path) -> None:
-        super().__init__(address, workers, folder)
+        super().__init__(address, workers, folder.absolute() / "slurm")
         self.waiting = WaitingTasks(workers or JOBS)
         self.stopping = False
         self._asked_at = time.monotonic()
@@ -56,7 +56,7 @@ class SlurmExecutor(Executor):
         missing = [command for command in ("sbatch", "srun", "scancel", "sacct") if shutil.which(command) is None]
         if missing:
             raise ExecutorError(
-                f"slurm: no {', '.join(missing)} on this machine; start kdzoo on a login node of the cluster"
+                f"slurm: no {', '.join(missing)} on this machine; start kdzoo on a machine of the cluster"
             )
 
     def submit(
@@ -77,8 +77,15 @@ class SlurmExecutor(Executor):
     ) -> Any:
         """Submit one job; raise ExecutorError where sbatch refuses it."""
         os.environ.setdefault("SUBMITIT_LOG_LEVEL", "CRITICAL")  # it would write into the progress
+        import submitit
+
+        of_sbatch = {key: value for key, value in os.environ.items() if key.startswith("SBATCH_")}
         try:
-            return self.submitter(name, resources).submit(call, str(progress), function, arguments)
+            with (
+                submitit.helpers.clean_env()
+            ):  # where the driver is itself a job, its own cores and nodes are not meant
+                os.environ.update(of_sbatch)
+                return self.submitter(name, resources).submit(call, str(progress), function, arguments)
         except (RuntimeError, OSError) as error:
             raise ExecutorError(f"slurm: sbatch refused the job of {name}: {_cause(error)}") from error
 

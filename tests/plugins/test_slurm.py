@@ -25,7 +25,7 @@ COMMANDS = {
     "sbatch": """
         if grep -q partition=none "$1"; then echo "sbatch: error: invalid partition specified: none" >&2; exit 1; fi
         id=1; while ! mkdir $SLURM/$id 2>/dev/null; do id=$((id + 1)); done
-        cp "$1" $SLURM/$id/script; echo RUNNING > $SLURM/$id/state
+        cp "$1" $SLURM/$id/script; env > $SLURM/$id/environment; echo RUNNING > $SLURM/$id/state
         if grep -q begin=never "$1"; then echo PENDING > $SLURM/$id/state; else
             SLURM_JOB_ID=$id SLURM_CPUS_PER_TASK=2 setsid bash "$1" > $SLURM/$id/output 2>&1 &
         fi
@@ -99,7 +99,9 @@ def wait_until(true: Any) -> None:
         time.sleep(0.1)
 
 
-def test_jobs_return_raise_and_leave_their_log(executors, slurm, tmp_path):
+def test_jobs_return_raise_and_leave_their_log(executors, slurm, tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "7")  # the driver is a job, too
+    monkeypatch.setenv("SBATCH_QOS", "low")
     executor = executors("partition=cpu,time=1-0,exclusive")
     fine, bad, bug, exits = submit(executor, "fine", "bad data", "bug", "exits", threads=2)
     assert fine.result()[:3] == ("fine", 3, "2"), "srun gets the number of cores too"
@@ -114,9 +116,14 @@ def test_jobs_return_raise_and_leave_their_log(executors, slurm, tmp_path):
     script = (slurm / "1" / "script").read_text()
     for line in ("partition=cpu", "time=1-0", "exclusive", "cpus-per-task=2", "signal=USR2@90", "job-name=kdzoo-fine"):
         assert f"#SBATCH --{line}\n" in script
+    environment = (slurm / "1" / "environment").read_text()
+    assert "SLURM_NTASKS" not in environment
+    assert "SBATCH_QOS=low\n" in environment
+    assert os.environ["SLURM_NTASKS"] == "7"
     assert "wckey" not in script
     assert "gpus" not in script
-    assert [path.name for path in (tmp_path / "logs").iterdir() if path.suffix in (".pkl", ".json")] == []
+    left = {path.name for path in (tmp_path / "logs" / "slurm").iterdir() if not path.name.startswith(".")}
+    assert left == {f"{job}_{what}" for job in (1, 2, 3, 4) for what in ("0_log.out", "submission.sh")}
 
 
 def test_a_job_that_is_killed_is_lost_and_one_that_slurm_ends_is_lost_after_it_saved(executors, slurm):
@@ -175,7 +182,7 @@ def test_a_machine_without_slurm_is_one_error(tmp_path, monkeypatch):
     with pytest.raises(ExecutorError) as error:
         SlurmExecutor("", None, tmp_path).open()
     assert str(error.value) == (
-        "slurm: no sbatch, srun, scancel, sacct on this machine; start kdzoo on a login node of the cluster"
+        "slurm: no sbatch, srun, scancel, sacct on this machine; start kdzoo on a machine of the cluster"
     )
 
 
