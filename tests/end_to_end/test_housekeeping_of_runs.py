@@ -24,9 +24,14 @@ def collected_meanwhile(
 
     Returns how the run ended, and how often something was removed.
     """
+    return collected_beside(cli, "run", cli.recipe(changes), fault=fault)
+
+
+def collected_beside(cli: CommandLine, *command: Any, fault: str | None = None) -> tuple[Ended, int]:
+    """The same of any command that writes runs."""
     out = cli.place / "out"
-    running = cli.start("run", cli.recipe(changes), "--out", "out", fault=fault)
-    until(lambda: not running.alive or list(out.glob("tiny/0001-*/uses")), "the run's folder")
+    running = cli.start(*command, "--out", "out", fault=fault)
+    until(lambda: not running.alive or list(out.glob("*/*/uses")), "a folder that names what it needs")
     count = 0
     while running.alive:
         Store(out / ".store").publish("stage", f"junk{count}", lambda place: write_text(place / "a.txt", "x"))
@@ -68,6 +73,21 @@ def test_workers_and_answers_of_a_run_lose_nothing_to_who_collects(cli: CommandL
     }
     kinds = {path.name for path in (cli.place / "out" / ".store").iterdir() if any(path.iterdir())}
     assert {"stage", "teacher_outputs", "test_logits"} <= kinds
+
+
+@pytest.mark.slow
+def test_the_workers_of_a_study_lose_nothing_to_who_collects(cli: CommandLine) -> None:
+    recipe = cli.recipe({"control": True})
+    study = cli.place / "two.yaml"
+    study.write_text(f"version: 1\nname: two\nrecipe: {recipe.name}\nseeds: 1\nalgorithms: [kd, dkd]\n")
+    ended, count = collected_beside(cli, "study", study, "--workers", 2)
+    assert ended.code == 0, ended
+    assert count >= 20
+    whole = cli("run", recipe, "--out", "whole")
+    assert whole.code == 0, whole
+    alone, found = (run_folder(cli.place / out) for out in ("whole", "out"))
+    assert (found / "student.safetensors").read_bytes() == (alone / "student.safetensors").read_bytes()
+    assert "trained" not in cli("study", study, "--out", "out").err, "everything is there for the next time"
 
 
 def test_a_run_that_does_not_record_what_it_uses_loses_it(cli: CommandLine) -> None:
