@@ -63,6 +63,17 @@ def test_the_installed_algorithm_is_listed_with_its_owner(mimic: Installed) -> N
     assert '"soft_mimic"' in mimic.cli("schema", env=mimic.env).out
 
 
+@pytest.mark.costly(15)
+def test_the_installed_algorithms_loss_is_among_kdzoos(mimic: Installed) -> None:
+    code = (
+        "import kdzoo, sys; from kdzoo.losses import soft_mimic_loss; "
+        "print(soft_mimic_loss.__module__, 'soft_mimic_loss' in dir(kdzoo.losses), 'timm' in sys.modules)"
+    )
+    mimic.cli("list", env=mimic.env)  # which leaves a catalogue, as any command does
+    ended = mimic.cli.shell(sys.executable, "-c", code, env=mimic.env).wait()
+    assert ended.out == "kdzoo_soft_mimic True False\n", ended  # no other plugin is imported
+
+
 @pytest.mark.costly(20)
 def test_the_installed_algorithm_conforms(mimic: Installed) -> None:
     ended = mimic.cli("test-plugin", "soft_mimic", "--json", env=mimic.env)
