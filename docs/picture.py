@@ -72,7 +72,7 @@ def write_table(folder: Path) -> None:
     table, _, verdict = comparison_table(json.loads((folder / "results.json").read_text()), WIDTH).partition("\n\n")
     before, rest = README.read_text().split(f"{BEGIN}\n\n```text\n")
     after = rest.split("\n```\n", 1)[1]
-    told = f"{table}\n\n{textwrap.fill(verdict, WIDTH)}"
+    told = "\n".join([table, "", *(textwrap.fill(line, WIDTH) for line in verdict.splitlines())])
     README.write_text(f"{before}{BEGIN}\n\n```text\n{told}\n```\n{after}")
 
 
