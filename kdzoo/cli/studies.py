@@ -45,19 +45,15 @@ def study(
     from kdzoo.recipe.bundled import find_recipe
     from kdzoo.recipe.study_sections import load_study
     from kdzoo.storage.atomic import probe_writable
-    from kdzoo.study.arms import arms_of, baseline_of
-    from kdzoo.study.studies import StudyPlan
+    from kdzoo.study.studies import plan_of
     from kdzoo.zoo.loading import load_zoo
 
     loaded = load_study(find_recipe(file))
     probe_writable(out)
     zoo = load_zoo()
     warn_of_plugins(zoo)
-    arms = arms_of(loaded, zoo, list(override or []))
-    given = loaded.study
     command = " ".join(["kdzoo study", str(file), *(f"-o {each}" for each in override or [])])
-    baseline = baseline_of(loaded, arms)
-    plan = StudyPlan(given.name, given.description, arms, given.all_seeds, baseline, command, given.budget)
+    plan = plan_of(loaded, zoo, list(override or []), command)
     show_study(make_study(plan, zoo, out, on, workers))
 
 

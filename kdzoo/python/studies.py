@@ -84,17 +84,15 @@ def study(
     loaded, out = _loaded(source, keys), Path(out)
     with process_as_before():
         from kdzoo.storage.atomic import probe_writable
-        from kdzoo.study.arms import arms_of, baseline_of
         from kdzoo.study.driver import first_line
         from kdzoo.study.executors import opened_executor
-        from kdzoo.study.studies import StudyPlan, log_of, run_study
+        from kdzoo.study.studies import log_of, plan_of, run_study
         from kdzoo.terminal import StudyScreen
         from kdzoo.zoo.loading import load_zoo
 
         probe_writable(out)
-        zoo, given = load_zoo(), loaded.study
-        arms = arms_of(loaded, zoo, texts_of(overrides))
-        plan = StudyPlan(given.name, given.description, arms, given.all_seeds, baseline_of(loaded, arms))
+        zoo = load_zoo()
+        plan = plan_of(loaded, zoo, texts_of(overrides))
         opened = opened_executor(on, workers, plan.folder(out), zoo)
         with stop_asked() as stop, opened as executor, screen(StudyScreen, progress) as watch:
             outcome = run_study(plan, executor, out, zoo, stop=stop, watch=watch)

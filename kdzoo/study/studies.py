@@ -10,8 +10,9 @@ from typing import Any
 
 from kdzoo.contract.execution import Executor
 from kdzoo.recipe.budget_section import BudgetRecipe
+from kdzoo.recipe.study_sections import LoadedStudy
 from kdzoo.storage.atomic import probe_writable, write_text
-from kdzoo.study.arms import Arm
+from kdzoo.study.arms import Arm, arms_of, baseline_of
 from kdzoo.study.driver import run_all
 from kdzoo.study.measuring import measured
 from kdzoo.study.ranking import ranked
@@ -39,6 +40,13 @@ class StudyPlan:
     def folder(self, out: Path) -> Path:
         """Return the study's own folder."""
         return out / self.name / "study"
+
+
+def plan_of(loaded: LoadedStudy, zoo: Zoo, overrides: Sequence[str] = (), command: str | None = None) -> StudyPlan:
+    """Return what a study is to do; ``overrides`` are of its recipes. Raises as ``arms_of``."""
+    study, arms = loaded.study, arms_of(loaded, zoo, overrides)
+    baseline = baseline_of(loaded, arms)
+    return StudyPlan(study.name, study.description, arms, study.all_seeds, baseline, command, study.budget)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import kdzoo
 from kdzoo import cli
 from kdzoo.errors import KdzooError, NeedsError, RecipeError, ReportError, UnknownName
 from kdzoo.python.session import data_frame, screen
+from kdzoo.study import studies
 from kdzoo.study.ranking import ranked
 from kdzoo.study.writing import write_study
 from kdzoo.terminal import Display, stop_signals
@@ -249,6 +251,30 @@ def test_errors_of_a_study_have_the_text_of_the_command_line(keys, tmp_path, mon
         kdzoo.study(**content, out=tmp_path, progress=False)
     without_lines = re.sub(r"(?m)^  line \d+ +", "  ", str(raised.value))
     assert str(by_keys.value) == without_lines.replace("wrong.yaml:", "study:")
+
+
+def test_a_study_is_planned_as_by_the_command_line(tmp_path, monkeypatch):
+    keys = {"recipe": "digits/kd", "students": ["digits_cnn_tiny", "digits_cnn_small"], "budget": {"size_mib": 1}}
+    content = {"version": 1, "name": "within", "seeds": [3], **keys}
+    (tmp_path / "within.yaml").write_text(json.dumps(content, indent=1))
+    plans = []
+
+    def planned(plan, *others, **settings):
+        plans.append(plan)
+        raise KdzooError("enough")
+
+    monkeypatch.setattr(studies, "run_study", planned)
+    monkeypatch.setattr(
+        sys, "argv", ["kdzoo", "study", str(tmp_path / "within.yaml"), "--out", str(tmp_path), "-o", "train.epochs=2"]
+    )
+    with pytest.raises(SystemExit):
+        cli.main()
+    with pytest.raises(KdzooError, match="enough"):
+        kdzoo.study(**content, overrides={"train.epochs": 2}, out=tmp_path, progress=False)
+    by_command, by_keys = (replace(plan, command=None) for plan in plans)
+    assert by_command == by_keys
+    assert by_keys.budget.size_mib == 1
+    assert {arm.loaded.recipe.train.epochs for arm in by_keys.arms} == {2}
 
 
 def test_a_study_is_made_of_one_thing():
