@@ -79,7 +79,7 @@ def make_study(plan: StudyPlan, zoo: Zoo, out: Path, on: str = "local", workers:
 
 def show_study(outcome: StudyOutcome) -> None:
     """Print the ranking and where all lies; end with exit code 1 if a run failed."""
-    from kdzoo.report.budget_text import budget_text
+    from kdzoo.report.budget_text import budget_text, missed_budget
     from kdzoo.report.study_table import study_parts
     from kdzoo.study.driver import first_line
     from kdzoo.study.studies import log_of
@@ -94,4 +94,7 @@ def show_study(outcome: StudyOutcome) -> None:
         warn(f"failed: {run.run.title}: {first_line(run.error)}\n  log: {log_of(outcome.folder, run)}")
     if outcome.failed:
         warn(f"{len(outcome.failed)} of {len(outcome.runs)} runs failed; the same command tries them again")
+        raise typer.Exit(1)
+    if missed := missed_budget(outcome.content):
+        warn(f"the delivered student misses its budget: {', '.join(missed)}")
         raise typer.Exit(1)

@@ -26,6 +26,12 @@ def budget_text(study: Mapping[str, Any], width: int | None = None) -> str:
     return "\n".join([table, *(fitted_text(line, width) for line in _sentences(study))])
 
 
+def missed_budget(study: Mapping[str, Any]) -> list[str]:
+    """Return the runs whose delivered file is outside of the budget or was rejected; none of a study without one."""
+    again = study.get("budget", {}).get("again", ())
+    return [f"{each['label']} seed {each['seed']}" for each in again if each["verdict"] in ("outside", "rejected")]
+
+
 def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
     last = row["rounds"][-1] if row["rounds"] else None
     mark = "" if row["quiet"] in (True, None) else "~"

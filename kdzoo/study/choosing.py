@@ -181,10 +181,8 @@ def measure_again(
     names = target.exporter.file_names(path.name.split(".")[0])
     size = sum((path.parent / name).stat().st_size for name in names)
     answer, sample = target.exporter.load(path, target.threads), network.inputs.model_example(1).numpy()
-    timings = []
-    for number in range(1, AGAIN + 1):
-        say("budget", f"timing the delivered file, {number} of {AGAIN}")
-        timings.append(time(lambda: answer(sample)))
+    say("budget", f"timing {path} {AGAIN} times")
+    timings = [time(lambda: answer(sample)) for _ in range(AGAIN)]
     found = held(timings, size, limits)
 
     def write(folder: Path) -> None:

@@ -20,6 +20,7 @@ from kdzoo.run.builder import Builder
 from kdzoo.run.delivered import delivered_spec
 from kdzoo.storage.run_folder import RunFolder
 from kdzoo.storage.store import Store
+from kdzoo.storage.uses import Uses
 from kdzoo.study.arms import Arm, with_seed
 from kdzoo.study.budget import exporter_named
 from kdzoo.study.candidates import Candidate
@@ -44,6 +45,11 @@ class Place:
     watch: Watch | None = None
     uses: Path | None = None
 
+    @property
+    def store(self) -> Store:
+        """The store of the runs; what is asked of it is recorded as used by the study."""
+        return Store(self.out / ".store", None if self.uses is None else Uses(self.uses))
+
     def say(self, label: str, state: str) -> None:
         (self.watch or Unwatched()).note(f"{label}: {state}")
 
@@ -56,7 +62,7 @@ def choose_student(
     The short trainings differ from ``base`` in the student and its epochs alone, so the teacher is that of the full
     training. Raises BudgetError where no student is within the budget, NeedsError where none can be scored.
     """
-    store = Store(place.out / ".store")
+    store = place.store
     build = Builder(resolve(base, place.zoo), store, Ranks(base.recipe.device))
     if not build.data.split_sizes.get("validation"):
         raise NeedsError("budget: candidates are scored on the validation split, and data.validation leaves none")
@@ -182,7 +188,7 @@ def _delivered(choice: Choice, outcome: RunOutcome, exporter: Exporter, place: P
     if entry is None or entry["rejected"]:
         reasons = ["the run writes no such file"] if entry is None else list(entry["rejected"])
         return {**about, "file": None, "verdict": "rejected", "reasons": reasons}
-    store = Store(place.out / ".store")
+    store = place.store
     build = Builder(resolve(outcome.run.loaded, place.zoo), store, Ranks(outcome.run.loaded.recipe.device))
     folder = RunFolder.view(outcome.folder)
     network = build.network(delivered_spec(folder.read_json("student.json")), load=False)

@@ -19,7 +19,8 @@ from kdzoo.recipe.budget_section import BudgetRecipe
 from kdzoo.recipe.reading import LoadedRecipe, parse_recipe
 from kdzoo.recipe.sections import ModelRecipe
 from kdzoo.recipe.study_sections import parse_study_file
-from kdzoo.report.budget_text import budget_text
+from kdzoo.report.budget_text import budget_text, missed_budget
+from kdzoo.storage.uses import Uses
 from kdzoo.study import candidates
 from kdzoo.study.arms import arms_of
 from kdzoo.study.trials import Place, choose_arms, choose_student, delivered_again, score_of, trial_recipe, with_format
@@ -122,7 +123,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     monkeypatch.setattr(candidates, "timed", lambda call: Timing(1.0, 1.0, 1.0, 0.0))
     zoo = load_zoo()
     offered = {**zoo.exporters, "weights": Offer("weights", Weights, "test", "test", "0")}
-    return Place(Here(tmp_path), tmp_path, dataclasses.replace(zoo, exporters=offered))
+    return Place(Here(tmp_path), tmp_path, dataclasses.replace(zoo, exporters=offered), uses=tmp_path)
 
 
 def base() -> LoadedRecipe:
@@ -135,7 +136,7 @@ def names(place: Place) -> list[str]:
 
 
 def test_only_candidates_within_the_budget_are_trained_and_a_killed_study_repeats_nothing(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def refuse(gate: TestGate) -> None:
         raise AssertionError("a choice that sees the test split")
@@ -156,6 +157,8 @@ def test_only_candidates_within_the_budget_are_trained_and_a_killed_study_repeat
     names(place).clear()
     assert choose_student(budget, base(), STUDENTS, place).record() == record
     assert names(place) == [], "all of it is stored"
+    used = {name.split("/")[0] for name in Uses(tmp_path).read()}
+    assert {"candidate", "stage"} <= used, "what a study decided by is not collected"
 
 
 def test_a_short_training_changes_the_student_and_its_epochs_alone():
@@ -236,3 +239,5 @@ def test_a_rejected_file_is_not_timed(place: Place, tmp_path: Path):
     choice: Any = dataclasses.make_dataclass("Chosen", ["budget"])(budget)
     (found,) = delivered_again(choice, [outcome], place)
     assert (found["verdict"], found["reasons"]) == ("rejected", ["2 points lost"])
+    assert missed_budget({"budget": {"again": [found, {**found, "seed": 1, "verdict": "undecided"}]}}) == ["a seed 0"]
+    assert missed_budget({}) == []
