@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,8 +30,14 @@ def say(text: object = "", end: str = "\n", tone: str = "") -> None:
 
 
 def warn(text: object) -> None:
-    """Print a text to standard error; on a terminal its first word is coloured if that is error or warning."""
-    first, colon, rest = printable(str(text)).partition(":")
+    """Print a text to standard error.
+
+    On a terminal its lines are broken between words, and its first word is coloured if that is error or warning.
+    """
+    said = printable(str(text))
+    if sys.stderr.isatty():
+        said = folded(said, shutil.get_terminal_size().columns)
+    first, colon, rest = said.partition(":")
     print(painted(first + colon, first, sys.stderr) + rest, file=sys.stderr)
 
 
@@ -48,6 +55,21 @@ def painted(text: str, tone: str, stream: TextIO) -> str:
 def printable(text: str) -> str:
     """Escape what a terminal would take for a command; lines and tabs stay."""
     return CONTROL.sub(lambda found: found[0] if found[0] in "\n\t" else _escaped(found[0]), text)
+
+
+def folded(text: str, columns: int | None, hanging: int = 2) -> str:
+    """Break lines longer than ``columns`` between words; what goes on is indented by ``hanging`` more."""
+    if columns is None:
+        return text
+    lines = []
+    for line in text.split("\n"):
+        indent = " " * (len(line) - len(line.lstrip()) + hanging)
+        lines += (
+            textwrap.wrap(line, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+            if len(line) > columns
+            else [line]
+        )
+    return "\n".join(lines)
 
 
 def _escaped(character: str) -> str:
@@ -158,7 +180,8 @@ class Screen:
     def note(self, text: str, tone: str = "") -> None:
         """Print a line that stays."""
         style = {"good": "green", "even": "yellow", "warning": "yellow", "bad": "red", "error": "red"}.get(tone)
-        self.console.print(printable(text), style=style, markup=False, highlight=False, soft_wrap=True)
+        said = folded(printable(text), self.console.width if self.console.is_terminal else None)
+        self.console.print(said, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def show(self, lines: Sequence[Line] = (), head: str = "") -> None:
         """Replace the live lines, and the line above them; more than the terminal has rows for are counted."""

@@ -12,9 +12,11 @@ import typer
 
 from kdzoo.cli.arguments import Out, Overrides, RecipeFile, all_overrides
 from kdzoo.cli.opening import resolve
-from kdzoo.terminal import Display, say, stop_signals, warn, width
+from kdzoo.terminal import Display, folded, say, stop_signals, warn, width
 
 commands = typer.Typer()
+
+LABEL = 10  # columns of what a line of `check` is about
 
 
 @commands.command()
@@ -123,7 +125,7 @@ def check(recipe: RecipeFile, override: Overrides = None) -> None:
 
     with loaded.located():
         for line in Runner(plan, zoo, None, Store(Path("runs/.store"))).check():
-            say(line)
+            say(folded(line, width(), hanging=LABEL))
 
 
 @commands.command()

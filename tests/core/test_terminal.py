@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from kdzoo.report.columns import fitted_text, listed
-from kdzoo.terminal import Display, Line, Screen, printable, say, shortened, warn, width
+from kdzoo.terminal import Display, Line, Screen, folded, printable, say, shortened, warn, width
 
 
 @pytest.mark.parametrize(
@@ -241,6 +241,28 @@ def test_verdicts_and_errors_have_colours_on_a_terminal(
     plain = ("better \\x1b[2J\nunknown\n", "error: a.yaml: wrong\n")
     painted = ("\x1b[32mbetter \\x1b[2J\x1b[0m\nunknown\n", "\x1b[31merror:\x1b[0m a.yaml: wrong\n")
     assert (sys.stdout.getvalue(), sys.stderr.getvalue()) == (painted if coloured else plain)  # type: ignore[attr-defined]
+
+
+def test_long_lines_of_an_error_are_broken_between_words_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "error: a.yaml: 1 problem\n  line 8 algorithm.options.tempreature: unknown key; did you mean 'x'?"
+    warn(text)
+    assert capsys.readouterr().err == f"{text}\n"
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    warn(text)
+    assert sys.stderr.getvalue().splitlines() == [  # type: ignore[attr-defined]
+        "error: a.yaml: 1 problem",
+        "  line 8 algorithm.options.tempreature:",
+        "    unknown key; did you mean 'x'?",
+    ]
+    assert folded("form      one two three", 18, hanging=10) == "form      one two\n          three"
+    screen = Screen()
+    written = on_terminal(screen, 20)
+    screen.note("warning: a line that is too long")
+    assert written.getvalue() == "warning: a line that\n  is too long\n"
 
 
 def test_a_pipe_has_no_colours(capsys: pytest.CaptureFixture[str]) -> None:
