@@ -453,10 +453,6 @@ def recipe_pages(recipes: Mapping[str, Recipe]) -> dict[str, str]:
     return pages
 
 
-#: Recipes are many, and searches that find one usually want another page.
-LESS_FOUND = "---\nsearch:\n  boost: 0.3\n---"
-
-
 def _recipe(name: str, recipe: Recipe) -> str:
     here = f"recipes/{name}.md"
     text = (RECIPES / f"{name}.yaml").read_text()
@@ -473,7 +469,6 @@ def _recipe(name: str, recipe: Recipe) -> str:
         ["Data", code(recipe.data.name)],
     ]
     return page(
-        LESS_FOUND,
         f"# {recipe.name}",
         link("all recipes", "recipes/index.md", here),
         prose(recipe.description),
