@@ -31,9 +31,16 @@ def run(
     processes: Annotated[
         int, typer.Option("--processes", min=1, max=1024, help="Processes of this machine that train together.")
     ] = 1,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", min=1, max=10_000, help="Run seeds 0, 1, 2 ... instead, as a study.")
+    ] = None,
 ) -> None:
     """Train teacher, control and student, export, and write a report."""
     overrides = all_overrides(override, device, seed)
+    if seeds is not None:
+        others = {"--seed": seed is not None, "--new": new, "--resume": resume, "--processes": processes > 1}
+        _run_seeds(recipe, overrides, out, seeds, [flag for flag, given in others.items() if given])
+        return
     if processes > 1:
         flags = [flag for flag, wanted in (("--new", new), ("--resume", resume)) if wanted]
         raise typer.Exit(_launch(recipe, overrides, out, flags, processes))
@@ -50,6 +57,19 @@ def run(
     from kdzoo.run.exporting import check_rejected
 
     check_rejected(results["exports"])  # last, as the run is whole without the file
+
+
+def _run_seeds(recipe: Path, overrides: list[str], out: Path, seeds: int, others: list[str]) -> None:
+    """Run a recipe over its first seeds, as the smallest study."""
+    if others:
+        raise typer.BadParameter("cannot be combined with --seeds", param_hint=", ".join(others))
+    from kdzoo.cli.studies import make_study, show_study, study_of_seeds
+    from kdzoo.storage.atomic import probe_writable
+
+    probe_writable(out)
+    loaded, _, zoo = resolve(recipe, overrides)
+    command = " ".join(["kdzoo run", str(recipe), *(f"-o {each}" for each in overrides), f"--seeds {seeds}"])
+    show_study(make_study(study_of_seeds(loaded, zoo, seeds, command), zoo, out))
 
 
 def _launch(recipe: Path, overrides: list[str], out: Path, flags: list[str], processes: int) -> int:
@@ -149,12 +169,10 @@ def verify(
     if expected is None:
         raise RecipeError(f"{path}: has no 'expected' section, so there is nothing to verify; it was never reproduced")
     results = []
-    for seed in range(seeds or expected.seeds):
-        folder, result = _run(path, [*(override or []), f"seed={seed}"], out)
-        if result is None:  # every process but the first only takes part
-            continue
-        results.append(result)
-        say(f"seed {seed}: student {quality(result['student']):.2f} %  ({folder})")
+    for seed, (folder, result) in enumerate(_over_seeds(path, list(override or []), out, seeds or expected.seeds)):
+        if result is not None:  # every process but the first only takes part
+            results.append(result)
+            say(f"seed {seed}: student {quality(result['student']):.2f} %  ({folder})")
     if not results:
         return
     verdict = hold_against(expected, results)
@@ -164,3 +182,22 @@ def verify(
     check_rejected([entry for result in results for entry in result["exports"]])
     if verdict.problem:
         raise VerifyError(f"{path}: {verdict.problem}")
+
+
+def _over_seeds(path: Path, overrides: list[str], out: Path, seeds: int) -> list[tuple[Path, dict[str, Any] | None]]:
+    """Run a recipe over its first seeds; by worker processes, unless this process is one of a distributed run."""
+    if "WORLD_SIZE" in os.environ:
+        return [_run(path, [*overrides, f"seed={seed}"], out) for seed in range(seeds)]
+    from kdzoo.cli.studies import make_runs, study_of_seeds
+    from kdzoo.storage.atomic import probe_writable
+
+    probe_writable(out)
+    loaded, _, zoo = resolve(path, overrides)
+    outcomes = make_runs(study_of_seeds(loaded, zoo, seeds, ""), zoo, out)
+    made: list[tuple[Path, dict[str, Any] | None]] = []
+    for outcome in outcomes:
+        if outcome.error is not None:
+            raise outcome.error
+        assert outcome.folder is not None, "it is finished"
+        made.append((outcome.folder, dict(outcome.results or {})))
+    return made

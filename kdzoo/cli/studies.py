@@ -15,6 +15,7 @@ from kdzoo.terminal import StudyScreen, say, stop_signals, warn, width
 if TYPE_CHECKING:
     from kdzoo.recipe.reading import LoadedRecipe
     from kdzoo.study.studies import StudyOutcome, StudyPlan
+    from kdzoo.study.wanted import RunOutcome
     from kdzoo.zoo.offered import Zoo
 
 commands = typer.Typer()
@@ -75,6 +76,17 @@ def make_study(plan: StudyPlan, zoo: Zoo, out: Path, on: str = "local", workers:
     opened = opened_executor(on, workers, plan.folder(out), zoo)
     with stop_signals() as asked, opened as executor, StudyScreen() as screen:
         return run_study(plan, executor, out, zoo, stop=asked, watch=screen)
+
+
+def make_runs(plan: StudyPlan, zoo: Zoo, out: Path) -> list[RunOutcome]:
+    """Make the runs of a study by processes of this machine, without ranking them, and show how it goes on."""
+    from kdzoo.study.driver import run_all
+    from kdzoo.study.executors import opened_executor
+
+    runs = [run for arm in plan.arms for run in arm.runs(plan.seeds)]
+    opened = opened_executor("local", None, plan.folder(out), zoo)
+    with stop_signals() as asked, opened as executor, StudyScreen() as screen:
+        return run_all(runs, executor, out, zoo, stop=asked, watch=screen)
 
 
 def show_study(outcome: StudyOutcome) -> None:
