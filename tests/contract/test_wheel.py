@@ -137,7 +137,9 @@ def test_it_runs_its_own_files_and_loads_every_plugin(installed: Installed) -> N
 def test_it_lists_algorithms_and_finds_its_recipes(installed: Installed) -> None:
     assert any(line.startswith("kd ") for line in installed("list").splitlines())
     rows = json.loads(installed("list", "recipes", "--json"))
-    assert {f"recipes/{row['name']}" for row in rows} == below(ROOT / "recipes", "recipes")
+    assert {f"recipes/{row['name']}" for row in rows} == {
+        name for name in below(ROOT / "recipes", "recipes") if not name.startswith("recipes/studies/")
+    }
     assert all(Path(row["path"]).is_relative_to(installed.site) for row in rows)
 
 

@@ -147,3 +147,12 @@ def test_a_missing_recipe_names_the_nearest(study: Any) -> None:
 def test_a_recipe_is_no_study() -> None:
     with pytest.raises(RecipeError, match=r"is a recipe and no study; `kdzoo run .*kd\.yaml` runs it"):
         load_study(KD)
+
+
+@pytest.mark.parametrize("path", sorted((recipes_root() / "studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_bundled_studies_are_valid_and_name_their_baseline(path: Path) -> None:
+    loaded = load_study(path)
+    found = arms_of(loaded, load_zoo())
+    assert len(found) > 1
+    assert baseline_of(loaded, found) in [arm.label for arm in found]
+    assert path.read_text().startswith("# ")

@@ -25,7 +25,7 @@ from kdzoo.storage.run_folder import RunFolder
 from kdzoo.testing.checks import ALL
 
 COMMANDS = {"run", "check", "show", "list", "schema", "plugins", "report", "compare", "export", "verify"}
-COMMANDS |= {"test-plugin", "verify-run", "new", "suggest", "runs", "rm", "gc"}
+COMMANDS |= {"test-plugin", "verify-run", "new", "suggest", "runs", "rm", "gc", "study"}
 
 
 def built_in() -> set[str]:
@@ -371,18 +371,23 @@ def test_a_finished_run_goes_on_with_other_exports(cli: CommandLine, finished: P
 EXPECTED: dict[str, Any] = {"train": {"epochs": 1}, "expected": {"top1_percent": 5.0, "std": 0.5, "seeds": 2}}
 
 
+@pytest.mark.costly(60)
 def test_verify_holds_the_seeds_against_what_is_expected(cli: CommandLine) -> None:
     path = cli.recipe(EXPECTED)
     ended = cli("verify", path, "--out", "out")
     assert ended.code == 0, ended
     assert [line.split(":")[0] for line in ended.out.splitlines()[:2]] == ["seed 0", "seed 1"]
     assert ended.out.splitlines()[-1] == "reproduced"
-    assert {path.name for path in (cli.place / "out" / "tiny").iterdir()} == {"0001-seed0", "0002-seed1"}
+    assert {path.name[4:] for path in (cli.place / "out" / "tiny").iterdir()} == {"-seed0", "-seed1"}
     path = cli.recipe({**EXPECTED, "expected": {"top1_percent": 99.0, "std": 0.5, "seeds": 2}})
     ended = cli("verify", path, "--out", "out")
     refused(ended, 1, f"{path}: the published result was not reproduced")
     assert "NOT reproduced: " in ended.out
-    assert "taken from the store" in ended.err, "what is expected does not decide a stage's bits"
+    assert ": trained" not in ended.err, "what is expected does not decide a stage's bits"
+    assert "seed 0: finished" in ended.err
+    ended = cli("run", path, "--seeds", "2", "--new", "--seed", "1")
+    assert ended.code == 2, ended
+    assert "--seed, --new: cannot be combined with --seeds" in ended.err
     ended = cli("verify", path, "--seeds", "0")
     assert ended.code == 2, ended
     assert "Input should be greater than or equal to 1" in ended.err
