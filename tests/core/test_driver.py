@@ -21,6 +21,7 @@ from kdzoo.run.stage_task import StageTask, train_stage
 from kdzoo.storage.run_folder import RunFolder
 from kdzoo.storage.store import Store
 from kdzoo.storage.unfinished import Claim, place_of
+from kdzoo.study import driver
 from kdzoo.study.driver import run_all
 from kdzoo.study.wanted import Overview, RunOutcome, Unwatched, WantedRun
 from kdzoo.terminal import Display
@@ -246,7 +247,7 @@ def test_a_stopped_study_goes_on_in_the_middle_of_a_stage(
 
 
 def test_a_stage_that_another_process_trains_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kdzoo.study.driver.ELSEWHERE_S", 0.01)
+    monkeypatch.setattr(driver, "ELSEWHERE_S", 0.01)
     (wanted,) = runs("kd", seeds=1)
     replay = Replay(resolve(wanted.loaded, load_zoo()), load_zoo(), Store(tmp_path / ".store"))
     key = next(key for key, stage in replay.missing().items() if stage.name == "teacher")
