@@ -23,7 +23,7 @@ PLUGINS = sorted(path.name for path in (ROOT / "plugins").glob("kdzoo_*") if (pa
 DIST_INFO = f"kdzoo-{kdzoo.__version__}.dist-info"
 
 #: What may lie in a package: code, cards, recipes, the report's templates, the digits and their licence.
-SUFFIXES = {".py", ".md", ".yaml", ".css", ".j2", ".npz", ".txt"}
+SUFFIXES = {".py", ".md", ".yaml", ".css", ".j2", ".js", ".npz", ".txt"}
 #: What the report is written from.
 TEMPLATES = [f"kdzoo/report/templates/{name}" for name in ("report.html.j2", "README.md.j2", "report.css")]
 
