@@ -83,7 +83,7 @@ def _several(place: Path) -> list[Path]:
     try:
         own = (place / "run.json").exists() or (place / "manifest.json").exists()
         return [] if own else [folder for folder in runs_in(place) if folder != place]
-    except OSError:
+    except (OSError, ValueError):  # a name that no file can have, too
         return []
 
 

@@ -327,7 +327,7 @@ def test_a_teacher_is_fine_tuned_from_its_file(tmp_path: Path, monkeypatch: pyte
         models["teachers"] = [{"name": "tiny_text", "weights": str(file), "finetune": True}]
         monkeypatch.setattr(MatchText, "tiny_recipe", {**MatchText.tiny_recipe, "models": models})
         runner = planned(tmp_path)
-        result = runner._teacher(0, runner.plan.teachers[0])
+        (result,) = runner.teachers()
         keys.append(result.key)
         names.append(runner.stages[0].facts)
         assert not torch.equal(read_tensors(result.weights["student"])["head.bias"], starts["head.bias"])
