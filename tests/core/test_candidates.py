@@ -22,6 +22,7 @@ from kdzoo.models.building import build_network
 from kdzoo.models.matching import models_matching
 from kdzoo.recipe.budget_section import MIB, BudgetRecipe
 from kdzoo.storage.store import Store
+from kdzoo.study import candidates
 from kdzoo.study.budget import as_row, check_plain, check_possible, exporter_named, weighed
 from kdzoo.study.candidates import Candidate, Measurement, Measuring, Target, made_up, move_apart
 from kdzoo.testing.tiny import STUDENT, TEACHER, TINY
@@ -88,7 +89,7 @@ def test_a_time_of_a_busy_machine_is_kept_for_a_while_only(
 ):
     assert measuring(exporter, [NOISY], cache=tmp_path).measure(NARROW).timing == NOISY
     assert measuring(exporter, [QUIET], cache=tmp_path).measure(NARROW).timing == NOISY
-    monkeypatch.setattr("kdzoo.study.candidates.NOISY_LASTS_S", -1.0)
+    monkeypatch.setattr(candidates, "NOISY_LASTS_S", -1.0)
     assert measuring(exporter, [QUIET], cache=tmp_path).measure(NARROW).timing == QUIET
     assert measuring(exporter, [], cache=tmp_path).measure(NARROW).timing == QUIET  # a quiet one stays
 
@@ -231,7 +232,7 @@ def test_suggest_lists_what_fits_first_and_says_what_was_noisy(
     exporter: Weights, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("kdzoo.study.candidates.timed", lambda call: NOISY)
+    monkeypatch.setattr(candidates, "timed", lambda call: NOISY)
     offer = Offer("weights", Weights, "test", "test", "0")
     zoo = load_zoo()
     monkeypatch.setattr("kdzoo.zoo.loading.load_zoo", lambda: with_exporter(zoo, offer))
