@@ -37,7 +37,7 @@ def test_names_of_points_one_above_the_other_keep_apart():
     points.append({"group": "cut", "x": 3.0, "y": 90.0, "label": "widest"})
     item = {"kind": "scatter", "title": "t", "x_label": "x", "y_label": "y", "points": points}
     (drawn,) = charts.scatter(Scatter.model_validate(item), 0).drawings
-    heights = {name: float(re.search(rf'8px[^>]* y="([\d.]+)"[^>]*>{name}<', drawn)[1]) for name in ("cut", "alone")}
+    heights = {name: float(re.search(rf'middle[^>]* y="([\d.]+)"[^>]*>{name}<', drawn)[1]) for name in ("cut", "alone")}
     assert heights["cut"] - heights["alone"] > 20, "the lower point's name is below it"
 
 
