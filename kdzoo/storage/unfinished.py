@@ -10,7 +10,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from kdzoo.errors import CorruptError, OutputError
+from kdzoo.errors import CorruptError, LockedError, OutputError
 from kdzoo.storage.atomic import json_bytes, remove_folder, replace_files, writing
 from kdzoo.storage.checkpoints import Checkpoints, Warn, warn_in_python
 from kdzoo.storage.lock import Lock, writing_for
@@ -51,6 +51,14 @@ class Claim:
         """Forget what was saved of a stage that is finished, and give the right up."""
         remove_folder(self.place)
         self._lock.release(clear=False)
+
+
+def forget_stored(store: Path) -> None:
+    """Remove what was saved of stages that are stored by now: their process was killed between the two."""
+    for place in sorted((store / "unfinished").glob("*")):
+        if (store / "stage" / place.name).exists():
+            with contextlib.suppress(LockedError):  # another process is about to
+                Claim(store, place.name).remove()
 
 
 class UnfinishedStage:

@@ -30,7 +30,7 @@ from kdzoo.run.versions import versions
 from kdzoo.storage.owner import Owner
 from kdzoo.storage.run_folder import RunFolder
 from kdzoo.storage.store import Store
-from kdzoo.storage.unfinished import Claim, place_of
+from kdzoo.storage.unfinished import Claim, forget_stored, place_of
 from kdzoo.storage.uses import Uses
 from kdzoo.study.compute import training_pmacs
 from kdzoo.study.travel import Travel
@@ -161,6 +161,7 @@ class _Driver:
         self.stopping = 0
 
     def drive(self) -> list[RunOutcome]:
+        forget_stored(self.store.root)
         while True:
             worked = self._collect()
             if not self.stopping and (signal := self.stop()):

@@ -193,7 +193,8 @@ def test_one_more_file_can_be_had(followed: Followed) -> None:
 
 def test_every_command_of_the_guide_is_known_here() -> None:
     typed = {"kdzoo new", "kdzoo check", "kdzoo run", "kdzoo export", "python service.py", "curl --data-binary"}
-    assert set(commands()) == typed
+    elsewhere = {"kdzoo suggest"}  # it measures a dozen networks; tests/core/test_candidates.py types it
+    assert set(commands()) == typed | elsewhere
 
 
 def test_the_service_is_the_file_in_the_repository() -> None:
