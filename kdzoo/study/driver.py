@@ -11,19 +11,17 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from kdzoo.contract.execution import Executor, Pending, Resources
+from kdzoo.contract.execution import Executor, Pending
 from kdzoo.contract.stage import Stage
 from kdzoo.errors import Interrupted, KdzooError, LockedError, LostError, OutputError
 from kdzoo.plan.filled import filled
-from kdzoo.plan.resolve import Plan, resolve
 from kdzoo.recipe.reading import dump_recipe, recipe_hash
 from kdzoo.run.control import GO_ON
-from kdzoo.run.replay import Replay
 from kdzoo.run.run_task import RunTask
 from kdzoo.run.stage_task import Origin, StageTask
 from kdzoo.run.versions import versions
@@ -31,11 +29,9 @@ from kdzoo.storage.owner import Owner
 from kdzoo.storage.run_folder import RunFolder
 from kdzoo.storage.store import Store
 from kdzoo.storage.unfinished import Claim, forget_stored, place_of
-from kdzoo.storage.uses import Uses
-from kdzoo.study.compute import training_pmacs
+from kdzoo.study.following import Followed, FollowedRun
 from kdzoo.study.travel import Travel
 from kdzoo.study.wanted import Going, Overview, RunOutcome, Unwatched, WantedRun, Watch
-from kdzoo.training.device import set_threads
 from kdzoo.zoo.offered import Zoo
 
 #: Seconds between two looks at what goes on, and at what another process does.
@@ -44,8 +40,6 @@ POLL_S, ELSEWHERE_S = 0.05, 2.0
 MOST_ATTEMPTS = 3
 #: Tasks that wait at the executor beyond those that run.
 AHEAD = 2
-#: Runs whose data and networks are kept at hand.
-KEPT_REPLAYS = 4
 
 
 def run_all(
@@ -75,40 +69,11 @@ def run_all(
 
 
 @dataclass
-class _Run:
-    """A run on its way. ``waits`` are the stages without which it cannot go on, by their keys."""
-
-    outcome: RunOutcome
-    plan: Plan | None = None
-    replay: Replay | None = None
-    begun: bool = False
-    queued: bool = False  # whether its evaluation is
-    waits: dict[str, Stage] = field(default_factory=dict)
-    folder: RunFolder | None = None
-    keys: tuple[str, ...] = ()  # its result key and training key
-    resources: Resources = field(default_factory=Resources)
-    asked: _Asked = field(default_factory=lambda: _Asked(None))
-
-    @property
-    def wanted(self) -> WantedRun:
-        return self.outcome.run
-
-    @property
-    def over(self) -> bool:
-        return self.outcome.status != "stopped"
-
-    def close(self) -> None:
-        """Give its folder up."""
-        if self.folder is not None:
-            self.folder.__exit__()
-
-
-@dataclass
 class _Job:
     """A task on its way: a stage, or, without a key, the evaluation of a run. ``run`` is the first that wants it."""
 
     name: str
-    run: _Run
+    run: FollowedRun
     task: StageTask | RunTask | None = None
     key: str = ""
     pending: Pending | None = None
@@ -118,19 +83,6 @@ class _Job:
     trained: bool = False
     error: Exception | None = None
     log: str = ""
-
-
-class _Asked(Uses):
-    """Which stored results a run asked for, and the record of them."""
-
-    def __init__(self, folder: Path | None) -> None:
-        super().__init__(folder or Path())
-        self._recorded, self.entries = folder is not None, dict[tuple[str, str], None]()
-
-    def add(self, kind: str, key: str) -> None:
-        self.entries[kind, key] = None
-        if self._recorded:
-            super().add(kind, key)
 
 
 class _Driver:
@@ -147,7 +99,7 @@ class _Driver:
         finish: bool,
         uses: Path | None,
     ) -> None:
-        self.runs = [_Run(RunOutcome(run)) for run in runs]
+        self.runs = [FollowedRun(RunOutcome(run)) for run in runs]
         self.executor, self.out, self.zoo, self.stop, self.watch = executor, out, zoo, stop, watch
         self.finish, self.uses = finish, uses
         self.store = Store(out / ".store")
@@ -156,8 +108,7 @@ class _Driver:
         self.stages: dict[str, _Job] = {}  # every stage that was missing, by its key
         self.ready: deque[_Job] = deque()
         self.submitted: list[_Job] = []
-        self.live: list[_Run] = []  # that have a replay, the one used last at the end
-        self.rehearsed: dict[str, Exception | None] = {}  # by the arm's label
+        self.followed = Followed(out, zoo, finish, uses)
         self.stopping = 0
 
     def drive(self) -> list[RunOutcome]:
@@ -221,80 +172,26 @@ class _Driver:
                     return True
         return False
 
-    def _go_on(self, run: _Run) -> None:
+    def _go_on(self, run: FollowedRun) -> None:
         try:
             with run.wanted.loaded.located():
-                replay = run.replay or self._opened(run)
-                if run.over:
-                    return
-                torch.set_num_threads(self.threads)
-                set_threads(replay.build.recipe.threads)  # as what the algorithm asks a network is computed here
-                run.waits = dict(replay.missing())
-                if run.waits:
-                    self._rehearse(run, replay)
+                self.followed.go_on(run)
         except Exception as error:  # of an algorithm's plan, too: it is this run's
             self._fail(run, error)
             return
+        if run.over:
+            return
         for key, stage in run.waits.items():
             if key not in self.stages:
-                self.stages[key] = self._stage_job(run, replay, key, stage)
+                self.stages[key] = self._stage_job(run, key, stage)
                 self.ready.append(self.stages[key])
             elif (broken := self.stages[key].error) is not None:
                 self._fail(run, broken, self.stages[key].log)
                 return
         if not run.waits:
-            self._end_of_stages(run, replay)
+            self._end_of_stages(run)
 
-    def _opened(self, run: _Run) -> Replay:
-        """Build what a run's stages are followed with; a run that is finished already is over then."""
-        torch.set_num_threads(self.threads)
-        if run.plan is None:
-            run.plan = resolve(run.wanted.loaded, self.zoo)
-        asked = _Asked(self.uses)
-        replay = Replay(run.plan, self.zoo, Store(self.store.root, asked))
-        run.asked, run.resources = asked, Resources(torch.get_num_threads(), replay.gpus)
-        if self.finish and not run.keys:
-            run.keys = replay.result_keys()
-            if self._finished_before(run):
-                if not replay.missing():
-                    self._note_stages(run, replay)
-                return replay
-        run.replay = replay
-        self.live = [*(each for each in self.live if each is not run and each.replay is not None), run]
-        for old in self.live[:-KEPT_REPLAYS]:
-            old.replay = None
-        return replay
-
-    def _finished_before(self, run: _Run) -> bool:
-        assert run.plan is not None, "it is resolved first"
-        recipe = filled(run.plan.recipe, self.zoo)
-        folder = RunFolder.find_finished(
-            self.out,
-            name=recipe.name,
-            seed=recipe.seed,
-            recipe_hash=recipe_hash(recipe),
-            result_key=lambda: run.keys[0],
-        )
-        if folder is None:
-            return False
-        run.outcome.folder, run.outcome.results = folder.root, folder.read_json("results.json")
-        run.outcome.status, run.outcome.finished_before = "finished", True
-        return True
-
-    def _rehearse(self, run: _Run, replay: Replay) -> None:
-        """Refuse an arm before its first training, once for all its seeds."""
-        label = run.wanted.label
-        if label not in self.rehearsed:
-            self.rehearsed[label] = None
-            try:
-                replay.rehearse()
-            except KdzooError as error:
-                self.rehearsed[label] = error
-        if (problem := self.rehearsed[label]) is not None:
-            raise problem
-
-    def _end_of_stages(self, run: _Run, replay: Replay) -> None:
-        self._note_stages(run, replay)
+    def _end_of_stages(self, run: FollowedRun) -> None:
         run.replay = None
         if not self.finish:
             run.outcome.status = "finished"
@@ -302,12 +199,7 @@ class _Driver:
         run.queued = True
         self.ready.append(_Job(f"{run.wanted.title}: evaluation", run))
 
-    def _note_stages(self, run: _Run, replay: Replay) -> None:
-        assert replay.walked is not None, "nothing is missing"
-        run.outcome.stages, run.outcome.student = tuple(replay.stages.trained), replay.walked.student
-        run.outcome.training_pmacs = training_pmacs(replay)
-
-    def _origin(self, run: _Run) -> Origin:
+    def _origin(self, run: FollowedRun) -> Origin:
         assert run.plan is not None, "it is resolved first"
         return Origin(
             recipe=run.plan.recipe,
@@ -319,8 +211,9 @@ class _Driver:
             uses=self.uses,
         )
 
-    def _stage_job(self, run: _Run, replay: Replay, key: str, stage: Stage) -> _Job:
-        task = StageTask(self._origin(run), stage, key, replay.build.environment, place_of(self.store.root, key))
+    def _stage_job(self, run: FollowedRun, key: str, stage: Stage) -> _Job:
+        assert run.replay is not None, "its stages were followed"
+        task = StageTask(self._origin(run), stage, key, run.replay.build.environment, place_of(self.store.root, key))
         return _Job(f"{run.wanted.title}: {stage.name}", run, task, key)
 
     # --- tasks ----------------------------------------------------------------------------------
@@ -457,7 +350,7 @@ class _Driver:
         parts = [f"validation {top1:.2f} %" if top1 is not None else "", f"{seconds:.0f} s" if seconds else ""]
         return ", ".join(filter(None, ["trained", *parts]))
 
-    def _fail(self, run: _Run, error: Exception, log: str = "") -> None:
+    def _fail(self, run: FollowedRun, error: Exception, log: str = "") -> None:
         run.outcome.status, run.outcome.error, run.outcome.log = "failed", error, log
         run.replay, run.waits = None, {}
         self.watch.note(f"{run.wanted.title}: failed: {first_line(error)}", "error")
