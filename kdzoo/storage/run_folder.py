@@ -88,9 +88,7 @@ class RunFolder:
             if runs and runs[0][1]["status"] == "running":
                 folder = cls._resume(runs[0][0], recipe, recipe_text, warn)
             elif (finished := _finished(runs, recipe_hash, None if resume else result_key, warn)) is not None:
-                folder = cls(*finished, "finished", None, warn)
-                with _remedy("put the files back, or start a new run with --new"):
-                    folder.verify()
+                folder = cls._verified(*finished, warn)
             elif (other := _exported_otherwise(runs, recipe, training_key)) is not None:
                 folder = cls._resume(other, recipe, recipe_text, warn, finished=True)
             elif not resume:
@@ -116,9 +114,12 @@ class RunFolder:
         parent = Path(out) / name
         runs = runs_of_seed(parent, seed) if parent.is_dir() else []
         found = _finished(runs, recipe_hash, result_key, lambda text: None)
-        if found is None:
-            return None
-        folder = cls(*found, "finished")
+        return None if found is None else cls._verified(*found)
+
+    @classmethod
+    def _verified(cls, root: Path, record: Record, warn: Warn = warn_in_python) -> RunFolder:
+        """A finished run, each file compared with its manifest."""
+        folder = cls(root, record, "finished", None, warn)
         with _remedy("put the files back, or start a new run with --new"):
             folder.verify()
         return folder
